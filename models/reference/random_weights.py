@@ -22,9 +22,10 @@ POS_FREQUENCY_STD = (0.5, 0.1, 0.1)
 def randomize_(module: torch.nn.Module, seed: int = 0, gains: Mapping[str, float] | None = None) -> None:
     """Overwrite every parameter of `module` in place.
 
-    Matrices and convolutions are normal with std `1 / sqrt(fan_in)`, scales of norms `1 + 0.3 n`, biases
-    `0.1 n`, `pos_frequencies` [3, heads, head_dim / 2] normal with a std per axis. Each parameter is drawn from
-    its own generator, seeded by `seed` and its name: adding a layer does not change the others.
+    Matrices and convolutions are normal with std `1 / sqrt(fan_in)`, scales of norms `1 + 0.3 n`,
+    biases `0.1 n`, `pos_frequencies` [3, heads, head_dim / 2] normal with a std per axis. Each
+    parameter is drawn from its own generator, seeded by `seed` and its name: adding a layer does not
+    change the others.
 
     Args:
         module: any module; parameters keep their dtype and device.

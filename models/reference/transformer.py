@@ -8,8 +8,8 @@ from diffusers import MochiTransformer3DModel
 
 from models.reference.random_weights import randomize_
 
-# Modulation reads silu(conditioning), whose spread is well below one; without a gain the tanh gates would stay
-# small and the blocks would hardly matter.
+# Modulation reads silu(conditioning), whose spread is well below one; without a gain the tanh gates
+# would stay small and the blocks would hardly matter.
 MODULATION_GAINS = {
     "norm1.linear.weight": 2.0,
     "norm1_context.linear.weight": 2.0,
@@ -50,13 +50,9 @@ def random_transformer(
         ValueError: a size that the reference could not run.
     """
     if text_embed_dim % 8:
-        raise ValueError(
-            f"text_embed_dim {text_embed_dim} must be a multiple of 8, the heads of the caption pool"
-        )
+        raise ValueError(f"text_embed_dim {text_embed_dim} must be a multiple of 8, the caption pool's heads")
     if attention_head_dim % 2:
-        raise ValueError(
-            f"attention_head_dim {attention_head_dim} must be even: RoPE turns pairs of channels"
-        )
+        raise ValueError(f"attention_head_dim {attention_head_dim} must be even: RoPE turns channel pairs")
     if num_layers < 1:
         raise ValueError(f"num_layers {num_layers} must be at least 1")
     model = MochiTransformer3DModel(

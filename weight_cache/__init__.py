@@ -1,0 +1,1 @@
+"""Reading checkpoints: what a converted-weight store will be built on."""

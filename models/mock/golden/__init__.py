@@ -1,0 +1,41 @@
+"""Golden execution: numbers on a mock mesh, computed on the host device by device.
+
+`install` puts it in front of every ttnn op of the process, `uninstall` takes it away; both are counted, so that
+several meshes may be open. Model code never imports this package.
+"""
+
+from models.mock.golden.engine import Engine
+from models.mock.golden.errors import GoldenError
+
+__all__ = ["Engine", "GoldenError", "active", "install", "uninstall"]
+
+_engine: Engine | None = None
+_count = 0
+
+
+def install() -> Engine:
+    """Start golden execution (or join it) and return the engine."""
+    global _engine, _count
+    if _engine is None:
+        from models.mock.golden import ops_attention, ops_collectives, ops_local  # noqa: F401  (they fill the table)
+
+        _engine = Engine()
+        _engine.attach()
+    _count += 1
+    return _engine
+
+
+def uninstall() -> None:
+    """Leave golden execution; the last one out restores ttnn."""
+    global _engine, _count
+    if _count == 0:
+        raise RuntimeError("golden execution is not installed")
+    _count -= 1
+    if _count == 0 and _engine is not None:
+        _engine.detach()
+        _engine = None
+
+
+def active() -> Engine | None:
+    """Return the running engine, or None."""
+    return _engine

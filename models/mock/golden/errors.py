@@ -1,0 +1,26 @@
+"""The error that golden execution raises, and how it finds the line of model code to blame."""
+
+import sys
+from pathlib import Path
+
+_HERE = str(Path(__file__).resolve().parent)
+
+
+class GoldenError(RuntimeError):
+    """Golden execution cannot vouch for a value: no golden, a wrong shape or dtype, or a dead tensor."""
+
+
+def call_site() -> str:
+    """Return ``file:line`` of the innermost frame outside golden execution and outside ttnn."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_HERE) and "/ttnn/" not in name:
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "<unknown>"
+
+
+def golden_error(op: str, message: str) -> GoldenError:
+    """Build a `GoldenError` that names the op and the model line that called it."""
+    return GoldenError(f"{op} at {call_site()}: {message}")

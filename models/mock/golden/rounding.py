@@ -1,0 +1,62 @@
+"""Rounding of golden values to the dtype that the device really stores.
+
+Golden values are carried as float32 (or int64 for integer dtypes) and hold only numbers that the op's real output
+dtype can represent.
+"""
+
+import torch
+import ttnn
+
+_INTEGERS = {
+    ttnn.uint8: (0, 2**8 - 1),
+    ttnn.uint16: (0, 2**16 - 1),
+    ttnn.uint32: (0, 2**32 - 1),
+    ttnn.int32: (-(2**31), 2**31 - 1),
+}
+_BLOCK_FLOATS = (ttnn.bfloat8_b, ttnn.bfloat4_b)
+
+
+def is_integer(dtype: ttnn.DataType) -> bool:
+    """Tell whether ``dtype`` is one of ttnn's integer dtypes."""
+    return dtype in _INTEGERS
+
+
+def round_to(value: torch.Tensor, dtype: ttnn.DataType) -> torch.Tensor:
+    """Round ``value`` to what a tensor of ``dtype`` can hold.
+
+    Block floats (bfloat8_b, bfloat4_b) go through ttnn's own host packing, so the shared exponents are the real ones.
+
+    Raises:
+        ValueError: the dtype is unknown here, or a value does not fit an integer dtype.
+    """
+    if dtype == ttnn.bfloat16:
+        return value.to(torch.bfloat16).to(torch.float32)
+    if dtype == ttnn.float32:
+        return value.to(torch.float32)
+    if dtype in _BLOCK_FLOATS:
+        packed = ttnn.from_torch(value.to(torch.float32), dtype=dtype, layout=ttnn.TILE_LAYOUT)
+        return ttnn.to_torch(packed).to(torch.float32)
+    if dtype in _INTEGERS:
+        rounded = value.to(torch.int64)
+        low, high = _INTEGERS[dtype]
+        if rounded.numel() and (int(rounded.min()) < low or int(rounded.max()) > high):
+            raise ValueError(f"a value lies outside {dtype}'s range [{low}, {high}]")
+        return rounded
+    raise ValueError(f"golden execution does not know dtype {dtype}")
+
+
+def to_tf32(value: torch.Tensor) -> torch.Tensor:
+    """Truncate float32 values to the 19 bits (1 + 8 + 10) that Wormhole's matrix engine reads of a float32 operand.
+
+    Source: tt-metal ``tech_reports/matrix_engine/matrix_engine.md`` and ``tt_llk_wormhole_b0`` (unpack-to-source of
+    Float32 is Tf32).
+    """
+    return (value.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+
+def host_tensor(value: torch.Tensor, dtype: ttnn.DataType, layout: ttnn.Layout) -> ttnn.Tensor:
+    """Pack one device's golden value as a real host tensor of ``dtype`` and ``layout``."""
+    if dtype in _INTEGERS:
+        torch_dtype = {ttnn.uint8: torch.uint8, ttnn.int32: torch.int32}.get(dtype, torch.int64)
+        value = value.to(torch.int32 if torch_dtype is torch.int64 else torch_dtype)
+    return ttnn.from_torch(value, dtype=dtype, layout=layout)

@@ -1,0 +1,174 @@
+"""Golden values across the host boundary: uploads seed them from the real host tensor, downloads pack them back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import ttnn
+
+from models.mock.golden.errors import golden_error
+from models.mock.golden.rounding import host_tensor, is_integer
+from models.mock.golden.store import describe, map_shared
+
+if TYPE_CHECKING:
+    from models.mock.golden.engine import Engine
+
+HANDLERS: dict[str, Callable[..., Any]] = {}
+_METHODS: dict[str, Any] = {}
+# Tensor methods that would read a device buffer (zeros on a mock mesh) or copy it outside the op entry point.
+_READERS = ("to_torch", "to_numpy", "to_list", "item")
+_UNSEEN = ("to", "pad", "unpad", "pad_to_tile", "unpad_from_tile", "extract_shard", "host_buffer")
+
+
+def _handler(name: str):
+    def decorator(function):
+        HANDLERS[name] = function
+        return function
+
+    return decorator
+
+
+def _on_device(value: Any) -> bool:
+    return isinstance(value, ttnn.Tensor) and ttnn.is_tensor_storage_on_device(value)
+
+
+def host_shards(tensor: ttnn.Tensor) -> list[torch.Tensor]:
+    """Per-device values of a real host tensor, as golden execution carries them."""
+    seen: dict[tuple, list[torch.Tensor]] = {}
+    shards = []
+    for part in ttnn.get_device_tensors(tensor):
+        value = ttnn.to_torch(part)
+        value = value.to(torch.int64 if is_integer(tensor.dtype) else torch.float32)
+        # Replicas become one object, so that local ops on replicated data are computed once.
+        same = seen.setdefault(tuple(value.shape), [])
+        shards.append(next((other for other in same if torch.equal(other, value)), value))
+        if shards[-1] is value:
+            same.append(value)
+    return shards
+
+
+def _spread(shards: list[torch.Tensor], tensor: ttnn.Tensor, op: str) -> list[torch.Tensor]:
+    devices = tensor.device().get_num_devices()
+    if len(shards) == 1:
+        return shards * devices
+    if len(shards) != devices:
+        raise golden_error(op, f"{len(shards)} host shards for a mesh of {devices} devices")
+    return shards
+
+
+@_handler("ttnn.from_torch")
+def _from_torch(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> ttnn.Tensor:
+    result = call(operation, *args, **kwargs)
+    if _on_device(result):
+        on_host = {k: v for k, v in kwargs.items() if k not in ("device", "memory_config", "cq_id")}
+        on_host["dtype"] = result.dtype
+        if result.dtype in (ttnn.bfloat8_b, ttnn.bfloat4_b):
+            on_host["layout"] = ttnn.TILE_LAYOUT
+        host = call(operation, *args, **on_host)
+        engine.store.put(result, _spread(host_shards(host), result, "ttnn.from_torch"))
+    return result
+
+
+@_handler("ttnn.to_device")
+@_handler("ttnn.load_tensor")
+def _to_device(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> ttnn.Tensor:
+    result = call(operation, *args, **kwargs)
+    if _on_device(result):
+        source = args[0] if args else next(iter(kwargs.values()))
+        if isinstance(source, ttnn.Tensor):
+            if _on_device(source):
+                engine.store.alias(result)
+                return result
+        else:
+            without = {k: v for k, v in kwargs.items() if k != "device"}
+            source = call(operation, *args, **without)
+        name = operation.python_fully_qualified_name
+        engine.store.put(result, _spread(host_shards(source), result, name))
+    return result
+
+
+@_handler("ttnn.copy_host_to_device_tensor")
+def _copy_to_device(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
+    result = call(operation, *args, **kwargs)
+    host, device = args[0], args[1]
+    engine.store.put(device, _spread(host_shards(host), device, "ttnn.copy_host_to_device_tensor"))
+    return result
+
+
+@_handler("ttnn.from_device")
+def _from_device(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> ttnn.Tensor:
+    call(operation, *args, **kwargs)
+    return download(engine, args[0] if args else kwargs["tensor"])
+
+
+@_handler("ttnn.deallocate")
+def _deallocate(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
+    return call(operation, *args, **kwargs)
+
+
+def download(engine: Engine, tensor: ttnn.Tensor) -> ttnn.Tensor:
+    """Build the real host tensor that a read of ``tensor`` would give on silicon."""
+    mesh = tensor.device()
+    coords = [tuple(c) for c in tensor.device_coords()]
+    everything = [(r, c) for r in range(mesh.shape[0]) for c in range(mesh.shape[1])]
+    entry = engine.store.get_buffer(tensor, "ttnn.from_device")
+    picked = [entry[everything.index(c)] for c in coords]
+    packed = map_shared(lambda value: host_tensor(value, tensor.dtype, tensor.layout), picked)  # type: ignore[arg-type]
+    if len(packed) == 1:
+        return packed[0]  # type: ignore[return-value]
+    return ttnn.from_host_shards(packed, mesh.shape)
+
+
+def attach(engine: Engine) -> None:
+    """Cover the tensor methods that reach device memory without passing the op entry point."""
+    for name in ("cpu", "reshape", *_READERS, *_UNSEEN):
+        _METHODS[name] = getattr(ttnn.Tensor, name)
+
+    def guarded(name: str, on_device: Callable[..., Any]):
+        original = _METHODS[name]
+
+        @functools.wraps(original)
+        def method(tensor, *args, **kwargs):
+            if engine.inside or not ttnn.is_tensor_storage_on_device(tensor):
+                return original(tensor, *args, **kwargs)
+            return on_device(tensor, original, *args, **kwargs)
+
+        setattr(ttnn.Tensor, name, method)
+
+    def refuse(name: str):
+        def method(tensor, _original, *_args, **_kwargs):
+            raise golden_error(f"ttnn.Tensor.{name}", f"not seen by golden execution on {describe(tensor)}; use an op")
+
+        return method
+
+    def read(name: str):
+        def method(tensor, _original, *args, **kwargs):
+            return _METHODS[name](download(engine, tensor), *args, **kwargs)
+
+        return method
+
+    def reshape(tensor, original, *shape):
+        values = engine.store.get(tensor, "ttnn.Tensor.reshape")
+        result = original(tensor, *shape)
+        if result.buffer_unique_id() == tensor.buffer_unique_id():
+            engine.store.alias(result)
+        else:
+            engine.store.put(result, map_shared(lambda value: value.reshape(tuple(result.shape)), values))
+        return result
+
+    guarded("cpu", lambda tensor, _original, *_args, **_kwargs: download(engine, tensor))
+    guarded("reshape", reshape)
+    for name in _READERS:
+        guarded(name, read(name))
+    for name in _UNSEEN:
+        guarded(name, refuse(name))
+
+
+def detach() -> None:
+    """Give the tensor methods back."""
+    for name, original in _METHODS.items():
+        setattr(ttnn.Tensor, name, original)
+    _METHODS.clear()

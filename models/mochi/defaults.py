@@ -1,0 +1,50 @@
+"""What `generate` assumes where the user says nothing: Genmo's values, or a checkpoint's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+# Beside model_index.json; may hold any of the fields of `Defaults`.
+DEFAULTS_FILE = "generation_defaults.json"
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Generation settings; the values here are those of Genmo's command line (github genmoai/mochi).
+
+    Attributes:
+        height: pixels.
+        width: pixels.
+        num_frames: frames of the video, 6k + 1.
+        num_steps: denoising steps.
+        cfg_scale: guidance scale, the same in every step.
+        threshold_noise: where the linear part of the schedule ends, as a share of the noise removed.
+        seed: of the latent noise.
+        fps: frames per second of the written file.
+    """
+
+    height: int = 480
+    width: int = 848
+    num_frames: int = 163
+    num_steps: int = 64
+    cfg_scale: float = 6.0
+    threshold_noise: float = 0.025
+    seed: int = 1710977262
+    fps: int = 30
+
+    def overridden(self, values: Mapping[str, Any]) -> Defaults:
+        """These defaults with `values` instead, wherever one is given (not None).
+
+        Raises:
+            ValueError: a name that is not a setting, or a value of another kind than the default's.
+        """
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if name not in known:
+                raise ValueError(f"{name} is not a generation setting; known are {', '.join(known)}")
+            allowed = (int, float) if isinstance(known[name], float) else (int,)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, allowed)):
+                raise ValueError(f"{name} {value!r} must be a number like {known[name]}")
+        return replace(self, **{name: value for name, value in values.items() if value is not None})

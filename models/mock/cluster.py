@@ -56,24 +56,17 @@ class System:
         """Number of chips."""
         return self.shape[0] * self.shape[1]
 
-    def holds(self, rows: int, cols: int) -> bool:
-        """Whether a rows x cols mesh is the whole of this system (possibly reshaped) or a rectangle of it."""
-        return bool(self.parents(rows, cols))
+    def block(self, rows: int, cols: int) -> Coord | None:
+        """The rectangle of this system that a rows x cols mesh is made from, or None if it does not fit.
 
-    def parents(self, rows: int, cols: int) -> list[Coord]:
-        """Shapes this system can be opened in that hold a rows x cols mesh, best first.
-
-        The natural shape comes first, then its transpose, then (for an exact count) the mesh itself: the
-        runtime lays any shape with the right number of chips over the system, and chips that are neighbours
-        on such a mesh are neighbours in the machine only where the wiring allows it.
+        It is the mesh itself where that fits, else its transpose, else (for a line) the flattest rectangle
+        through which the line can wind.
         """
-        natural, turned = self.shape, (self.shape[1], self.shape[0])
-        shapes = [natural] if natural == turned else [natural, turned]
-        if rows * cols == self.chips and 1 in (rows, cols) and (rows, cols) not in shapes:
-            shapes.append((rows, cols))
-        if rows * cols == self.chips:
-            return [s for s in shapes if s == (rows, cols)]
-        return [s for s in shapes if rows <= s[0] and cols <= s[1]]
+        candidates = [(rows, cols), (cols, rows)]
+        if 1 in (rows, cols):
+            length = rows * cols
+            candidates += [(r, length // r) for r in range(2, self.shape[0] + 1) if length % r == 0]
+        return next((b for b in candidates if b[0] <= self.shape[0] and b[1] <= self.shape[1]), None)
 
 
 def _bundle(a: int, b: int, channels_a: tuple[int, ...], channels_b: tuple[int, ...]) -> list[Link]:
@@ -189,7 +182,7 @@ def system_for(rows: int, cols: int, *, ring: bool = False) -> System:
     if rows < 1 or cols < 1:
         raise ValueError(f"mesh {rows}x{cols} has an empty axis; both axes need at least one chip, e.g. 2x4")
     for system in SYSTEMS.values():
-        if system.ring == ring and system.holds(rows, cols):
+        if system.ring == ring and system.block(rows, cols):
             return system
     raise ValueError(
         f"mesh {rows}x{cols} fits no mock system; the largest is a 4x8 Galaxy (or 8x4, 1x32, 32x1), "

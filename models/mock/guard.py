@@ -1,0 +1,43 @@
+"""What keeps the mock away from machines that have the real thing, and ttnn's logs away from terminals."""
+
+import os
+from pathlib import Path
+from types import ModuleType
+
+from loguru import logger
+
+CARD_DIRECTORY = Path("/dev/tenstorrent")
+"""Where the Tenstorrent kernel driver lists its cards."""
+
+
+def cards(directory: Path = CARD_DIRECTORY) -> list[str]:
+    """Device nodes of the Tenstorrent cards in this machine, in numeric order; empty if there are none."""
+    if not directory.is_dir():
+        return []
+    nodes = [entry for entry in directory.iterdir() if entry.name.isdigit()]
+    return [str(node) for node in sorted(nodes, key=lambda node: int(node.name))]
+
+
+def refuse_cards(*, beside_cards: bool, directory: Path = CARD_DIRECTORY) -> None:
+    """Refuse to go on with a mock on a machine that has cards, unless `beside_cards` says that is wanted.
+
+    Raises:
+        RuntimeError: there are cards and the mock was not asked for by name.
+    """
+    found = cards(directory)
+    if found and not beside_cards:
+        raise RuntimeError(
+            f"{len(found)} Tenstorrent card(s) present ({', '.join(found)}), so a mock mesh is refused unless "
+            "asked for by name; open the mesh in mode 'hardware', or name mode 'golden' or 'dry-run'"
+        )
+
+
+def quiet_ttnn() -> ModuleType:
+    """Import ttnn without its start-up chatter and return it.
+
+    The chatter stays if the user set TT_LOGGER_LEVEL. Nothing else of the user's logging is touched.
+    """
+    (logger.enable if os.environ.get("TT_LOGGER_LEVEL") else logger.disable)("ttnn")
+    import ttnn
+
+    return ttnn

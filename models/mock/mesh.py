@@ -1,0 +1,218 @@
+"""Opening mock meshes: one cluster per process, any number of meshes on it.
+
+ttnn binds a process to the first cluster it sees. The mock therefore opens the whole of one system, once, and
+every mesh handed out is a submesh of it: cut out as a rectangle, then laid out anew where the shape asked for is
+its transpose or a line. Each submesh has allocators of its own, so meshes on the same chips do not share memory.
+"""
+
+import atexit
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from models.mock.cluster import System, system_for, system_named, write_descriptor
+from models.mock.guard import quiet_ttnn, refuse_cards
+from models.mock.toolchain import cache_directory, mock_variables, prepare_toolchain
+
+if TYPE_CHECKING:
+    import ttnn
+
+
+@dataclass
+class _Opened:
+    mesh: "ttnn.MeshDevice"
+    numbers: bool
+
+
+@dataclass
+class _Process:
+    """The one cluster of this process."""
+
+    system: System | None = None
+    beside_cards: bool = False
+    seen_by_ttnn: bool = False
+    parent: "ttnn.MeshDevice | None" = None
+
+    def __post_init__(self) -> None:
+        self.opened: dict[int, _Opened] = {}
+
+
+_process = _Process()
+_lock = threading.RLock()
+
+
+def set_process_system(name: str, *, beside_cards: bool = False) -> None:
+    """Choose this process's mock system before its first mesh is opened; the same name again is no error.
+
+    Args:
+        name: one of `models.mock.cluster.SYSTEMS`, e.g. "t3000" or "galaxy".
+        beside_cards: go on although the machine has real cards.
+
+    Raises:
+        ValueError: no system has that name.
+        RuntimeError: the process already has another system.
+    """
+    system = system_named(name)
+    with _lock:
+        if _process.system is not None and _process.system is not system:
+            raise _bound_elsewhere(f"system {name!r}")
+        _process.system = system
+        _process.beside_cards |= beside_cards
+
+
+def process_system() -> System | None:
+    """This process's mock system, or None before it is chosen."""
+    return _process.system
+
+
+def open_mock_mesh(
+    rows: int, cols: int, *, numbers: bool = True, system: str | None = None, beside_cards: bool = False
+) -> "ttnn.MeshDevice":
+    """Open a rows x cols mock mesh.
+
+    The first open chooses the process's system: the one named, else the one set by `set_process_system`, else the
+    smallest that holds the mesh. Later meshes come from the same system and may be open side by side.
+
+    Args:
+        rows: chips along mesh axis 0.
+        cols: chips along mesh axis 1.
+        numbers: run torch golden functions beside every op while this mesh is open; without them every device
+            tensor reads back as zeros. Golden execution is per process, not per mesh.
+        system: name of a system in `models.mock.cluster.SYSTEMS`. "galaxy-torus" gives ring topology.
+        beside_cards: go on although the machine has real cards.
+
+    Raises:
+        ValueError: no system holds such a mesh.
+        RuntimeError: the process's system does not hold it, or there are cards and they were not waved off.
+        FileNotFoundError: ttnn or ziglang is not installed.
+    """
+    with _lock:
+        refuse_cards(beside_cards=beside_cards or _process.beside_cards)
+        chosen = system_named(system) if system is not None else _process.system or system_for(rows, cols)
+        block = chosen.block(rows, cols)
+        if _process.system is not None and (chosen is not _process.system or block is None):
+            raise _bound_elsewhere(f"mesh {rows}x{cols}" + (f" of {system!r}" if system else ""))
+        if block is None:
+            best = system_for(rows, cols)
+            raise ValueError(
+                f"mesh {rows}x{cols} does not fit mock system {chosen.name!r} ({_shape(chosen.shape)}); "
+                f"use system {best.name!r}"
+            )
+        ttnn = quiet_ttnn()
+        if _process.parent is None:
+            _process.parent = _open_parent(chosen)
+        _process.system = chosen
+        mesh = _process.parent.create_submesh(ttnn.MeshShape(*block))
+        if block != (rows, cols):
+            mesh.reshape(ttnn.MeshShape(rows, cols))
+        if numbers:
+            try:
+                _golden().install()
+            except BaseException:
+                ttnn.close_mesh_device(mesh)
+                raise
+        _process.opened[id(mesh)] = _Opened(mesh, numbers)
+        return mesh
+
+
+def close_mock_mesh(mesh: "ttnn.MeshDevice") -> None:
+    """Close a mesh that `open_mock_mesh` gave.
+
+    The cluster stays open for the next mesh until the process ends or `release_cluster` is called.
+
+    Raises:
+        ValueError: the mesh is not from `open_mock_mesh` or is closed already.
+    """
+    with _lock:
+        opened = _process.opened.pop(id(mesh), None)
+        if opened is None:
+            raise ValueError("this mesh was not opened by open_mock_mesh or is closed already; close it once")
+        try:
+            if opened.numbers:
+                _golden().uninstall()
+        finally:
+            quiet_ttnn().close_mesh_device(mesh)
+
+
+@contextlib.contextmanager
+def mock_mesh(
+    rows: int, cols: int, *, numbers: bool = True, system: str | None = None, beside_cards: bool = False
+) -> Iterator["ttnn.MeshDevice"]:
+    """`open_mock_mesh` for a `with` block."""
+    mesh = open_mock_mesh(rows, cols, numbers=numbers, system=system, beside_cards=beside_cards)
+    try:
+        yield mesh
+    finally:
+        close_mock_mesh(mesh)
+
+
+def release_cluster() -> None:
+    """Close every mock mesh and the cluster itself. The process stays bound to its system."""
+    with _lock:
+        for opened in list(_process.opened.values()):
+            close_mock_mesh(opened.mesh)
+        if _process.parent is not None:
+            ttnn = quiet_ttnn()
+            ttnn.close_mesh_device(_process.parent)
+            _process.parent = None
+            ttnn.set_fabric_config(ttnn.FabricConfig.DISABLED)
+
+
+def _golden():  # type: ignore[no-untyped-def]
+    from models.mock import golden
+
+    return golden
+
+
+def _open_parent(system: System) -> "ttnn.MeshDevice":
+    """The whole system as one mesh, fabric on."""
+    ttnn = quiet_ttnn()
+    variables: dict[str, str] = {}
+    if not _process.seen_by_ttnn:
+        chain = prepare_toolchain()
+        descriptor = write_descriptor(system, cache_directory() / "clusters")
+        variables = mock_variables(chain, descriptor, slow_dispatch=system.slow_dispatch)
+        logs = tempfile.TemporaryDirectory(prefix="mochi-tt-mock-")
+        atexit.register(logs.cleanup)
+        atexit.register(release_cluster)
+        variables["TT_METAL_LOGS_PATH"] = logs.name
+        variables.setdefault("TT_LOGGER_LEVEL", os.environ.get("TT_LOGGER_LEVEL", "error"))
+    fabric = ttnn.FabricConfig.FABRIC_1D_RING if system.ring else ttnn.FabricConfig.FABRIC_1D
+    with _environment(variables):
+        ttnn.set_fabric_config(fabric)
+        parent = ttnn.open_mesh_device(ttnn.MeshShape(*system.shape))
+    _process.seen_by_ttnn = True
+    return parent
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment for the first device query only, so that no child process inherits the mock."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _shape(shape: tuple[int, int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
+
+
+def _bound_elsewhere(wanted: str) -> RuntimeError:
+    system = _process.system
+    assert system is not None
+    return RuntimeError(
+        f"{wanted} does not fit this process's mock cluster, {system.name} ({_shape(system.shape)}), which was chosen "
+        "at the first open and cannot change; open the larger mesh first, call set_process_system before any open, "
+        "or use another process"
+    )

@@ -1,0 +1,244 @@
+"""A private runtime root for the mock mesh, with a placeholder where ttnn expects the RISC-V compiler.
+
+`ttnn` builds every kernel before it runs an op, also on a mock mesh, and the wheel carries no compiler. This
+module builds, once per machine and in the user's cache directory, a directory of symbolic links to everything
+in the installed package plus `runtime/sfpi/compiler/bin/riscv-tt-elf-g++`, a small native program (see
+`placeholder.c`) that hands out one loadable ELF. Nothing is ever written into the installed package, and kernels
+built this way go to a kernel cache of their own: `mock_variables` is the only thing that leads there.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+_COMPILER = Path("runtime/sfpi/compiler/bin/riscv-tt-elf-g++")
+_SUPPORT = Path("placeholder")
+_OBJECT = _SUPPORT / "kernel.o"
+_LINKS = _SUPPORT / "links"
+_MANIFEST = _SUPPORT / "complete.json"
+_SOURCES = ("placeholder.c", "kernel.c")
+_LAYOUT = "1"  # raise when what this module builds changes otherwise than through its sources
+
+_KERNEL_FLAGS = (
+    "-target riscv32-freestanding-none -mcpu=generic_rv32+m -ffreestanding -fno-sanitize=all "
+    "-fno-asynchronous-unwind-tables -g0 -O1 -c"
+).split()
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """Where the mock's runtime root and its caches are."""
+
+    root: Path
+    """Runtime root: links to the installed package and the placeholder compiler."""
+    kernels: Path
+    """Kernel cache of mock runs, never shared with a card."""
+    version: str
+    """What the placeholder answers to `--version`."""
+
+    @property
+    def compiler(self) -> Path:
+        """The placeholder compiler."""
+        return self.root / _COMPILER
+
+
+def cache_directory() -> Path:
+    """The user's cache directory for everything the mock writes (not created here)."""
+    return platformdirs.user_cache_path("mochi-tt") / "mock"
+
+
+def package_directory() -> Path:
+    """Directory of the installed ttnn package, found without importing it.
+
+    Raises:
+        FileNotFoundError: ttnn is not installed.
+    """
+    spec = importlib.util.find_spec("ttnn")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("package ttnn is not installed; run `pip install ttnn==0.81.1` on CPython 3.12")
+    return Path(spec.origin).resolve().parent
+
+
+def zig_program() -> Path:
+    """The zig program of the ziglang package.
+
+    Raises:
+        FileNotFoundError: ziglang is not installed.
+    """
+    spec = importlib.util.find_spec("ziglang")
+    if spec is not None and spec.origin is not None:
+        program = Path(spec.origin).resolve().parent / "zig"
+        if program.exists():
+            return program
+    raise FileNotFoundError(
+        "package ziglang is not installed, and the mock's placeholder kernels are linked with it; "
+        "run `pip install ziglang==0.17.0`"
+    )
+
+
+def compiler_banner(package: Path) -> str:
+    """The line the compiler that fits this ttnn answers to `--version`.
+
+    It has to name the release in the package's `tt_metal/sfpi-version`, or the pre-compiled firmware is not used.
+
+    Raises:
+        FileNotFoundError: the package carries no such file.
+        ValueError: the file names no version.
+    """
+    path = package / "tt_metal" / "sfpi-version"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing, so this ttnn is not a complete wheel; reinstall ttnn")
+    values = {}
+    for line in path.read_text().splitlines():
+        name, equals, value = line.partition("=")
+        if equals:
+            values[name.strip()] = value.strip().strip("'\"")
+    if not values.get("sfpi_version"):
+        raise ValueError(f"{path} has no sfpi_version line, so this ttnn is not supported; install ttnn==0.81.1")
+    build = f"[{values['sfpi_build']}]" if values.get("sfpi_build") else ""
+    return f"riscv-tt-elf-g++ (tenstorrent/sfpi:{values['sfpi_version']}{build}) 15.1.0"
+
+
+def prepare_toolchain(
+    cache: Path | None = None, *, package: Path | None = None, zig: Path | None = None
+) -> Toolchain:
+    """Build the mock's runtime root, or return the complete one that is already there.
+
+    A root that is damaged or incomplete is built anew; processes that race wait for one another.
+
+    Args:
+        cache: directory to build in; the user's cache directory by default.
+        package: installed ttnn package; found by default.
+        zig: zig program; that of the ziglang package by default.
+
+    Raises:
+        FileNotFoundError: ttnn or ziglang is not installed.
+        RuntimeError: the placeholder could not be compiled.
+    """
+    cache = cache_directory() if cache is None else cache
+    package = package_directory() if package is None else package
+    zig = zig_program() if zig is None else zig
+    banner = compiler_banner(package)
+    key = _key(package, zig, banner)
+    chain = Toolchain(root=cache / "runtime" / key, kernels=cache / "kernels" / key, version=banner)
+    if _is_complete(chain, package):
+        return chain
+    with _locked(cache / "runtime" / f"{key}.lock"):
+        if not _is_complete(chain, package):
+            _build(chain, package, zig)
+    return chain
+
+
+def mock_variables(chain: Toolchain, descriptor: Path, *, slow_dispatch: bool) -> dict[str, str]:
+    """Environment that makes ttnn open `descriptor`'s cluster with the placeholder compiler.
+
+    It must be in force at the process's first device query, and only then.
+    """
+    variables = {
+        "TT_METAL_RUNTIME_ROOT": str(chain.root),
+        "TT_METAL_CACHE": str(chain.kernels),
+        "TT_METAL_MOCK_CLUSTER_DESC_PATH": str(descriptor),
+    }
+    return variables | ({"TT_METAL_SLOW_DISPATCH_MODE": "1"} if slow_dispatch else {})
+
+
+def _sources() -> dict[str, bytes]:
+    here = Path(__file__).parent
+    return {name: (here / name).read_bytes() for name in _SOURCES}
+
+
+def _key(package: Path, zig: Path, banner: str) -> str:
+    """Everything the root's content depends on."""
+    try:
+        version = importlib.metadata.version("ttnn")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    facts = [_LAYOUT, version, str(package), str(zig), banner, platform.machine(), *map(repr, _sources().values())]
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+
+
+def _wanted_links(package: Path) -> dict[str, Path]:
+    """Name under the root -> what it points to: all of the package, but with room for our own sfpi."""
+    links = {entry.name: entry for entry in package.iterdir() if entry.name != "runtime"}
+    runtime = package / "runtime"
+    if runtime.is_dir():
+        links |= {f"runtime/{entry.name}": entry for entry in runtime.iterdir() if entry.name != "sfpi"}
+    return links
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _is_complete(chain: Toolchain, package: Path) -> bool:
+    try:
+        manifest = json.loads((chain.root / _MANIFEST).read_text())
+        links = _wanted_links(package)
+        return (
+            all(os.readlink(chain.root / name) == str(target) for name, target in links.items())
+            and manifest["links"] == sorted(links)
+            and all(_digest(chain.root / name) == digest for name, digest in manifest["files"].items())
+            and os.access(chain.compiler, os.X_OK)
+            and (chain.root / _LINKS).is_dir()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(chain: Toolchain, package: Path, zig: Path) -> None:
+    """Build beside the final place and rename, so that a root is never seen half made."""
+    parent = chain.root.parent
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{chain.root.name}-") as scratch:
+        new = Path(scratch) / "root"
+        links = _wanted_links(package)
+        for folder in (_COMPILER.parent, _LINKS):
+            (new / folder).mkdir(parents=True)
+        for name, target in links.items():
+            (new / name).symlink_to(target)
+        here = Path(__file__).parent
+        _zig(zig, scratch, [*_KERNEL_FLAGS, str(here / "kernel.c"), "-o", str(new / _OBJECT)])
+        defines = {
+            "VERSION": chain.version,
+            "ZIG": str(zig),
+            "OBJECT": str(chain.root / _OBJECT),
+            "LINKS": str(chain.root / _LINKS),
+        }
+        flags = [f"-DPLACEHOLDER_{name}={json.dumps(value)}" for name, value in defines.items()]
+        source = str(here / "placeholder.c")
+        _zig(zig, scratch, ["-O2", "-s", "-Wall", "-Werror", *flags, source, "-o", str(new / _COMPILER)])
+        files = {str(name): _digest(new / name) for name in (_COMPILER, _OBJECT)}
+        (new / _MANIFEST).write_text(json.dumps({"links": sorted(links), "files": files}))
+        if chain.root.exists() or chain.root.is_symlink():
+            chain.root.rename(Path(scratch) / "damaged")
+        new.rename(chain.root)
+
+
+def _zig(zig: Path, scratch: str, arguments: list[str]) -> None:
+    caches = {"ZIG_GLOBAL_CACHE_DIR": scratch, "ZIG_LOCAL_CACHE_DIR": scratch}
+    command = [str(zig), "cc", *arguments]
+    done = subprocess.run(command, env=os.environ | caches, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(
+            f"the mock's placeholder compiler could not be built (zig returned {done.returncode}): "
+            f"{done.stderr.strip()[-500:]}; reinstall ziglang==0.17.0"
+        )

@@ -133,6 +133,8 @@ def build(directory: Path) -> None:
     vae = AutoencoderKLMochi(**VAE)
     # Pictures are clamped to [-1, 1]: a last layer of this gain fills the range without sticking to its ends.
     randomize_(vae, SEED, {"decoder.proj_out.weight": 0.3})
+    for block in vae.decoder.up_blocks:
+        _smooth_upsampling_(block)
 
     text_encoder = T5EncoderModel(
         T5Config(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, **TEXT_ENCODER)
@@ -161,6 +163,22 @@ def build(directory: Path) -> None:
     _write_json(directory / "model_index.json", index)
     _write_json(directory / DEFAULTS_FILE, DEFAULTS)
     _write_json(directory / MANIFEST, _hashes(directory))
+
+
+def _smooth_upsampling_(block: Any) -> None:
+    """Make the frames and pixels that come of one latent pixel resemble each other (not equal).
+
+    An upsampling is a linear layer whose output channels [C, t, h, w] are laid out in time and space;
+    independent rows would make every pixel noise of its own.
+    """
+    import torch
+
+    with torch.no_grad():
+        for parameter in block.proj.parameters():
+            copies = block.temporal_expansion * block.spatial_expansion**2
+            rows = parameter.view(-1, copies, *parameter.shape[1:])
+            shared = rows.mean(1, keepdim=True) * copies**0.5
+            parameter.copy_((0.95 * shared + 0.3 * rows).view_as(parameter))
 
 
 def _write_tokenizer(directory: Path) -> None:

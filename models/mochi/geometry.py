@@ -1,0 +1,136 @@
+"""From pixels and frames to latents and tokens.
+
+Sources: Diffusers `MochiPipeline.prepare_latents` and `AutoencoderKLMochi._decode`; Genmo `pipelines.py`
+(github genmoai/mochi).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+FPS = 30
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How much a checkpoint's VAE and transformer compress; the defaults are Mochi 1's.
+
+    Attributes:
+        temporal: frames per latent frame.
+        spatial: pixels per latent pixel, along height and along width.
+        patch: latent pixels per visual token, along height and along width.
+        channels: latent channels.
+    """
+
+    temporal: int = 6
+    spatial: int = 8
+    patch: int = 2
+    channels: int = 12
+
+    @classmethod
+    def from_configs(cls, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Scales:
+        """Read the scales from Diffusers' configurations of the two models.
+
+        Raises:
+            ValueError: the two disagree on the number of latent channels.
+        """
+        true = cls()
+        channels = transformer.get("in_channels", true.channels)
+        if vae.get("latent_channels", true.channels) != channels:
+            raise ValueError(
+                f"the transformer has {channels} latent channels and the VAE {vae.get('latent_channels')}: "
+                "they are not of one checkpoint"
+            )
+        return cls(
+            temporal=prod(vae.get("temporal_expansions", (true.temporal,))),
+            spatial=prod(vae.get("spatial_expansions", (true.spatial,))),
+            patch=transformer.get("patch_size", true.patch),
+            channels=channels,
+        )
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The size of one video and all that follows from it.
+
+    Attributes:
+        height: pixels, a multiple of `spatial * patch` (16).
+        width: pixels, a multiple of `spatial * patch` (16).
+        num_frames: `temporal * k + 1` (6k + 1).
+        scales: the checkpoint's compression factors.
+
+    Raises:
+        ValueError: a size breaks its rule; the message has the value, the rule and the nearest valid sizes.
+    """
+
+    height: int
+    width: int
+    num_frames: int
+    scales: Scales = field(default_factory=Scales)
+
+    def __post_init__(self) -> None:
+        step = self.scales.spatial * self.scales.patch
+        for name, value in (("height", self.height), ("width", self.width)):
+            _check(name, value, step, 0, f"a positive multiple of {step}")
+        rule = f"{self.scales.temporal}k + 1 with k >= 0"
+        _check("num_frames", self.num_frames, self.scales.temporal, 1, rule)
+
+    @property
+    def latent_frames(self) -> int:
+        """Frames of the latent, T = k + 1."""
+        return (self.num_frames - 1) // self.scales.temporal + 1
+
+    @property
+    def latent_height(self) -> int:
+        """Rows of the latent."""
+        return self.height // self.scales.spatial
+
+    @property
+    def latent_width(self) -> int:
+        """Columns of the latent."""
+        return self.width // self.scales.spatial
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int, int]:
+        """Shape BCTHW of the latent of one video."""
+        return (1, self.scales.channels, self.latent_frames, self.latent_height, self.latent_width)
+
+    @property
+    def token_grid(self) -> tuple[int, int, int]:
+        """Visual tokens along (frames, rows, columns)."""
+        patch = self.scales.patch
+        return (self.latent_frames, self.latent_height // patch, self.latent_width // patch)
+
+    @property
+    def num_tokens(self) -> int:
+        """Visual tokens of the sequence."""
+        return prod(self.token_grid)
+
+    @property
+    def decoded_frames(self) -> int:
+        """Frames that the VAE decoder computes: `temporal` for each latent frame."""
+        return self.latent_frames * self.scales.temporal
+
+    @property
+    def surplus_frames(self) -> int:
+        """Leading frames of the decoder's output that are not part of the video (168 - 163 = 5)."""
+        return self.decoded_frames - self.num_frames
+
+    def seconds(self, fps: float = FPS) -> float:
+        """Playing time in seconds."""
+        return self.num_frames / fps
+
+
+def _check(name: str, value: int, step: int, offset: int, rule: str) -> None:
+    """Raise ValueError unless `value` is an integer `step * k + offset`, positive."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} {value!r} must be an integer ({rule})")
+    if value > 0 and value % step == offset % step:
+        return
+    smallest = offset if offset > 0 else step
+    below = max(smallest, (value - offset) // step * step + offset)
+    nearest = f"{below}" if value < smallest else f"{below} or {below + step}"
+    raise ValueError(f"{name} {value} must be {rule}: the nearest valid is {nearest}")

@@ -1,0 +1,140 @@
+"""Genmo's linear-quadratic noise schedule and the guidance schedule.
+
+Conventions: sigma is the share of noise, 1 at the start and 0 at the end. The model's time is
+`(1 - sigma) * 1000`. Its prediction estimates `z0 - eps`, so one Euler step is
+`z += (sigma[i] - sigma[i + 1]) * prediction`. Sources: Genmo `pipelines.py`, `linear_quadratic_schedule` and
+`sample_model` (github genmoai/mochi); Diffusers' `FlowMatchEulerDiscreteScheduler(invert_sigmas=True)` keeps
+`1 - sigma` and appends 1, which gives the same steps and times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import isfinite
+from typing import Any
+
+THRESHOLD_NOISE = 0.025
+TIMESTEPS = 1000
+
+
+def linear_quadratic_schedule(
+    num_steps: int, threshold_noise: float = THRESHOLD_NOISE, linear_steps: int | None = None
+) -> list[float]:
+    """The `num_steps + 1` sigmas from 1 to 0.
+
+    With u = 1 - sigma and L = `linear_steps`: for i <= L, u is the line `i * threshold_noise / L`; from L on
+    it is the parabola that continues the line with the same slope and reaches 1 at `num_steps`.
+
+    Args:
+        num_steps: denoising steps, n >= 1.
+        threshold_noise: u at step L, in (0, 1).
+        linear_steps: L, 1 <= L <= n - 1; `n // 2` by default. With n = 1 there is no room for two parts: the
+            single step goes from 1 to 0.
+
+    Raises:
+        ValueError: an argument is out of range, or the values give sigmas that do not fall (the line already
+            outruns the goal).
+    """
+    _check_steps(num_steps)
+    if not isfinite(threshold_noise) or not 0 < threshold_noise < 1:
+        raise ValueError(f"threshold_noise {threshold_noise} must be between 0 and 1 (Genmo's is 0.025)")
+    if num_steps == 1 and linear_steps is None:
+        return [1.0, 0.0]
+    length = num_steps // 2 if linear_steps is None else linear_steps
+    if not 1 <= length < num_steps:
+        raise ValueError(
+            f"linear_steps {length} must be from 1 to {num_steps - 1} with {num_steps} steps: give fewer "
+            "linear steps or more steps"
+        )
+    slope = threshold_noise / length
+    rest = num_steps - length
+    # u(L + x) = threshold + slope x + curve x^2, with u(n) = 1.
+    curve = (1 - threshold_noise - slope * rest) / rest**2
+    removed = [slope * i for i in range(length)]
+    removed += [threshold_noise + slope * x + curve * x * x for x in range(rest)]
+    sigmas = [1.0 - u for u in removed] + [0.0]
+    check_sigmas(sigmas)
+    return sigmas
+
+
+def check_sigmas(sigmas: Sequence[float]) -> list[float]:
+    """`sigmas` as a list of floats, checked: from at most 1 strictly down to 0.
+
+    Raises:
+        ValueError: fewer than two, not falling, outside [0, 1], or not ending with 0.
+    """
+    values = [float(s) for s in sigmas]
+    if len(values) < 2:
+        raise ValueError(f"sigmas must have at least 2 values (steps + 1), not {len(values)}")
+    if not all(isfinite(s) and 0 <= s <= 1 for s in values):
+        raise ValueError(f"sigmas must lie in [0, 1], not from {min(values)} to {max(values)}")
+    for i, (now, after) in enumerate(pairwise(values)):
+        if after >= now:
+            raise ValueError(
+                f"sigmas must fall strictly, but go from {now:.6g} to {after:.6g} at step {i}: "
+                "lower threshold_noise or use more linear_steps"
+            )
+    if values[-1] != 0:
+        raise ValueError(f"the last sigma must be 0, the end of denoising, not {values[-1]}: append a 0")
+    return values
+
+
+def model_times(sigmas: Sequence[float]) -> list[float]:
+    """The model's time at each step, `(1 - sigma) * 1000`, for the n steps of n + 1 sigmas."""
+    return [(1.0 - s) * TIMESTEPS for s in sigmas[:-1]]
+
+
+def guidance_schedule(guidance: float | Sequence[float], num_steps: int) -> list[float]:
+    """One guidance scale per step; 1 means that the unconditional pass is not needed.
+
+    Args:
+        guidance: one scale for all steps, or one for each.
+        num_steps: denoising steps.
+
+    Raises:
+        ValueError: a wrong number of scales, or one that is below 1 or not finite. (Diffusers takes
+            every scale up to 1 for "no guidance"; here that is spelt 1.)
+    """
+    _check_steps(num_steps)
+    if isinstance(guidance, str):
+        raise ValueError(f"guidance scale {guidance!r} must be a number or one number per step")
+    scales = [float(g) for g in guidance] if isinstance(guidance, Sequence) else [float(guidance)] * num_steps
+    if len(scales) != num_steps:
+        raise ValueError(f"{len(scales)} guidance scales for {num_steps} steps: give one, or one per step")
+    for scale in scales:
+        if not isfinite(scale) or scale < 1:
+            raise ValueError(f"guidance scale {scale:g} must be at least 1 (1 turns guidance off)")
+    return scales
+
+
+def check_scheduler(config: Mapping[str, Any]) -> None:
+    """Refuse a scheduler configuration whose sigmas the schedule here would not reproduce.
+
+    Raises:
+        ValueError: another scheduler class, or a shift, spacing or convention other than Mochi's.
+    """
+    required = {
+        "_class_name": ("FlowMatchEulerDiscreteScheduler", None),
+        "num_train_timesteps": (TIMESTEPS, TIMESTEPS),
+        "shift": (1.0, 1.0),
+        "invert_sigmas": (True, False),
+        "use_dynamic_shifting": (False, False),
+        "shift_terminal": (None, None),
+        "use_karras_sigmas": (False, False),
+        "use_exponential_sigmas": (False, False),
+        "use_beta_sigmas": (False, False),
+        "stochastic_sampling": (False, False),
+    }
+    for name, (wanted, default) in required.items():
+        value = config.get(name, default)
+        if (value or None) != (wanted or None):
+            raise ValueError(
+                f"the checkpoint's scheduler has {name}={value!r}, but Mochi is sampled with {wanted!r}: "
+                "correct scheduler/scheduler_config.json"
+            )
+
+
+def _check_steps(num_steps: int) -> None:
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise ValueError(f"the number of steps {num_steps!r} must be an integer of at least 1")

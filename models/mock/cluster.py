@@ -57,16 +57,21 @@ class System:
         return self.shape[0] * self.shape[1]
 
     def block(self, rows: int, cols: int) -> Coord | None:
-        """The rectangle of this system that a rows x cols mesh is made from, or None if it does not fit.
+        """The rectangle of this system that a rows x cols mesh is made from, or None if it does not fit."""
+        return block_within(self.shape, rows, cols)
 
-        It is the mesh itself where that fits, else its transpose, else (for a line) the flattest rectangle
-        through which the line can wind.
-        """
-        candidates = [(rows, cols), (cols, rows)]
-        if 1 in (rows, cols):
-            length = rows * cols
-            candidates += [(r, length // r) for r in range(2, self.shape[0] + 1) if length % r == 0]
-        return next((b for b in candidates if b[0] <= self.shape[0] and b[1] <= self.shape[1]), None)
+
+def block_within(shape: Coord, rows: int, cols: int) -> Coord | None:
+    """The rectangle of a mesh of `shape` that a rows x cols mesh is made from, or None if it does not fit.
+
+    It is the mesh itself where that fits, else its transpose, else (for a line) the flattest rectangle
+    through which the line can wind.
+    """
+    candidates = [(rows, cols), (cols, rows)]
+    if 1 in (rows, cols):
+        length = rows * cols
+        candidates += [(r, length // r) for r in range(2, shape[0] + 1) if length % r == 0]
+    return next((b for b in candidates if b[0] <= shape[0] and b[1] <= shape[1]), None)
 
 
 def _bundle(a: int, b: int, channels_a: tuple[int, ...], channels_b: tuple[int, ...]) -> list[Link]:
@@ -160,7 +165,9 @@ N300 = System("n300", (1, 2), (8, 8), "n300", 0b11, True, lambda: _n300_cards(1)
 N300_PAIR = System("n300-pair", (2, 2), (8, 8), "n300", 0b11, True, lambda: _n300_cards(2))
 T3000 = System("t3000", (2, 4), (8, 8), "n300", 0b11, True, lambda: _n300_cards(4))
 GALAXY = System("galaxy", (_ROWS, _COLS), (8, 9), "ubb", 0, False, _galaxy)
-GALAXY_TORUS = System("galaxy-torus", (_ROWS, _COLS), (8, 9), "ubb", 0, False, lambda: _galaxy(True), ring=True)
+GALAXY_TORUS = System(
+    "galaxy-torus", (_ROWS, _COLS), (8, 9), "ubb", 0, False, lambda: _galaxy(True), ring=True
+)
 
 SYSTEMS: dict[str, System] = {s.name: s for s in (N150, N300, N300_PAIR, T3000, GALAXY, GALAXY_TORUS)}
 """Every mock system by name, smallest first."""

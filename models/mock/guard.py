@@ -10,15 +10,20 @@ CARD_DIRECTORY = Path("/dev/tenstorrent")
 """Where the Tenstorrent kernel driver lists its cards."""
 
 
-def cards(directory: Path = CARD_DIRECTORY) -> list[str]:
-    """Device nodes of the Tenstorrent cards in this machine, in numeric order; empty if there are none."""
+def cards(directory: Path | None = None) -> list[str]:
+    """Device nodes of the Tenstorrent cards in this machine, in numeric order; empty if there are none.
+
+    Args:
+        directory: where to look; `CARD_DIRECTORY` by default.
+    """
+    directory = CARD_DIRECTORY if directory is None else directory
     if not directory.is_dir():
         return []
     nodes = [entry for entry in directory.iterdir() if entry.name.isdigit()]
     return [str(node) for node in sorted(nodes, key=lambda node: int(node.name))]
 
 
-def refuse_cards(*, beside_cards: bool, directory: Path = CARD_DIRECTORY) -> None:
+def refuse_cards(*, beside_cards: bool, directory: Path | None = None) -> None:
     """Refuse to go on with a mock on a machine that has cards, unless `beside_cards` says that is wanted.
 
     Raises:
@@ -27,8 +32,8 @@ def refuse_cards(*, beside_cards: bool, directory: Path = CARD_DIRECTORY) -> Non
     found = cards(directory)
     if found and not beside_cards:
         raise RuntimeError(
-            f"{len(found)} Tenstorrent card(s) present ({', '.join(found)}), so a mock mesh is refused unless "
-            "asked for by name; open the mesh in mode 'hardware', or name mode 'golden' or 'dry-run'"
+            f"{len(found)} Tenstorrent card(s) present ({', '.join(found)}), so a mock mesh is refused "
+            "unless asked for by name; open the mesh in mode 'hardware', or name mode 'golden' or 'dry-run'"
         )
 
 

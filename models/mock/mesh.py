@@ -1,8 +1,9 @@
 """Opening mock meshes: one cluster per process, any number of meshes on it.
 
 ttnn binds a process to the first cluster it sees. The mock therefore opens the whole of one system, once, and
-every mesh handed out is a submesh of it: cut out as a rectangle, then laid out anew where the shape asked for is
-its transpose or a line. Each submesh has allocators of its own, so meshes on the same chips do not share memory.
+every mesh handed out is a submesh of it: cut out as a rectangle, then laid out anew where the shape asked for
+is its transpose or a line. Each submesh has allocators of its own, so meshes on the same chips do not share
+memory.
 """
 
 import atexit
@@ -35,6 +36,7 @@ class _Process:
     system: System | None = None
     beside_cards: bool = False
     seen_by_ttnn: bool = False
+    hardware_seen: bool = False
     parent: "ttnn.MeshDevice | None" = None
 
     def __post_init__(self) -> None:
@@ -74,8 +76,8 @@ def open_mock_mesh(
 ) -> "ttnn.MeshDevice":
     """Open a rows x cols mock mesh.
 
-    The first open chooses the process's system: the one named, else the one set by `set_process_system`, else the
-    smallest that holds the mesh. Later meshes come from the same system and may be open side by side.
+    The first open chooses the process's system: the one named, else the one set by `set_process_system`, else
+    the smallest that holds the mesh. Later meshes come from the same system and may be open side by side.
 
     Args:
         rows: chips along mesh axis 0.
@@ -94,10 +96,11 @@ def open_mock_mesh(
         refuse_cards(beside_cards=beside_cards or _process.beside_cards)
         chosen = system_named(system) if system is not None else _process.system or system_for(rows, cols)
         block = chosen.block(rows, cols)
+        if block is None:
+            best = system_for(rows, cols)  # refuses what no system holds
         if _process.system is not None and (chosen is not _process.system or block is None):
             raise _bound_elsewhere(f"mesh {rows}x{cols}" + (f" of {system!r}" if system else ""))
         if block is None:
-            best = system_for(rows, cols)
             raise ValueError(
                 f"mesh {rows}x{cols} does not fit mock system {chosen.name!r} ({_shape(chosen.shape)}); "
                 f"use system {best.name!r}"
@@ -173,6 +176,7 @@ def _open_parent(system: System) -> "ttnn.MeshDevice":
     ttnn = quiet_ttnn()
     variables: dict[str, str] = {}
     if not _process.seen_by_ttnn:
+        _refuse_other_cluster()
         chain = prepare_toolchain()
         descriptor = write_descriptor(system, cache_directory() / "clusters")
         variables = mock_variables(chain, descriptor, slow_dispatch=system.slow_dispatch)
@@ -180,12 +184,12 @@ def _open_parent(system: System) -> "ttnn.MeshDevice":
         atexit.register(logs.cleanup)
         atexit.register(release_cluster)
         variables["TT_METAL_LOGS_PATH"] = logs.name
-        variables.setdefault("TT_LOGGER_LEVEL", os.environ.get("TT_LOGGER_LEVEL", "error"))
+        variables["TT_LOGGER_LEVEL"] = os.environ.get("TT_LOGGER_LEVEL", "error")
     fabric = ttnn.FabricConfig.FABRIC_1D_RING if system.ring else ttnn.FabricConfig.FABRIC_1D
     with _environment(variables):
         ttnn.set_fabric_config(fabric)
+        _process.seen_by_ttnn = True
         parent = ttnn.open_mesh_device(ttnn.MeshShape(*system.shape))
-    _process.seen_by_ttnn = True
     return parent
 
 
@@ -204,6 +208,28 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _refuse_other_cluster() -> None:
+    """Refuse to call a mesh a mock when ttnn may already have seen real cards in this process."""
+    if _process.hardware_seen:
+        raise RuntimeError(
+            "this process has opened real cards and ttnn stays bound to them; open the mock in another one"
+        )
+
+
+def mark_hardware() -> None:
+    """Record that this process is about to open real cards, which it cannot do once it has a mock cluster.
+
+    Raises:
+        RuntimeError: the process has a mock cluster.
+    """
+    with _lock:
+        if _process.seen_by_ttnn:
+            raise RuntimeError(
+                "this process has a mock cluster and ttnn stays bound to it; open the cards in another one"
+            )
+        _process.hardware_seen = True
+
+
 def _shape(shape: tuple[int, int]) -> str:
     return f"{shape[0]}x{shape[1]}"
 
@@ -212,7 +238,7 @@ def _bound_elsewhere(wanted: str) -> RuntimeError:
     system = _process.system
     assert system is not None
     return RuntimeError(
-        f"{wanted} does not fit this process's mock cluster, {system.name} ({_shape(system.shape)}), which was chosen "
-        "at the first open and cannot change; open the larger mesh first, call set_process_system before any open, "
-        "or use another process"
+        f"{wanted} does not fit this process's mock cluster, {system.name} ({_shape(system.shape)}), which "
+        "was chosen at the first open and cannot change; open the larger mesh first, call "
+        "set_process_system before any open, or use another process"
     )

@@ -3,8 +3,8 @@
 `ttnn` builds every kernel before it runs an op, also on a mock mesh, and the wheel carries no compiler. This
 module builds, once per machine and in the user's cache directory, a directory of symbolic links to everything
 in the installed package plus `runtime/sfpi/compiler/bin/riscv-tt-elf-g++`, a small native program (see
-`placeholder.c`) that hands out one loadable ELF. Nothing is ever written into the installed package, and kernels
-built this way go to a kernel cache of their own: `mock_variables` is the only thing that leads there.
+`placeholder.c`) that hands out one loadable ELF. Nothing is ever written into the installed package, and
+kernels built this way go to a kernel cache of their own: `mock_variables` is the only thing that leads there.
 """
 
 import contextlib
@@ -28,13 +28,12 @@ _SUPPORT = Path("placeholder")
 _OBJECT = _SUPPORT / "kernel.o"
 _LINKS = _SUPPORT / "links"
 _MANIFEST = _SUPPORT / "complete.json"
+_HERE = Path(__file__).parent
 _SOURCES = ("placeholder.c", "kernel.c")
 _LAYOUT = "1"  # raise when what this module builds changes otherwise than through its sources
 
-_KERNEL_FLAGS = (
-    "-target riscv32-freestanding-none -mcpu=generic_rv32+m -ffreestanding -fno-sanitize=all "
-    "-fno-asynchronous-unwind-tables -g0 -O1 -c"
-).split()
+_KERNEL_TARGET = ("-target", "riscv32-freestanding-none", "-mcpu=generic_rv32+m", "-ffreestanding")
+_KERNEL_FLAGS = (*_KERNEL_TARGET, "-fno-sanitize=all", "-fno-asynchronous-unwind-tables", "-g0", "-O1", "-c")
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,10 @@ class Toolchain:
     """Kernel cache of mock runs, never shared with a card."""
     version: str
     """What the placeholder answers to `--version`."""
+    package: Path
+    """The installed ttnn package the root links to."""
+    zig: Path
+    """The program that links on the placeholder's behalf."""
 
     @property
     def compiler(self) -> Path:
@@ -67,7 +70,7 @@ def package_directory() -> Path:
     """
     spec = importlib.util.find_spec("ttnn")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("package ttnn is not installed; run `pip install ttnn==0.81.1` on CPython 3.12")
+        raise FileNotFoundError("package ttnn is not installed; run `pip install ttnn==0.81.1`")
     return Path(spec.origin).resolve().parent
 
 
@@ -91,7 +94,8 @@ def zig_program() -> Path:
 def compiler_banner(package: Path) -> str:
     """The line the compiler that fits this ttnn answers to `--version`.
 
-    It has to name the release in the package's `tt_metal/sfpi-version`, or the pre-compiled firmware is not used.
+    It has to name the release in the package's `tt_metal/sfpi-version`, or the wheel's pre-compiled firmware
+    is not used.
 
     Raises:
         FileNotFoundError: the package carries no such file.
@@ -106,9 +110,30 @@ def compiler_banner(package: Path) -> str:
         if equals:
             values[name.strip()] = value.strip().strip("'\"")
     if not values.get("sfpi_version"):
-        raise ValueError(f"{path} has no sfpi_version line, so this ttnn is not supported; install ttnn==0.81.1")
+        raise ValueError(f"{path} has no sfpi_version line, so this ttnn cannot be mocked; reinstall ttnn")
     build = f"[{values['sfpi_build']}]" if values.get("sfpi_build") else ""
     return f"riscv-tt-elf-g++ (tenstorrent/sfpi:{values['sfpi_version']}{build}) 15.1.0"
+
+
+def locate_toolchain(
+    cache: Path | None = None, *, package: Path | None = None, zig: Path | None = None
+) -> Toolchain:
+    """Where the mock's runtime root is or would be. Builds nothing.
+
+    Args:
+        cache: directory it is built in; the user's cache directory by default.
+        package: installed ttnn package; found by default.
+        zig: zig program; that of the ziglang package by default.
+
+    Raises:
+        FileNotFoundError: ttnn or ziglang is not installed.
+    """
+    cache = cache_directory() if cache is None else cache
+    package = package_directory() if package is None else package
+    zig = zig_program() if zig is None else zig
+    banner = compiler_banner(package)
+    key = _key(package, zig, banner)
+    return Toolchain(cache / "runtime" / key, cache / "kernels" / key, banner, package, zig)
 
 
 def prepare_toolchain(
@@ -116,28 +141,19 @@ def prepare_toolchain(
 ) -> Toolchain:
     """Build the mock's runtime root, or return the complete one that is already there.
 
-    A root that is damaged or incomplete is built anew; processes that race wait for one another.
-
-    Args:
-        cache: directory to build in; the user's cache directory by default.
-        package: installed ttnn package; found by default.
-        zig: zig program; that of the ziglang package by default.
+    A root that is damaged or incomplete is built anew; processes that race wait for one another. The
+    arguments are those of `locate_toolchain`.
 
     Raises:
         FileNotFoundError: ttnn or ziglang is not installed.
         RuntimeError: the placeholder could not be compiled.
     """
-    cache = cache_directory() if cache is None else cache
-    package = package_directory() if package is None else package
-    zig = zig_program() if zig is None else zig
-    banner = compiler_banner(package)
-    key = _key(package, zig, banner)
-    chain = Toolchain(root=cache / "runtime" / key, kernels=cache / "kernels" / key, version=banner)
-    if _is_complete(chain, package):
+    chain = locate_toolchain(cache, package=package, zig=zig)
+    if is_complete(chain):
         return chain
-    with _locked(cache / "runtime" / f"{key}.lock"):
-        if not _is_complete(chain, package):
-            _build(chain, package, zig)
+    with _locked(chain.root.with_suffix(".lock")):
+        if not is_complete(chain):
+            _build(chain)
     return chain
 
 
@@ -154,18 +170,14 @@ def mock_variables(chain: Toolchain, descriptor: Path, *, slow_dispatch: bool) -
     return variables | ({"TT_METAL_SLOW_DISPATCH_MODE": "1"} if slow_dispatch else {})
 
 
-def _sources() -> dict[str, bytes]:
-    here = Path(__file__).parent
-    return {name: (here / name).read_bytes() for name in _SOURCES}
-
-
 def _key(package: Path, zig: Path, banner: str) -> str:
     """Everything the root's content depends on."""
     try:
         version = importlib.metadata.version("ttnn")
     except importlib.metadata.PackageNotFoundError:
         version = "unknown"
-    facts = [_LAYOUT, version, str(package), str(zig), banner, platform.machine(), *map(repr, _sources().values())]
+    facts = [_LAYOUT, version, str(package), str(zig), banner, platform.machine()]
+    facts += [(_HERE / name).read_text() for name in _SOURCES]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
 
 
@@ -182,10 +194,11 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _is_complete(chain: Toolchain, package: Path) -> bool:
+def is_complete(chain: Toolchain) -> bool:
+    """Whether every link of the runtime root is in place and the placeholder is the one that was built."""
     try:
         manifest = json.loads((chain.root / _MANIFEST).read_text())
-        links = _wanted_links(package)
+        links = _wanted_links(chain.package)
         return (
             all(os.readlink(chain.root / name) == str(target) for name, target in links.items())
             and manifest["links"] == sorted(links)
@@ -205,27 +218,28 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _build(chain: Toolchain, package: Path, zig: Path) -> None:
+def _build(chain: Toolchain) -> None:
     """Build beside the final place and rename, so that a root is never seen half made."""
     parent = chain.root.parent
     with tempfile.TemporaryDirectory(dir=parent, prefix=f".{chain.root.name}-") as scratch:
         new = Path(scratch) / "root"
-        links = _wanted_links(package)
+        links = _wanted_links(chain.package)
         for folder in (_COMPILER.parent, _LINKS):
             (new / folder).mkdir(parents=True)
         for name, target in links.items():
             (new / name).symlink_to(target)
-        here = Path(__file__).parent
-        _zig(zig, scratch, [*_KERNEL_FLAGS, str(here / "kernel.c"), "-o", str(new / _OBJECT)])
+        _zig(chain.zig, scratch, [*_KERNEL_FLAGS, str(_HERE / "kernel.c"), "-o", str(new / _OBJECT)])
         defines = {
             "VERSION": chain.version,
-            "ZIG": str(zig),
+            "ZIG": str(chain.zig),
             "OBJECT": str(chain.root / _OBJECT),
             "LINKS": str(chain.root / _LINKS),
         }
         flags = [f"-DPLACEHOLDER_{name}={json.dumps(value)}" for name, value in defines.items()]
-        source = str(here / "placeholder.c")
-        _zig(zig, scratch, ["-O2", "-s", "-Wall", "-Werror", *flags, source, "-o", str(new / _COMPILER)])
+        source = str(_HERE / "placeholder.c")
+        _zig(
+            chain.zig, scratch, ["-O2", "-s", "-Wall", "-Werror", *flags, source, "-o", str(new / _COMPILER)]
+        )
         files = {str(name): _digest(new / name) for name in (_COMPILER, _OBJECT)}
         (new / _MANIFEST).write_text(json.dumps({"links": sorted(links), "files": files}))
         if chain.root.exists() or chain.root.is_symlink():

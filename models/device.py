@@ -1,0 +1,172 @@
+"""The one doorway to a mesh: real cards where there are any, a mock mesh where there are none.
+
+Pipelines and command-line programs open their mesh here; model code takes a `ttnn.MeshDevice` and does not know
+which kind it got. Nothing here reads the environment or imports ttnn until a mesh is opened.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, cast, get_args
+
+from loguru import logger
+
+from models.mock.cluster import block_within
+from models.mock.guard import cards, quiet_ttnn
+from models.mock.mesh import close_mock_mesh, mark_hardware, open_mock_mesh, process_system
+
+if TYPE_CHECKING:
+    import ttnn
+
+__all__ = ["DEFAULT_MESH", "Mode", "OpenMesh", "cards", "choose_mode", "open_mesh", "parse_mesh"]
+
+RunMode = Literal["hardware", "golden", "dry-run"]
+Mode = Literal["auto", "hardware", "golden", "dry-run"]
+
+DEFAULT_MESH = "2x4"
+"""Mesh used where the user names none."""
+
+
+@dataclass
+class OpenMesh:
+    """An open mesh and how it runs. Close it, or use it in a `with` block."""
+
+    device: "ttnn.MeshDevice"
+    mode: RunMode
+    system: str
+    """What the mesh is part of: a mock system's name, or "hardware"."""
+    _parent: "ttnn.MeshDevice | None" = None
+    _closed: bool = field(default=False, init=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the mesh."""
+        rows, cols = self.device.shape
+        return rows, cols
+
+    def close(self) -> None:
+        """Close the mesh; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if self.mode != "hardware":
+            close_mock_mesh(self.device)
+            return
+        ttnn = quiet_ttnn()
+        ttnn.close_mesh_device(self.device)
+        if self._parent is not None:
+            ttnn.close_mesh_device(self._parent)
+        ttnn.set_fabric_config(ttnn.FabricConfig.DISABLED)
+
+    def __enter__(self) -> "OpenMesh":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def parse_mesh(text: str) -> tuple[int, int]:
+    """(rows, columns) of a mesh written like "2x4".
+
+    Raises:
+        ValueError: the text is not two positive numbers with an x between them.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
+    rows, cols = (int(match[1]), int(match[2])) if match else (0, 0)
+    if rows < 1 or cols < 1:
+        raise ValueError(f"mesh {text!r} is not ROWSxCOLUMNS with at least one chip each; write e.g. 2x4")
+    return rows, cols
+
+
+def choose_mode(mode: Mode = "auto", *, card_directory: Path | None = None) -> RunMode:
+    """The mode a run will have: the one named, or for "auto" hardware if there are cards, else golden.
+
+    Args:
+        mode: what was asked for.
+        card_directory: where to look for cards; the kernel driver's directory by default.
+
+    Raises:
+        ValueError: there is no such mode.
+        RuntimeError: mode "hardware" on a machine without cards.
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode {mode!r} does not exist; choose one of {', '.join(get_args(Mode))}")
+    found = cards(card_directory)
+    if mode == "auto":
+        return "hardware" if found else "golden"
+    if mode == "hardware" and not found:
+        raise RuntimeError(f"mode 'hardware' needs a Tenstorrent card and none was found; {HARDWARE_HINT}")
+    return cast(RunMode, mode)
+
+
+HARDWARE_HINT = (
+    "install the kernel driver tt-kmd, flash the firmware with tt-flash and install the sfpi compiler, so that "
+    "/dev/tenstorrent lists the cards; or use mode 'golden' or 'dry-run', which need none"
+)
+"""How a machine without cards gets to hardware."""
+
+
+def open_mesh(
+    mesh: str | tuple[int, int] = DEFAULT_MESH, mode: Mode = "auto", *, card_directory: Path | None = None
+) -> OpenMesh:
+    """Open a mesh.
+
+    Naming mode "golden" or "dry-run" is what asks for a mock on a machine with cards; "auto" never does.
+
+    Args:
+        mesh: shape, as "2x4" or (2, 4).
+        mode: "hardware", "golden" (mock mesh, numbers from torch), "dry-run" (mock mesh, no numbers) or "auto".
+        card_directory: where to look for cards; the kernel driver's directory by default.
+
+    Raises:
+        ValueError: the mesh or the mode is not one, or fits no system.
+        RuntimeError: no card for mode "hardware", or this process is bound to another cluster.
+    """
+    rows, cols = parse_mesh(mesh) if isinstance(mesh, str) else parse_mesh("x".join(map(str, mesh)))
+    chosen = choose_mode(mode, card_directory=card_directory)
+    if chosen == "hardware":
+        device, parent = _open_hardware(rows, cols)
+        opened = OpenMesh(device, chosen, "hardware", parent)
+    else:
+        device = open_mock_mesh(rows, cols, numbers=chosen == "golden", beside_cards=mode != "auto")
+        system = process_system()
+        assert system is not None
+        opened = OpenMesh(device, chosen, system.name)
+    if mode == "auto":
+        why = "cards found" if chosen == "hardware" else "no card found: mock mesh, numbers from torch"
+        logger.info(f"mesh {rows}x{cols} in mode {chosen} ({why})")
+    return opened
+
+
+def _open_hardware(rows: int, cols: int) -> "tuple[ttnn.MeshDevice, ttnn.MeshDevice | None]":
+    """The mesh, and the mesh of the whole machine if it had to be opened around it.
+
+    With a fabric every chip of the machine has to be open, so a smaller mesh is cut from the whole.
+    """
+    mark_hardware()
+    ttnn = quiet_ttnn()
+    ttnn.set_fabric_config(ttnn.FabricConfig.FABRIC_1D)
+    whole = None
+    try:
+        all_rows, all_cols = ttnn._ttnn.multi_device.SystemMeshDescriptor().shape()
+        if rows * cols == all_rows * all_cols:
+            return ttnn.open_mesh_device(ttnn.MeshShape(rows, cols)), None
+        block = block_within((all_rows, all_cols), rows, cols)
+        if block is None:
+            raise ValueError(
+                f"mesh {rows}x{cols} does not fit this machine's {all_rows}x{all_cols} chips; "
+                "choose a rectangle within it"
+            )
+        whole = ttnn.open_mesh_device(ttnn.MeshShape(all_rows, all_cols))
+        device = whole.create_submesh(ttnn.MeshShape(*block))
+        if block != (rows, cols):
+            device.reshape(ttnn.MeshShape(rows, cols))
+        return device, whole
+    except BaseException:
+        if whole is not None:
+            ttnn.close_mesh_device(whole)
+        ttnn.set_fabric_config(ttnn.FabricConfig.DISABLED)
+        raise

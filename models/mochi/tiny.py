@@ -115,22 +115,22 @@ def build(directory: Path) -> None:
         MochiTransformer3DModel,
     )
     from safetensors.torch import save_file
-    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
     from models.reference.random_weights import randomize_
     from models.reference.transformer import MODULATION_GAINS
 
     tokenizer_files = directory / "tokenizer"
     _write_tokenizer(tokenizer_files)
-    tokenizer = T5TokenizerFast.from_pretrained(tokenizer_files)
+    tokenizer = T5Tokenizer.from_pretrained(tokenizer_files)
 
-    transformer = MochiTransformer3DModel(**TRANSFORMER)
+    transformer: Any = MochiTransformer3DModel(**TRANSFORMER)
     # A velocity of spread below one keeps latents near unit variance when guidance multiplies differences.
     randomize_(transformer, SEED, MODULATION_GAINS | {"proj_out.weight": 0.3})
     for parameter in transformer.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
 
-    vae = AutoencoderKLMochi(**VAE)
+    vae: Any = AutoencoderKLMochi(**VAE)
     # Pictures are clamped to [-1, 1]: a last layer of this gain fills the range without sticking to its ends.
     randomize_(vae, SEED, {"decoder.proj_out.weight": 0.3})
     for block in vae.decoder.up_blocks:
@@ -150,7 +150,8 @@ def build(directory: Path) -> None:
     text_encoder.config.save_pretrained(directory / "text_encoder")
     tensors = {k: v for k, v in text_encoder.state_dict().items() if k != "encoder.embed_tokens.weight"}
     save_file(tensors, directory / "text_encoder" / "model.safetensors", {"format": "pt"})
-    FlowMatchEulerDiscreteScheduler(invert_sigmas=True).save_pretrained(directory / "scheduler")
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    scheduler.save_pretrained(directory / "scheduler")
     index = {
         "_class_name": MochiPipeline.__name__,
         "force_zeros_for_empty_prompt": True,

@@ -1,0 +1,156 @@
+"""From a prompt to T5 features.
+
+`TextEncoder` is what the pipeline needs. `HostTextEncoder` does it with PyTorch on the host; the TTNN encoder
+on the mesh will take its place behind the same interface.
+
+Shapes: B batch (1), L text tokens (padded), D width of the T5 features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from weight_cache.host import load_module
+
+if TYPE_CHECKING:
+    from weight_cache.checkpoint import Checkpoint
+
+MAX_SEQUENCE_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """What the transformer is conditioned on.
+
+    Attributes:
+        embeds: float32 [1, L, D].
+        mask: bool [1, L], True for the tokens that take part. All False is the empty prompt: no text token
+            takes part in attention, and the pooled caption is that of a zero vector.
+        num_tokens: tokens that take part, the end token included.
+        num_truncated: tokens of the prompt that did not fit and were cut.
+    """
+
+    embeds: torch.Tensor
+    mask: torch.Tensor
+    num_tokens: int
+    num_truncated: int = 0
+
+
+class TextEncoder(Protocol):
+    """Encodes prompts, wherever it runs."""
+
+    @property
+    def width(self) -> int:
+        """D, the width of the features."""
+        ...
+
+    def encode(self, prompt: str, max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> TextEmbeddings:
+        """Features of one prompt, padded to `max_sequence_length` tokens."""
+        ...
+
+
+class HostTextEncoder:
+    """T5 in PyTorch, float32, on the host.
+
+    A stand-in for the TTNN encoder, which will replace it behind `TextEncoder`. Weights stored in float32 are
+    used from the mapped file; others are converted, which for T5 XXL takes 19 GB of memory.
+    """
+
+    def __init__(self, tokenizer: Any, model: torch.nn.Module):
+        """Wrap a `transformers` T5 tokenizer and `T5EncoderModel`."""
+        self.tokenizer = tokenizer
+        self.model = model
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> HostTextEncoder:
+        """Load the `tokenizer` and `text_encoder` components.
+
+        Raises:
+            ValueError: the tokenizer cannot be read, or weights do not match the configuration.
+            FileNotFoundError: a file is missing.
+        """
+        from transformers import T5Config, T5EncoderModel
+
+        component = checkpoint.text_encoder
+        config = T5Config.from_dict(component.config)
+        tokenizer = _load_tokenizer(checkpoint.tokenizer)
+        if len(tokenizer) > config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} tokens, the text encoder {config.vocab_size}: "
+                f"they are not of one checkpoint ({checkpoint.directory})"
+            )
+        with torch.device("meta"):
+            model = T5EncoderModel(config)
+        tied = {
+            "encoder.embed_tokens.weight": "shared.weight",
+            "shared.weight": "encoder.embed_tokens.weight",
+        }
+        load_module(model, component, aliases=tied)
+        return cls(tokenizer, model)
+
+    @property
+    def width(self) -> int:
+        """D, the width of the features."""
+        return int(self.model.config.d_model)  # type: ignore[union-attr, arg-type]
+
+    @torch.no_grad()
+    def encode(self, prompt: str, max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> TextEmbeddings:
+        """Features of one prompt, padded to `max_sequence_length` tokens.
+
+        An empty prompt is zeroed as Genmo does (`pipelines.py`, `get_conditioning_for_prompts`): zero
+        features, an all-False mask, no T5 pass. Diffusers does so with `force_zeros_for_empty_prompt`.
+
+        Args:
+            prompt: any text; what goes beyond the length is cut, the end token kept.
+            max_sequence_length: L, 1 to 256.
+
+        Returns:
+            `embeds` float32 [1, L, D] and `mask` bool [1, L], both padded to L = `max_sequence_length`.
+
+        Raises:
+            ValueError: `max_sequence_length` is out of range.
+        """
+        check_sequence_length(max_sequence_length)
+        if prompt == "":
+            embeds = torch.zeros(1, max_sequence_length, self.width)
+            return TextEmbeddings(embeds, torch.zeros(1, max_sequence_length, dtype=torch.bool), 0)
+        # `verbose=False`: the tokenizer would warn about lengths in its own words.
+        whole = self.tokenizer(prompt, verbose=False).input_ids
+        tokens = self.tokenizer(
+            prompt, padding="max_length", max_length=max_sequence_length, truncation=True, return_tensors="pt"
+        )
+        mask = tokens.attention_mask.bool()
+        embeds = self.model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        return TextEmbeddings(
+            embeds.float(),
+            mask,
+            num_tokens=int(mask.sum()),
+            num_truncated=max(0, len(whole) - max_sequence_length),
+        )
+
+
+def check_sequence_length(length: int) -> None:
+    """Raise ValueError unless `length` is an integer from 1 to 256."""
+    if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= MAX_SEQUENCE_LENGTH:
+        raise ValueError(f"max_sequence_length {length!r} must be an integer from 1 to {MAX_SEQUENCE_LENGTH}")
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    from transformers import T5Tokenizer
+
+    if not any((directory / name).is_file() for name in ("spiece.model", "tokenizer.json")):
+        raise FileNotFoundError(
+            f"checkpoint component tokenizer in {directory} has neither spiece.model nor tokenizer.json"
+        )
+    try:
+        return T5Tokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:
+        # Whatever a damaged file makes of the libraries below, the user's mend is the same.
+        raise ValueError(
+            f"the tokenizer in {directory} cannot be read ({' '.join(str(error).split())[:200]}): "
+            "download it again"
+        ) from error

@@ -1,0 +1,1 @@
+"""The VAE: from latents to frames."""

@@ -156,9 +156,7 @@ def _run_local(rule: Rule, inputs: _Inputs, args: list, kwargs: dict, devices: i
     return [list(output) for output in zip(*per_device, strict=True)]
 
 
-def _run_mesh(
-    rule: Rule, inputs: _Inputs, args: list, kwargs: dict, mesh_shape: tuple[int, int], op: str
-) -> list:
+def _run_mesh(rule: Rule, inputs: _Inputs, args: list, kwargs: dict, mesh_shape: tuple[int, int], op: str) -> list:
     def of(index: int) -> MeshShards:
         return MeshShards(inputs.shards[index], mesh_shape)
 

@@ -53,7 +53,10 @@ def all_gather_async(input_tensor: MeshShards, *args, dim: int | None = None, cl
 
 
 @mesh_rule("ttnn.reduce_scatter", source=f"{_CCL_TESTS}: test_minimal_reduce_scatter_async.py")
-@mesh_rule("ttnn.experimental.reduce_scatter_minimal_async", source=f"{_CCL_TESTS}: test_minimal_reduce_scatter_async.py")
+@mesh_rule(
+    "ttnn.experimental.reduce_scatter_minimal_async",
+    source=f"{_CCL_TESTS}: test_minimal_reduce_scatter_async.py",
+)
 def reduce_scatter(input_tensor: MeshShards, dim: int = 3, *_args, cluster_axis: int | None = None, **_) -> Shards:
     """Sum over the group in float32, then each device keeps its chunk of ``dim`` in mesh order.
 

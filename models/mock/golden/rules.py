@@ -71,6 +71,8 @@ EXECUTION_ARGUMENTS = frozenset(
         "barrier_semaphore",
         "persistent_output_buffer",
         "persistent_output_buffers",
+        "persistent_output_buffer_k",
+        "persistent_output_buffer_v",
         "output_tensor",
         "optional_output_tensor",
         "ccl_core_grid_offset",

@@ -1,0 +1,23 @@
+"""TTNN building blocks. Shape suffixes are explained in `models.layers.width`."""
+
+from models.layers.attention import Heads, joint_attention
+from models.layers.feed_forward import SwiGLUFeedForward
+from models.layers.linear import ColumnParallelLinear, RowParallelLinear
+from models.layers.module import Module, Parameter, TensorSource
+from models.layers.normalization import HeadRMSNorm, layer_norm, rms_norm
+from models.layers.width import Width
+
+__all__ = [
+    "ColumnParallelLinear",
+    "HeadRMSNorm",
+    "Heads",
+    "Module",
+    "Parameter",
+    "RowParallelLinear",
+    "SwiGLUFeedForward",
+    "TensorSource",
+    "Width",
+    "joint_attention",
+    "layer_norm",
+    "rms_norm",
+]

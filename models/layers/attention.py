@@ -1,0 +1,119 @@
+"""Joint attention of a visual sequence sharded over SP and a text sequence replicated over it."""
+
+from dataclasses import dataclass
+
+import ttnn
+
+from models.layers import compute
+from models.parallel import TILE, Mesh, round_up
+
+# Largest chunks that fit L1 with head width 128 in bfloat16 and keep the matrix engine busy; short sequences take less.
+_Q_CHUNK = 128
+_K_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Queries, keys and values of one stream, each [1, H / TP, M, E]."""
+
+    q: ttnn.Tensor
+    k: ttnn.Tensor
+    v: ttnn.Tensor
+
+    @property
+    def rows(self) -> int:
+        """Tokens on one chip."""
+        return self.q.shape[2]
+
+
+def joint_attention(
+    visual: Heads, text: Heads | None, mesh: Mesh, *, tokens: int, scale: float
+) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
+    """Softmax attention in which all visual and text tokens see each other.
+
+    Args:
+        visual: [1, H / TP, N / SP, E], fractured over SP on tokens and TP on heads.
+        text: [1, H / TP, L, E], replicated over SP, fractured over TP on heads; None for a prompt without tokens.
+        mesh: the mesh.
+        tokens: visual tokens that are real; those behind them, up to N, are padding and are never attended to.
+        scale: factor on the scores.
+
+    Returns:
+        Outputs of both streams, shaped and placed like their queries.
+    """
+    if mesh.sp.size > 1:
+        return _ring(visual, text, mesh, tokens=tokens, scale=scale)
+    if visual.rows != tokens:
+        raise ValueError(f"{visual.rows} visual rows for {tokens} tokens: without SP there must be no padding rows")
+    config = _program(mesh, visual, rows=mesh.grid[1])
+    if text is None:
+        out = ttnn.transformer.scaled_dot_product_attention(
+            visual.q,
+            visual.k,
+            visual.v,
+            is_causal=False,
+            scale=scale,
+            program_config=config,
+            compute_kernel_config=compute.matrix(),
+        )
+        return out, None
+    spatial, joint = ttnn.transformer.joint_scaled_dot_product_attention(
+        visual.q,
+        visual.k,
+        visual.v,
+        text.q,
+        text.k,
+        text.v,
+        joint_strategy="rear",
+        scale=scale,
+        program_config=config,
+        compute_kernel_config=compute.matrix(),
+    )
+    return spatial, joint
+
+
+def _ring(
+    visual: Heads, text: Heads | None, mesh: Mesh, *, tokens: int, scale: float
+) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
+    """Ring attention: keys and values travel around SP while each chip attends to what has arrived."""
+    _, heads, rows, width = visual.k.shape
+    gathered = (1, heads, rows * mesh.sp.size, width)
+    # The last core row moves keys and values, the others compute.
+    compute_rows = mesh.grid[1] - 1
+    spatial, joint, _ = ttnn.transformer.ring_joint_scaled_dot_product_attention(
+        visual.q,
+        visual.k,
+        visual.v,
+        text.q if text else None,
+        text.k if text else None,
+        text.v if text else None,
+        persistent_output_buffer_k=mesh.buffer("ring_attention_k", gathered, visual.k.dtype),
+        persistent_output_buffer_v=mesh.buffer("ring_attention_v", gathered, visual.v.dtype),
+        joint_strategy="rear",
+        logical_n=tokens,
+        program_config=_program(mesh, visual, rows=compute_rows),
+        scale=scale,
+        compute_kernel_config=compute.matrix(),
+        dim=2,
+        multi_device_global_semaphore=mesh.semaphores("ring_attention", 2),
+        num_links=mesh.num_links,
+        cluster_axis=mesh.sp.index,
+        mesh_device=mesh.device,
+        topology=mesh.topology,
+        ccl_core_grid_offset=ttnn.CoreCoord(0, compute_rows),
+    )
+    return spatial, joint if text else None
+
+
+def _program(mesh: Mesh, visual: Heads, *, rows: int) -> ttnn.SDPAProgramConfig:
+    padded = round_up(visual.rows, TILE)
+    return ttnn.SDPAProgramConfig(
+        compute_with_storage_grid_size=ttnn.CoreCoord(mesh.grid[0], rows),
+        q_chunk_size=min(_Q_CHUNK, _power_of_two(padded)),
+        k_chunk_size=min(_K_CHUNK, _power_of_two(padded)),
+        exp_approx_mode=False,
+    )
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()

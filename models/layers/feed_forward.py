@@ -1,0 +1,28 @@
+"""SwiGLU feed-forward (arXiv:2002.05202) over tensor parallelism."""
+
+import ttnn
+
+from models.layers.linear import ColumnParallelLinear, RowParallelLinear
+from models.layers.module import Module
+from models.layers.width import Width
+from models.parallel import Mesh
+
+
+class SwiGLUFeedForward(Module):
+    """``(x W_up * silu(x W_gate)) W_down``, no biases.
+
+    Checkpoint form is Diffusers' ``FeedForward(activation_fn="swiglu")``: ``net.0.proj`` stacks up (first half) and
+    gate (second half), ``net.2`` is down.
+    """
+
+    def __init__(self, mesh: Mesh, name: str, width: Width, inner: int) -> None:
+        super().__init__(mesh)
+        self.prefix = f"{name}."
+        inner_width = Width.sharded(inner, mesh.tp.size)
+        self.up_gate = ColumnParallelLinear(mesh, ["net.0.proj"], width, inner_width, chunks=2)
+        self.down = RowParallelLinear(mesh, "net.2", inner_width, width)
+
+    def __call__(self, x: ttnn.Tensor) -> ttnn.Tensor:
+        """x [1, B, M, D] replicated over TP -> y [1, B, M, D / TP] fractured over TP."""
+        up, gate = self.up_gate.split(self.up_gate(x))
+        return self.down.fractured(ttnn.multiply(up, ttnn.silu(gate)))

@@ -1,0 +1,112 @@
+"""Linear layers split over tensor parallelism (Megatron-LM, arXiv:1909.08053): columns, or rows."""
+
+from collections.abc import Sequence
+
+import ttnn
+
+from models.layers import compute
+from models.layers.module import Module, Parameter
+from models.layers.width import Width
+from models.parallel import Mesh, all_reduce, reduce_scatter
+
+
+def fuse_columns(parts: Sequence, shards: int):
+    """Join host matrices [in, out_i] so that a split of the columns into ``shards`` gives each shard its part of all.
+
+    Shard s then holds ``[part_0 shard s | part_1 shard s | ...]``.
+    """
+    import torch
+
+    split = [part.chunk(shards, dim=-1) for part in parts]
+    return torch.cat([chunks[s] for s in range(shards) for chunks in split], dim=-1)
+
+
+class ColumnParallelLinear(Module):
+    """``y = x @ W + b`` with the columns of W over TP.
+
+    x [.., in] replicated over TP -> y [.., out * parts] fractured over TP on the last dim. Several matrices of one
+    input may be fused: ``names`` lists their checkpoint modules, and each may hold ``chunks`` stacked outputs; a chip's
+    output is then its shares of all of them side by side.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        names: Sequence[str],
+        in_width: Width,
+        out_width: Width,
+        *,
+        chunks: int = 1,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(mesh)
+        self.parts = len(names) * chunks
+        self.local_width = out_width.padded // mesh.tp.size
+        shards = mesh.tp.size
+
+        def weight(*matrices):
+            parts = [chunk for matrix in matrices for chunk in matrix.chunk(chunks, dim=0)]
+            return fuse_columns([in_width.pad(out_width.pad(p.T, 1), 0) for p in parts], shards)
+
+        def fused_bias(*vectors):
+            parts = [chunk for vector in vectors for chunk in vector.chunk(chunks, dim=0)]
+            return fuse_columns([out_width.pad(p[None], 1) for p in parts], shards)[None, None]
+
+        shape = (chunks * out_width.size, in_width.size)
+        self.weight = Parameter({f"{name}.weight": shape for name in names}, weight, tp=1)
+        if bias:
+            self.bias = Parameter({f"{name}.bias": shape[:1] for name in names}, fused_bias, tp=3)
+        self.has_bias = bias
+
+    def __call__(
+        self, x: ttnn.Tensor, *, activation: str | None = None, dtype: ttnn.DataType = ttnn.bfloat16
+    ) -> ttnn.Tensor:
+        """x [1, B, M, in] replicated over TP -> [1, B, M, parts * out / TP] fractured over TP."""
+        return ttnn.linear(
+            x,
+            self.weight.tensor,
+            bias=self.bias.tensor if self.has_bias else None,
+            activation=activation,
+            dtype=dtype,
+            compute_kernel_config=compute.matrix(),
+        )
+
+    def split(self, y: ttnn.Tensor) -> list[ttnn.Tensor]:
+        """Cut a fused output into its parts, each [1, B, M, out / TP] fractured over TP."""
+        rows, step = y.shape[2], self.local_width
+        return [
+            ttnn.slice(y, [0, 0, 0, part * step], [1, y.shape[1], rows, (part + 1) * step])
+            for part in range(self.parts)
+        ]
+
+
+class RowParallelLinear(Module):
+    """``y = x @ W + b`` with the rows of W over TP; each chip's product is a partial sum."""
+
+    def __init__(self, mesh: Mesh, name: str, in_width: Width, out_width: Width, *, bias: bool = False) -> None:
+        super().__init__(mesh)
+        self.weight = Parameter(
+            {f"{name}.weight": (out_width.size, in_width.size)},
+            lambda matrix: in_width.pad(out_width.pad(matrix.T, 1), 0),
+            tp=0,
+        )
+        self.has_bias = bias
+        if bias:
+            self.bias = Parameter(
+                {f"{name}.bias": (out_width.size,)},
+                lambda vector: out_width.pad(vector[None, None, None], 3),
+                dtype=ttnn.float32,
+            )
+
+    def partial(self, x: ttnn.Tensor, *, dtype: ttnn.DataType = ttnn.bfloat16) -> ttnn.Tensor:
+        """x [1, B, M, in / TP] fractured over TP -> this chip's partial sum [1, B, M, out], without bias."""
+        return ttnn.linear(x, self.weight.tensor, dtype=dtype, compute_kernel_config=compute.matrix())
+
+    def fractured(self, x: ttnn.Tensor) -> ttnn.Tensor:
+        """x [1, B, M, in / TP] fractured over TP -> y [1, B, M, out / TP] fractured over TP. For layers without bias."""
+        return reduce_scatter(self.partial(x), self.mesh, dim=3, over=self.mesh.tp)
+
+    def replicated(self, x: ttnn.Tensor) -> ttnn.Tensor:
+        """x [1, B, M, in / TP] fractured over TP -> y [1, B, M, out] float32, replicated over TP."""
+        y = all_reduce(self.partial(x, dtype=ttnn.float32), self.mesh, over=self.mesh.tp)
+        return ttnn.add(y, self.bias.tensor) if self.has_bias else y

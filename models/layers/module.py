@@ -1,0 +1,151 @@
+"""Modules and parameters: declared placement, one strict way of loading.
+
+A parameter says which checkpoint tensors it is made of, their shapes, how they become one host tensor, and how that
+tensor lies on the mesh. Loading walks the tree once and reads one parameter at a time, so no more than one parameter
+is ever held on the host.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import ttnn
+
+from models.parallel import Mesh
+
+
+class TensorSource(Protocol):
+    """Where weights come from: a checkpoint component, or a plain mapping in tests."""
+
+    def keys(self):
+        """Names of all tensors."""
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one tensor, without reading it."""
+
+    def tensor(self, key: str):
+        """Read one tensor to the host."""
+
+
+class Parameter:
+    """A tensor of the model: ``sources`` in the checkpoint -> ``convert`` -> the mesh.
+
+    Args:
+        sources: checkpoint names relative to the owning module, each with the shape it must have there.
+        convert: host function of the source tensors (float32, in order) giving the tensor to upload; the identity
+            for a single source by default.
+        sp, tp: dim split over the SP / TP axis, None for replicated.
+        dtype, layout: as stored on the device.
+    """
+
+    def __init__(
+        self,
+        sources: dict[str, tuple[int, ...]],
+        convert: Callable | None = None,
+        *,
+        sp: int | None = None,
+        tp: int | None = None,
+        dtype: ttnn.DataType = ttnn.bfloat16,
+        layout: ttnn.Layout = ttnn.TILE_LAYOUT,
+    ) -> None:
+        self.sources = sources
+        self.convert = convert
+        self.sp = sp
+        self.tp = tp
+        self.dtype = dtype
+        self.layout = layout
+        self._tensor: ttnn.Tensor | None = None
+
+    @property
+    def tensor(self) -> ttnn.Tensor:
+        """The device tensor.
+
+        Raises:
+            RuntimeError: the parameter has not been loaded.
+        """
+        if self._tensor is None:
+            raise RuntimeError(f"parameter made of {', '.join(self.sources)} was used before it was loaded")
+        return self._tensor
+
+    def load(self, mesh: Mesh, source: TensorSource, prefix: str) -> None:
+        """Read the sources, convert and upload."""
+        parts = [source.tensor(prefix + name).float() for name in self.sources]
+        host = self.convert(*parts) if self.convert is not None else parts[0]
+        self._tensor = mesh.upload(host.contiguous(), dtype=self.dtype, layout=self.layout, sp=self.sp, tp=self.tp)
+
+    def release(self) -> None:
+        """Free the device memory."""
+        if self._tensor is not None:
+            ttnn.deallocate(self._tensor)
+            self._tensor = None
+
+
+class Module:
+    """A part of the model: attributes that are modules, lists of modules or parameters form its tree.
+
+    ``prefix`` is where the module's sources live in the checkpoint, relative to its parent ("" when the module only
+    groups others).
+    """
+
+    prefix: str = ""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+
+    def parameters(self, prefix: str = "") -> Iterator[tuple[str, str, Parameter]]:
+        """Yield (path of attributes, checkpoint prefix, parameter) over the whole tree, in order of definition."""
+        yield from self._walk("", prefix + self.prefix)
+
+    def _walk(self, path: str, prefix: str) -> Iterator[tuple[str, str, Parameter]]:
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter):
+                yield path + name, prefix, value
+                continue
+            for index, child in enumerate(value if isinstance(value, list) else [value]):
+                if isinstance(child, Module):
+                    step = f"{name}.{index}" if isinstance(value, list) else name
+                    yield from child._walk(f"{path}{step}.", prefix + child.prefix)
+
+    def load(self, source: TensorSource, *, on_parameter: Callable[[int, int], None] | None = None) -> None:
+        """Load every parameter from ``source``, which must hold exactly the model's tensors.
+
+        Raises:
+            ValueError: tensors missing, left over, or of another shape; the message names them in full.
+        """
+        parameters = list(self.parameters())
+        check_sources(parameters, source)
+        for index, (_, prefix, parameter) in enumerate(parameters):
+            parameter.load(self.mesh, source, prefix)
+            if on_parameter is not None:
+                on_parameter(index + 1, len(parameters))
+
+    def release(self) -> None:
+        """Free the device memory of all parameters."""
+        for _, _, parameter in self.parameters():
+            parameter.release()
+
+
+def check_sources(parameters: list[tuple[str, str, Parameter]], source: TensorSource) -> None:
+    """Check that ``source`` holds exactly what the parameters are made of.
+
+    Raises:
+        ValueError: tensors missing, left over, or of another shape.
+    """
+    wanted = {prefix + name: shape for _, prefix, p in parameters for name, shape in p.sources.items()}
+    present = set(source.keys())
+    missing = sorted(set(wanted) - present)
+    unexpected = sorted(present - set(wanted))
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing ({_some(missing)})")
+    if unexpected:
+        problems.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
+    for key, shape in wanted.items():
+        if key in present and tuple(source.shape(key)) != tuple(shape):
+            problems.append(f"{key} has shape {tuple(source.shape(key))}, the model needs {tuple(shape)}")
+            break
+    if problems:
+        raise ValueError(f"weights do not fit the model: {'; '.join(problems)}; check config.json and the files")
+
+
+def _some(names: list[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -1,0 +1,73 @@
+"""Configuration of the AsymmDiT, as Diffusers writes it to ``transformer/config.json``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+# The caption pool's heads are fixed in the architecture (Diffusers `MochiCombinedTimestepCaptionEmbedding` call).
+POOL_HEADS = 8
+# Settings of the reference that the port does not vary.
+_FIXED = {"qk_norm": "rms_norm", "activation_fn": "swiglu"}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of the AsymmDiT; names and defaults are Diffusers' (the defaults are Mochi 1 preview)."""
+
+    patch_size: int = 2
+    num_attention_heads: int = 24
+    attention_head_dim: int = 128
+    num_layers: int = 48
+    pooled_projection_dim: int = 1536
+    in_channels: int = 12
+    out_channels: int | None = None
+    text_embed_dim: int = 4096
+    time_embed_dim: int = 256
+    max_sequence_length: int = 256
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "TransformerConfig":
+        """Read the dictionary of a ``config.json``.
+
+        Raises:
+            ValueError: a setting that this port does not implement.
+        """
+        for name, value in _FIXED.items():
+            if config.get(name, value) != value:
+                raise ValueError(f"transformer config: {name} is {config[name]!r}, only {value!r} is implemented")
+        made = cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
+        if made.output_channels != made.in_channels:
+            raise ValueError(
+                f"transformer config: out_channels {made.output_channels} is not in_channels {made.in_channels}; "
+                "sampling needs a prediction of the latents' own shape"
+            )
+        if made.attention_head_dim % 2:
+            raise ValueError(
+                f"transformer config: attention_head_dim {made.attention_head_dim} is odd; RoPE needs pairs"
+            )
+        return made
+
+    @property
+    def output_channels(self) -> int:
+        """Channels of the prediction."""
+        return self.out_channels or self.in_channels
+
+    @property
+    def inner_dim(self) -> int:
+        """Width of the visual stream."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def ff_inner_dim(self) -> int:
+        """Inner width of the visual feed-forward."""
+        return 4 * self.inner_dim * 2 // 3
+
+    @property
+    def ff_context_inner_dim(self) -> int:
+        """Inner width of the text feed-forward."""
+        return 4 * self.pooled_projection_dim * 2 // 3
+
+    @property
+    def patch_values(self) -> int:
+        """Values in one latent patch."""
+        return self.patch_size**2 * self.in_channels

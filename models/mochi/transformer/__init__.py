@@ -1,0 +1,5 @@
+"""The AsymmDiT in TTNN."""
+
+from models.mochi.transformer.model import Grid, MochiTransformer, PreparedPrompt
+
+__all__ = ["Grid", "MochiTransformer", "PreparedPrompt"]

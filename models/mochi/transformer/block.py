@@ -1,0 +1,95 @@
+"""One AsymmDiT block: joint attention, then a feed-forward per stream, each behind modulated and gated norms."""
+
+import ttnn
+
+from models.layers import Module, SwiGLUFeedForward, Width, rms_norm
+from models.mochi.config import TransformerConfig
+from models.mochi.transformer.attention import JointAttention
+from models.mochi.transformer.conditioning import Modulation, at_step
+from models.mochi.transformer.rope import RotaryTable
+from models.mochi.transformer.widths import Widths
+from models.parallel import Mesh, gather
+
+_EPS = 1e-6
+_KINDS = ("scale", "gate", "scale", "gate")
+
+
+class Stream(Module):
+    """What a block does to one residual stream besides attention. The residual stays fractured over TP."""
+
+    def __init__(self, mesh: Mesh, width: Width, feed_forward: SwiGLUFeedForward | None) -> None:
+        super().__init__(mesh)
+        self.width = width
+        self.feed_forward = feed_forward
+
+    def modulated(self, x: ttnn.Tensor, weight: ttnn.Tensor) -> ttnn.Tensor:
+        """Norm x [1, 1, M, width / TP] with ``weight`` and gather it: [1, 1, M, width], replicated over TP."""
+        x = rms_norm(x, weight, self.mesh, self.width, _EPS)
+        return gather(x, self.mesh, dim=3, over=self.mesh.tp)
+
+    def gated(self, residual: ttnn.Tensor, x: ttnn.Tensor, gate: ttnn.Tensor) -> ttnn.Tensor:
+        """``residual + norm(x) * gate``, all [1, 1, M, width / TP]."""
+        return ttnn.add(residual, rms_norm(x, gate, self.mesh, self.width, _EPS))
+
+    def finish(self, residual: ttnn.Tensor, attended: ttnn.Tensor, weights: list[ttnn.Tensor]) -> ttnn.Tensor:
+        """Add attention's output and the feed-forward to the residual; ``weights`` are gate, scale, gate."""
+        attention_gate, scale, gate = weights
+        residual = self.gated(residual, attended, attention_gate)
+        assert self.feed_forward is not None
+        return self.gated(residual, self.feed_forward(self.modulated(residual, scale)), gate)
+
+
+class TransformerBlock(Module):
+    """A block; ``last`` is the context-pre-only form, which reads the text stream and does not write it."""
+
+    def __init__(self, mesh: Mesh, config: TransformerConfig, widths: Widths, index: int, *, last: bool) -> None:
+        super().__init__(mesh)
+        self.prefix = f"transformer_blocks.{index}."
+        visual, text = widths.visual, widths.text
+        self.visual_modulation = Modulation(mesh, "norm1.linear", visual, visual, _KINDS)
+        if last:
+            self.text_modulation = Modulation(mesh, "norm1_context.linear_1", visual, text, ("scale",))
+        else:
+            self.text_modulation = Modulation(mesh, "norm1_context.linear", visual, text, _KINDS)
+        self.attention = JointAttention(mesh, config, widths, text_output=not last)
+        self.visual = Stream(mesh, visual, SwiGLUFeedForward(mesh, "ff", visual, config.ff_inner_dim))
+        text_feed_forward = None if last else SwiGLUFeedForward(mesh, "ff_context", text, config.ff_context_inner_dim)
+        self.text = Stream(mesh, text, text_feed_forward)
+
+    def modulations(self, conditioning_11SD: ttnn.Tensor) -> tuple[list[ttnn.Tensor], list[ttnn.Tensor]]:
+        """Tables of both streams' norm weights for all steps, from silu(conditioning) [1, 1, S, D] replicated."""
+        return self.visual_modulation(conditioning_11SD), self.text_modulation(conditioning_11SD)
+
+    def __call__(
+        self,
+        spatial_1BND: ttnn.Tensor,
+        text_1BLP: ttnn.Tensor | None,
+        tables: tuple[list[ttnn.Tensor], list[ttnn.Tensor]],
+        step: int,
+        rope: RotaryTable,
+        tokens: int,
+    ) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
+        """Run the block.
+
+        Args:
+            spatial_1BND: [1, 1, N / SP, D / TP], fractured over SP on N and over TP on D.
+            text_1BLP: [1, 1, L, P / TP], replicated over SP, fractured over TP; None without text.
+            tables: what `modulations` gave.
+            step: denoising step, a row of the tables.
+            rope: rotation of the visual queries and keys.
+            tokens: real visual tokens over all shards.
+
+        Returns:
+            Both streams, placed as they came; the text stream is None after the last block.
+        """
+        visual = [at_step(table, step) for table in tables[0]]
+        normed_spatial = self.visual.modulated(spatial_1BND, visual[0])
+        normed_text, text = None, []
+        if text_1BLP is not None:
+            text = [at_step(table, step) for table in tables[1]]
+            normed_text = self.text.modulated(text_1BLP, text[0])
+        attended, attended_text = self.attention(normed_spatial, normed_text, rope, tokens)
+        spatial_1BND = self.visual.finish(spatial_1BND, attended, visual[1:])
+        if attended_text is None:
+            return spatial_1BND, None
+        return spatial_1BND, self.text.finish(text_1BLP, attended_text, text[1:])

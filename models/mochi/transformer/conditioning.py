@@ -1,0 +1,136 @@
+"""What depends on timestep and caption only: computed for all steps at once, before the denoising loop.
+
+Sources: Diffusers ``MochiCombinedTimestepCaptionEmbedding``, ``MochiAttentionPool``, ``MochiRMSNormZero``; Genmo
+``dit/joint_model/asymm_models_joint.py`` and ``layers.py``.
+"""
+
+import math
+
+import numpy as np
+import ttnn
+
+from models.layers import ColumnParallelLinear, Module, Width, compute
+from models.mochi.config import POOL_HEADS, TransformerConfig
+from models.mochi.transformer.widths import Widths
+from models.parallel import Mesh, gather
+
+
+def sinusoid(timesteps, channels: int) -> np.ndarray:
+    """Sinusoidal features [1, 1, S, channels] of model times (0..1000): cosines, then sines, base 10000.
+
+    Source: Diffusers ``get_timestep_embedding`` with ``flip_sin_to_cos=True, downscale_freq_shift=0``. They are input
+    data like the times themselves, and are made in float64 because the angles reach 1000.
+    """
+    half = channels // 2
+    frequencies = np.exp(-math.log(10000.0) * np.arange(half) / half)
+    angles = np.asarray(timesteps, dtype=np.float64)[:, None] * frequencies[None]
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)[None, None]
+
+
+class CaptionPool(Module):
+    """Attention pooling of the caption: the mean token asks all tokens, itself included."""
+
+    def __init__(self, mesh: Mesh, config: TransformerConfig, widths: Widths) -> None:
+        super().__init__(mesh)
+        self.prefix = "time_embed.pooler."
+        self.width = config.text_embed_dim
+        self.heads = POOL_HEADS // mesh.tp.size
+        self.scale = (config.text_embed_dim // POOL_HEADS) ** -0.5
+        self.to_q = ColumnParallelLinear(mesh, ["to_q"], widths.caption, widths.pool, bias=True)
+        self.to_kv = ColumnParallelLinear(mesh, ["to_kv"], widths.caption, widths.pool, chunks=2, bias=True)
+        self.to_out = ColumnParallelLinear(mesh, ["to_out"], widths.pool, widths.visual, bias=True)
+
+    def __call__(self, features_11LC: ttnn.Tensor | None) -> ttnn.Tensor:
+        """Caption features [1, 1, L, C] replicated (None without tokens) -> [1, 1, 1, D / TP] fractured over TP.
+
+        Without tokens the mean is zero and asks itself only, which is what the reference does with an all-False mask.
+        """
+        if features_11LC is None:
+            pooled = self.mesh.upload(np.zeros((1, 1, 1, self.width), dtype=np.float32))
+            tokens = pooled
+        else:
+            pooled = ttnn.mean(features_11LC, dim=2, keepdim=True, compute_kernel_config=compute.accurate())
+            tokens = ttnn.concat([pooled, features_11LC], dim=2)
+        q = self._heads(self.to_q(pooled))
+        k, v = (self._heads(part) for part in self.to_kv.split(self.to_kv(tokens)))
+        out = ttnn.transformer.scaled_dot_product_attention(
+            q, k, v, is_causal=False, scale=self.scale, compute_kernel_config=compute.accurate()
+        )
+        out = ttnn.experimental.nlp_concat_heads(out)
+        return self.to_out(gather(out, self.mesh, dim=3, over=self.mesh.tp))
+
+    def _heads(self, x: ttnn.Tensor) -> ttnn.Tensor:
+        """[1, 1, M, heads E] -> [1, heads, M, E]."""
+        rows, width = x.shape[2], x.shape[3] // self.heads
+        return ttnn.permute(ttnn.reshape(x, (1, rows, self.heads, width)), (0, 2, 1, 3))
+
+
+class Conditioning(Module):
+    """Timestep embedding plus pooled caption, for all steps of a schedule at once; and the caption projection."""
+
+    def __init__(self, mesh: Mesh, config: TransformerConfig, widths: Widths) -> None:
+        super().__init__(mesh)
+        self.channels = config.time_embed_dim
+        visual = widths.visual
+        time = Width.plain(config.time_embed_dim)
+        step = "time_embed.timestep_embedder"
+        self.linear_1 = ColumnParallelLinear(mesh, [f"{step}.linear_1"], time, visual, bias=True)
+        self.linear_2 = ColumnParallelLinear(mesh, [f"{step}.linear_2"], visual, visual, bias=True)
+        self.pool = CaptionPool(mesh, config, widths)
+        self.caption = ColumnParallelLinear(mesh, ["time_embed.caption_proj"], widths.caption, widths.text, bias=True)
+
+    def __call__(self, timesteps, features_11LC: ttnn.Tensor | None) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
+        """Condition every step on the caption.
+
+        Args:
+            timesteps: S model times, (1 - sigma) * 1000.
+            features_11LC: caption features [1, 1, L, C], replicated; None for a prompt without tokens.
+
+        Returns:
+            silu(conditioning) [1, 1, S, D] replicated, and the text stream's start [1, 1, L, P / TP] fractured over
+            TP (None without tokens).
+        """
+        tp = self.mesh.tp
+        x = self.linear_1(self.mesh.upload(sinusoid(timesteps, self.channels)), activation="silu")
+        x = self.linear_2(gather(x, self.mesh, dim=3, over=tp), dtype=ttnn.float32)
+        pooled = self.pool(features_11LC)
+        conditioning = ttnn.silu(ttnn.add(x, pooled, dtype=ttnn.float32))
+        conditioning = gather(ttnn.typecast(conditioning, ttnn.bfloat16), self.mesh, dim=3, over=tp)
+        return conditioning, None if features_11LC is None else self.caption(features_11LC)
+
+
+class Modulation(Module):
+    """Adaptive norm weights of one stream of one block, for all steps.
+
+    ``kinds`` names the stacked outputs in checkpoint order: "scale" gives ``1 + s``, "gate" gives ``tanh(g)``,
+    "shift" gives the value itself.
+    """
+
+    def __init__(self, mesh: Mesh, name: str, width: Width, out_width: Width, kinds: tuple[str, ...]) -> None:
+        super().__init__(mesh)
+        self.linear = ColumnParallelLinear(mesh, [name], width, out_width, chunks=len(kinds), bias=True)
+        self.kinds = kinds
+        self.factor = out_width.norm_factor
+
+    def __call__(self, conditioning_11SD: ttnn.Tensor) -> list[ttnn.Tensor]:
+        """Conditioning [1, 1, S, D] replicated -> one table [1, 1, S, width / TP] per kind, fractured over TP.
+
+        Tables are float32, and carry the padded width's norm factor unless they are shifts.
+        """
+        tables = []
+        for kind, part in zip(
+            self.kinds, self.linear.split(self.linear(conditioning_11SD, dtype=ttnn.float32)), strict=True
+        ):
+            if kind == "scale":
+                part = ttnn.add(part, 1.0)
+            elif kind == "gate":
+                part = ttnn.tanh(part)
+            if kind != "shift" and self.factor != 1.0:
+                part = ttnn.multiply(part, self.factor)
+            tables.append(part)
+        return tables
+
+
+def at_step(table_11SD: ttnn.Tensor, step: int) -> ttnn.Tensor:
+    """Row ``step`` of a table [1, 1, S, D / TP] as [1, 1, 1, D / TP]."""
+    return ttnn.slice(table_11SD, [0, 0, step, 0], [1, 1, step + 1, table_11SD.shape[3]])

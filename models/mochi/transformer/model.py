@@ -1,0 +1,170 @@
+"""The AsymmDiT (Asymmetric Diffusion Transformer) of Mochi 1 on a mesh."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import ttnn
+
+from models.layers import ColumnParallelLinear, Module, RowParallelLinear, Width, layer_norm
+from models.mochi.config import TransformerConfig
+from models.mochi.transformer.block import TransformerBlock
+from models.mochi.transformer.conditioning import Conditioning, Modulation, at_step
+from models.mochi.transformer.rope import RotaryEmbedding, RotaryTable, padded_tokens
+from models.mochi.transformer.widths import Widths
+from models.parallel import Mesh
+
+_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A video's visual tokens: ``frames x rows x columns`` patches, and their rotation."""
+
+    frames: int
+    rows: int
+    columns: int
+    rope: RotaryTable
+
+    @property
+    def tokens(self) -> int:
+        """Real visual tokens over all shards."""
+        return self.frames * self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """Everything in a denoising run that depends on prompt and schedule only.
+
+    ``text_1BLP`` is the start of the text stream, fractured over TP (None for a prompt without tokens); ``blocks``
+    and ``final`` are norm weights for all S steps.
+    """
+
+    text_1BLP: ttnn.Tensor | None
+    blocks: list[tuple[list[ttnn.Tensor], list[ttnn.Tensor]]]
+    final: list[ttnn.Tensor]
+
+
+class MochiTransformer(Module):
+    """AsymmDiT: patches and a caption in, the estimate of ``z0 - noise`` per patch out."""
+
+    def __init__(self, config: TransformerConfig, mesh: Mesh) -> None:
+        """Declare the model; `load` fills it.
+
+        Raises:
+            ValueError: the layout's TP does not divide the heads.
+        """
+        super().__init__(mesh)
+        self.config = config
+        widths = Widths.of(config, mesh.tp.size)
+        visual = widths.visual
+        self.patch_embed = PatchEmbed(mesh, config, visual)
+        self.conditioning = Conditioning(mesh, config, widths)
+        self.rotary = RotaryEmbedding(mesh, config, widths.head)
+        self.blocks = [
+            TransformerBlock(mesh, config, widths, index, last=index == config.num_layers - 1)
+            for index in range(config.num_layers)
+        ]
+        self.final = FinalLayer(mesh, config, visual)
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint, mesh: Mesh, *, on_parameter: Callable[[int, int], None] | None = None
+    ) -> "MochiTransformer":
+        """Build from a checkpoint component: its ``config`` (Diffusers' names) and its tensors, loaded strictly.
+
+        Raises:
+            ValueError: the configuration, the layout or the weights do not fit.
+        """
+        model = cls(TransformerConfig.from_dict(checkpoint.config), mesh)
+        model.load(checkpoint, on_parameter=on_parameter)
+        return model
+
+    def grid(self, frames: int, rows: int, columns: int) -> Grid:
+        """Prepare a geometry of ``frames x rows x columns`` patches."""
+        return Grid(frames, rows, columns, self.rotary(frames, rows, columns))
+
+    def prepare(self, features, timesteps: Sequence[float]) -> PreparedPrompt:
+        """Compute everything that depends on prompt and schedule, for all steps.
+
+        Args:
+            features: host caption features [L, C] of the prompt's real tokens, L >= 0.
+            timesteps: S model times, (1 - sigma) * 1000.
+
+        Raises:
+            ValueError: more tokens than the model was made for.
+        """
+        length = features.shape[0]
+        if length > self.config.max_sequence_length:
+            raise ValueError(f"{length} text tokens are more than the model's {self.config.max_sequence_length}")
+        uploaded = self.mesh.upload(features[None, None]) if length else None
+        conditioning_11SD, text_1BLP = self.conditioning(timesteps, uploaded)
+        blocks = [block.modulations(conditioning_11SD) for block in self.blocks]
+        return PreparedPrompt(text_1BLP, blocks, self.final.modulation(conditioning_11SD))
+
+    def upload_patches(self, patches) -> ttnn.Tensor:
+        """Host patches [N, I] float32 -> [1, 1, N / SP, I] float32, fractured over SP, padded with zeros."""
+        import torch
+
+        patches = torch.as_tensor(patches)
+        padding = padded_tokens(patches.shape[0], self.mesh.sp.size) - patches.shape[0]
+        patches = torch.nn.functional.pad(patches, (0, 0, 0, padding))
+        return self.mesh.upload(patches[None, None], dtype=ttnn.float32, sp=2)
+
+    def download_patches(self, patches_1BNI: ttnn.Tensor, tokens: int):
+        """[1, 1, N / SP, I] fractured over SP -> host patches [tokens, I] float32."""
+        return self.mesh.download(patches_1BNI, sp=2)[0, 0, :tokens].float()
+
+    def __call__(self, patches_1BNI: ttnn.Tensor, prompt: PreparedPrompt, step: int, grid: Grid) -> ttnn.Tensor:
+        """Predict ``z0 - noise``.
+
+        Args:
+            patches_1BNI: latent patches [1, 1, N / SP, I] float32, values ordered (row, column, channel), fractured
+                over SP on N, replicated over TP.
+            prompt: what `prepare` gave.
+            step: denoising step, an index into the timesteps given to `prepare`.
+            grid: what `grid` gave.
+
+        Returns:
+            The prediction, shaped, ordered and placed like the patches, float32.
+        """
+        spatial_1BND = self.patch_embed(patches_1BNI)
+        text_1BLP = prompt.text_1BLP
+        for block, tables in zip(self.blocks, prompt.blocks, strict=True):
+            spatial_1BND, text_1BLP = block(spatial_1BND, text_1BLP, tables, step, grid.rope, grid.tokens)
+        return self.final(spatial_1BND, prompt.final, step)
+
+
+class PatchEmbed(Module):
+    """Linear embedding of latent patches (a strided convolution in the reference)."""
+
+    def __init__(self, mesh: Mesh, config: TransformerConfig, width: Width) -> None:
+        super().__init__(mesh)
+        patch, channels = config.patch_size, config.in_channels
+        values = config.patch_values
+
+        self.proj = ColumnParallelLinear(mesh, ["patch_embed.proj"], Width.plain(values), width, bias=True)
+        flat = self.proj.weight.convert
+        assert flat is not None
+        # The reference's kernel is [D, channel, row, column]; patches are ordered as the final layer writes them.
+        self.proj.weight.sources = {"patch_embed.proj.weight": (width.size, channels, patch, patch)}
+        self.proj.weight.convert = lambda kernel: flat(kernel.permute(0, 2, 3, 1).flatten(1))
+
+    def __call__(self, patches_1BNI: ttnn.Tensor) -> ttnn.Tensor:
+        """[1, 1, N / SP, I] float32 replicated over TP -> [1, 1, N / SP, D / TP] fractured over TP."""
+        return self.proj(ttnn.typecast(patches_1BNI, ttnn.bfloat16))
+
+
+class FinalLayer(Module):
+    """Modulated layer norm and the projection back to patches."""
+
+    def __init__(self, mesh: Mesh, config: TransformerConfig, width: Width) -> None:
+        super().__init__(mesh)
+        self.width = width
+        self.modulation = Modulation(mesh, "norm_out.linear", width, width, ("scale", "shift"))
+        self.proj = RowParallelLinear(mesh, "proj_out", width, Width.plain(config.patch_values), bias=True)
+
+    def __call__(self, spatial_1BND: ttnn.Tensor, tables: list[ttnn.Tensor], step: int) -> ttnn.Tensor:
+        """[1, 1, N / SP, D / TP] fractured over TP -> [1, 1, N / SP, I] float32, replicated over TP."""
+        scale, shift = (at_step(table, step) for table in tables)
+        normed = layer_norm(spatial_1BND, scale, shift, self.mesh, self.width, _EPS)
+        return self.proj.replicated(normed)

@@ -1,0 +1,92 @@
+"""Learned 3-D rotary position embedding: cosines and sines per token and head, computed once per geometry.
+
+Source: Genmo ``dit/joint_model/rope_mixed.py`` and Diffusers ``MochiRoPE``. The angle of token n, head h, pair f is
+``sum_d position[n, d] * pos_frequencies[d, h, f]``; spatial positions are the centres of bins over a range scaled so
+that the whole image has the area of 192 x 192.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import ttnn
+
+from models.layers import Module, Parameter, Width
+from models.mochi.config import TransformerConfig
+from models.parallel import TILE, Mesh, round_up
+
+_TARGET_AREA = 192 * 192
+
+
+def padded_tokens(tokens: int, sp: int) -> int:
+    """Visual tokens as stored: whole tiles per SP shard; without SP just the tokens (ttnn pads the last tile)."""
+    return tokens if sp == 1 else round_up(tokens, TILE * sp)
+
+
+def positions(frames: int, rows: int, columns: int) -> np.ndarray:
+    """Positions [3, N] (time, height, width) of ``frames * rows * columns`` tokens in that order, float64."""
+    scale = math.sqrt(_TARGET_AREA / (rows * columns))
+
+    def centres(count: int) -> np.ndarray:
+        return (np.arange(count) + 0.5 - count / 2) * scale
+
+    grid = np.meshgrid(np.arange(frames), centres(rows), centres(columns), indexing="ij")
+    return np.stack([axis.reshape(-1) for axis in grid])
+
+
+@dataclass(frozen=True)
+class RotaryTable:
+    """``cos`` and ``sin`` [1, H / TP, N / SP, E], each pair's value twice; ``rotate`` [1, 1, 32, 32] turns pairs."""
+
+    cos: ttnn.Tensor
+    sin: ttnn.Tensor
+    rotate: ttnn.Tensor
+
+    def apply(self, x: ttnn.Tensor) -> ttnn.Tensor:
+        """Rotate x [1, H / TP, N / SP, E], fractured like the table."""
+        return ttnn.experimental.rotary_embedding_llama(x, self.cos, self.sin, self.rotate, is_decode_mode=False)
+
+
+class RotaryEmbedding(Module):
+    """The learned frequencies and what they make of a geometry."""
+
+    def __init__(self, mesh: Mesh, config: TransformerConfig, head: Width) -> None:
+        super().__init__(mesh)
+        heads, width = config.num_attention_heads, config.attention_head_dim
+        # Neighbouring channels form a pair and share an angle; padded channels get angle 0.
+        self.frequencies = Parameter(
+            {"pos_frequencies": (3, heads, width // 2)},
+            lambda f: head.pad(f.repeat_interleave(2, dim=-1), 2)[:, :, None],
+            tp=1,
+            dtype=ttnn.float32,
+        )
+
+    def __call__(self, frames: int, rows: int, columns: int) -> RotaryTable:
+        """Tables for a grid of ``frames x rows x columns`` tokens, padded to whole tiles per SP shard.
+
+        Angles, cosines and sines are float32 on the mesh; the tables are bfloat16, the dtype of the rotation op.
+        """
+        place = positions(frames, rows, columns)
+        tokens = place.shape[1]
+        host = np.zeros((3, 1, padded_tokens(tokens, self.mesh.sp.size), 1), dtype=np.float32)
+        host[:, 0, :tokens, 0] = place
+        frequencies = self.frequencies.tensor
+        _, heads, _, width = frequencies.shape
+        angles = None
+        for axis in range(3):
+            place_11N1 = self.mesh.upload(host[axis : axis + 1], dtype=ttnn.float32, sp=2)
+            frequency = ttnn.slice(frequencies, [axis, 0, 0, 0], [axis + 1, heads, 1, width])
+            part = ttnn.multiply(place_11N1, frequency)
+            angles = part if angles is None else ttnn.add(angles, part)
+        cos = ttnn.typecast(ttnn.cos(angles), ttnn.bfloat16)
+        sin = ttnn.typecast(ttnn.sin(angles), ttnn.bfloat16)
+        return RotaryTable(cos, sin, self.mesh.upload(_pair_rotation()))
+
+
+def _pair_rotation() -> np.ndarray:
+    """The 32 x 32 matrix that takes (a, b) to (-b, a) in every pair of columns."""
+    matrix = np.zeros((1, 1, TILE, TILE), dtype=np.float32)
+    even = np.arange(0, TILE, 2)
+    matrix[0, 0, even + 1, even] = -1.0
+    matrix[0, 0, even, even + 1] = 1.0
+    return matrix

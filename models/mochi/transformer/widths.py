@@ -1,0 +1,37 @@
+"""The padded widths of one AsymmDiT on one mesh, computed once and shared by its modules."""
+
+from dataclasses import dataclass
+
+from models.layers import Width
+from models.mochi.config import POOL_HEADS, TransformerConfig
+
+
+@dataclass(frozen=True)
+class Widths:
+    """D (visual), P (text), attention heads, one head, caption features and the pool's heads, as stored."""
+
+    visual: Width
+    text: Width
+    heads: Width
+    head: Width
+    caption: Width
+    pool: Width
+
+    @classmethod
+    def of(cls, config: TransformerConfig, tp: int) -> "Widths":
+        """Widths for ``tp`` tensor shards.
+
+        Raises:
+            ValueError: TP does not divide the heads of the attention or of the caption pool.
+        """
+        for name, heads in (("attention", config.num_attention_heads), ("caption-pool", POOL_HEADS)):
+            if heads % tp:
+                raise ValueError(f"TP={tp} does not divide the model's {heads} {name} heads: choose another layout")
+        return cls(
+            visual=Width.sharded(config.inner_dim, tp),
+            text=Width.sharded(config.pooled_projection_dim, tp),
+            heads=Width.heads(config.num_attention_heads, config.attention_head_dim),
+            head=Width.heads(1, config.attention_head_dim),
+            caption=Width.plain(config.text_embed_dim),
+            pool=Width.heads(POOL_HEADS, config.text_embed_dim // POOL_HEADS),
+        )

@@ -1,0 +1,92 @@
+"""Mesh layouts: which mesh axis carries sequence parallelism (SP) and which tensor parallelism (TP).
+
+A layout is written ``2x4sp0tp1``: a mesh of 2 rows and 4 columns, SP over axis 0 (2 shards), TP over axis 1 (4).
+"""
+
+import re
+from dataclasses import dataclass
+
+_PATTERN = re.compile(r"(?:(\d+)x(\d+))?sp([01])tp([01])")
+_FORM = "write it as sp0tp1 or sp1tp0, with or without the mesh in front (2x4sp0tp1)"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Assignment of the mesh axes: ``sp_axis`` and ``tp_axis`` are the two axes of ``mesh_shape`` in some order."""
+
+    mesh_shape: tuple[int, int]
+    sp_axis: int
+    tp_axis: int
+
+    def __post_init__(self) -> None:
+        """Check that the two axes differ.
+
+        Raises:
+            ValueError: SP and TP name the same mesh axis, or the mesh is empty.
+        """
+        if {self.sp_axis, self.tp_axis} != {0, 1}:
+            raise ValueError(f"layout sp{self.sp_axis}tp{self.tp_axis}: SP and TP need different mesh axes; {_FORM}")
+        if min(self.mesh_shape) < 1:
+            raise ValueError(f"mesh {self.mesh_shape[0]}x{self.mesh_shape[1]}: both sides must be at least 1")
+
+    @property
+    def sp(self) -> int:
+        """Number of sequence shards."""
+        return self.mesh_shape[self.sp_axis]
+
+    @property
+    def tp(self) -> int:
+        """Number of tensor shards."""
+        return self.mesh_shape[self.tp_axis]
+
+    def __str__(self) -> str:
+        rows, cols = self.mesh_shape
+        return f"{rows}x{cols}sp{self.sp_axis}tp{self.tp_axis}"
+
+    @classmethod
+    def parse(cls, text: str, mesh_shape: tuple[int, int] | None = None) -> "Layout":
+        """Read a layout such as ``sp0tp1`` (with ``mesh_shape``) or ``2x4sp0tp1``.
+
+        Raises:
+            ValueError: the text is not a layout, names another mesh than ``mesh_shape``, or names none at all.
+        """
+        match = _PATTERN.fullmatch(text.strip().lower())
+        if match is None:
+            raise ValueError(f"layout {text!r} is not a layout: {_FORM}")
+        rows, cols, sp_axis, tp_axis = match.groups()
+        named = (int(rows), int(cols)) if rows is not None else None
+        if named is not None and mesh_shape is not None and named != tuple(mesh_shape):
+            raise ValueError(
+                f"layout {text!r} is for mesh {named[0]}x{named[1]}, but the mesh is "
+                f"{mesh_shape[0]}x{mesh_shape[1]}: give the same mesh in both"
+            )
+        shape = named or mesh_shape
+        if shape is None:
+            raise ValueError(f"layout {text!r} names no mesh: {_FORM}")
+        return cls((shape[0], shape[1]), int(sp_axis), int(tp_axis))
+
+    @classmethod
+    def default(cls, mesh_shape: tuple[int, int], heads: int | None = None) -> "Layout":
+        """Choose a layout: TP over the longer axis up to 4 chips wide, SP over the other.
+
+        Four is where a Wormhole chip's share of Mochi's weights fits beside its activations; a wider TP only adds
+        traffic. With ``heads``, an axis that does not divide the heads is not taken for TP if the other one does.
+        """
+        candidates = [cls(mesh_shape, 0, 1), cls(mesh_shape, 1, 0)]
+        if heads is not None:
+            candidates = [c for c in candidates if heads % c.tp == 0] or candidates
+        return min(candidates, key=lambda c: (c.tp > 4, -c.tp if c.tp <= 4 else c.tp))
+
+    def check_heads(self, heads: int) -> None:
+        """Check that TP divides the attention heads.
+
+        Raises:
+            ValueError: it does not; the message names both numbers and the layouts that would do.
+        """
+        if heads % self.tp:
+            rows, cols = self.mesh_shape
+            other = Layout(self.mesh_shape, self.tp_axis, self.sp_axis)
+            mend = f"layout {other} does" if heads % other.tp == 0 else "choose another mesh"
+            raise ValueError(
+                f"layout {self}: TP={self.tp} does not divide {heads} attention heads on mesh {rows}x{cols}; {mend}"
+            )

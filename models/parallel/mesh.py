@@ -1,0 +1,129 @@
+"""A mesh device with its layout: where tensors lie, and the resources that collectives need."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ttnn
+
+from models.parallel.layout import Layout
+
+TILE = 32
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Smallest multiple of ``multiple`` that is at least ``value``."""
+    return -(-value // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One mesh axis in its role: ``index`` in the mesh, ``size`` in chips."""
+
+    index: int
+    size: int
+
+
+class Mesh:
+    """A ttnn mesh device, its `Layout`, and the collective resources that live as long as it does."""
+
+    def __init__(self, device: ttnn.MeshDevice, layout: Layout) -> None:
+        """Bind ``device`` to ``layout``.
+
+        Raises:
+            ValueError: the layout is for another mesh shape.
+        """
+        shape = (device.shape[0], device.shape[1])
+        if shape != layout.mesh_shape:
+            raise ValueError(f"layout {layout} is not for the open mesh {shape[0]}x{shape[1]}: use its own shape")
+        self.device = device
+        self.layout = layout
+        self.sp = Axis(layout.sp_axis, layout.sp)
+        self.tp = Axis(layout.tp_axis, layout.tp)
+        grid = device.compute_with_storage_grid_size()
+        self.grid = (grid.x, grid.y)
+        self.topology = ttnn.Topology.Linear
+        self.num_links = 1
+        self._semaphores: dict[str, list] = {}
+        self._buffers: dict[tuple, ttnn.Tensor] = {}
+
+    def upload(
+        self,
+        host,
+        *,
+        dtype: ttnn.DataType = ttnn.bfloat16,
+        layout: ttnn.Layout = ttnn.TILE_LAYOUT,
+        sp: int | None = None,
+        tp: int | None = None,
+    ) -> ttnn.Tensor:
+        """Put a host tensor or numpy array on the mesh: dim ``sp`` split over SP, dim ``tp`` over TP, the rest replicated.
+
+        Raises:
+            ValueError: a split dim is not divisible by its axis.
+        """
+        import torch
+
+        dims: list[int | None] = [None, None]
+        for axis, dim, name in ((self.sp, sp, "SP"), (self.tp, tp, "TP")):
+            if dim is None or axis.size == 1:
+                continue
+            if host.shape[dim] % axis.size:
+                raise ValueError(
+                    f"dim {dim} of shape {tuple(host.shape)} does not split over {name}={axis.size}: pad it first"
+                )
+            dims[axis.index] = dim
+        if dims == [None, None]:
+            mapper = ttnn.ReplicateTensorToMesh(self.device)
+        else:
+            mapper = ttnn.ShardTensor2dMesh(self.device, mesh_shape=self.layout.mesh_shape, dims=tuple(dims))
+        return ttnn.from_torch(
+            torch.as_tensor(host), device=self.device, dtype=dtype, layout=layout, mesh_mapper=mapper
+        )
+
+    def download(self, tensor: ttnn.Tensor, *, sp: int | None = None, tp: int | None = None):
+        """Bring a tensor to the host: dim ``sp`` joined over SP, dim ``tp`` over TP, one replica of the rest.
+
+        Returns:
+            A ``torch.Tensor`` of the tensor's own dtype.
+        """
+        parts = ttnn.get_device_tensors(ttnn.from_device(tensor))
+        rows, cols = self.layout.mesh_shape
+        grid = [[ttnn.to_torch(parts[r * cols + c]) for c in range(cols)] for r in range(rows)]
+        by_axis = {self.sp.index: sp, self.tp.index: tp}
+        joined_rows = [_join(row, by_axis[1]) for row in grid]
+        return _join(joined_rows, by_axis[0])
+
+    def semaphores(self, name: str, count: int) -> list:
+        """Global semaphores for the collective ``name``, made on first use and kept."""
+        if name not in self._semaphores:
+            cores = ttnn.CoreRangeSet(
+                {ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(self.grid[0] - 1, self.grid[1] - 1))}
+            )
+            self._semaphores[name] = [ttnn.create_global_semaphore(self.device, cores, 0) for _ in range(count)]
+        return self._semaphores[name]
+
+    def buffer(self, name: str, shape: Sequence[int], dtype: ttnn.DataType) -> ttnn.Tensor:
+        """A persistent DRAM buffer of one device's ``shape``, made on first use and kept.
+
+        The same name, shape and dtype give the same buffer: whatever a collective left in it is overwritten by the
+        next that uses it, so two values alive at once need two names.
+        """
+        key = (name, tuple(shape), dtype)
+        if key not in self._buffers:
+            self._buffers[key] = ttnn.allocate_tensor_on_device(
+                ttnn.Shape(list(shape)), dtype, ttnn.TILE_LAYOUT, self.device
+            )
+        return self._buffers[key]
+
+    def release(self) -> None:
+        """Free the persistent buffers (another geometry wants others)."""
+        for buffer in self._buffers.values():
+            ttnn.deallocate(buffer)
+        self._buffers.clear()
+
+
+def _join(parts: list, dim: int | None):
+    if dim is None or len(parts) == 1:
+        return parts[0]
+    import torch
+
+    return torch.cat(parts, dim=dim)

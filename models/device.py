@@ -1,7 +1,7 @@
 """The one doorway to a mesh: real cards where there are any, a mock mesh where there are none.
 
-Pipelines and command-line programs open their mesh here; model code takes a `ttnn.MeshDevice` and does not know
-which kind it got. Nothing here reads the environment or imports ttnn until a mesh is opened.
+Pipelines and command-line programs open their mesh here; model code takes a `ttnn.MeshDevice` and does not
+know which kind it got. Nothing here reads the environment or imports ttnn until a mesh is opened.
 """
 
 import re
@@ -15,17 +15,27 @@ from loguru import logger
 from models.mock.cluster import block_within
 from models.mock.guard import cards, quiet_ttnn
 from models.mock.mesh import close_mock_mesh, mark_hardware, open_mock_mesh, process_system
+from models.system_report import DEFAULT_MESH, HARDWARE_HINT, SystemReport, describe
 
 if TYPE_CHECKING:
     import ttnn
 
-__all__ = ["DEFAULT_MESH", "Mode", "OpenMesh", "cards", "choose_mode", "open_mesh", "parse_mesh"]
+__all__ = [
+    "DEFAULT_MESH",
+    "Mode",
+    "OpenMesh",
+    "RunMode",
+    "SystemReport",
+    "cards",
+    "choose_mode",
+    "describe",
+    "open_mesh",
+    "parse_mesh",
+    "quiet_ttnn",
+]
 
 RunMode = Literal["hardware", "golden", "dry-run"]
 Mode = Literal["auto", "hardware", "golden", "dry-run"]
-
-DEFAULT_MESH = "2x4"
-"""Mesh used where the user names none."""
 
 
 @dataclass
@@ -102,13 +112,6 @@ def choose_mode(mode: Mode = "auto", *, card_directory: Path | None = None) -> R
     return cast(RunMode, mode)
 
 
-HARDWARE_HINT = (
-    "install the kernel driver tt-kmd, flash the firmware with tt-flash and install the sfpi compiler, so that "
-    "/dev/tenstorrent lists the cards; or use mode 'golden' or 'dry-run', which need none"
-)
-"""How a machine without cards gets to hardware."""
-
-
 def open_mesh(
     mesh: str | tuple[int, int] = DEFAULT_MESH, mode: Mode = "auto", *, card_directory: Path | None = None
 ) -> OpenMesh:
@@ -118,7 +121,8 @@ def open_mesh(
 
     Args:
         mesh: shape, as "2x4" or (2, 4).
-        mode: "hardware", "golden" (mock mesh, numbers from torch), "dry-run" (mock mesh, no numbers) or "auto".
+        mode: "hardware", "golden" (mock mesh, numbers from torch), "dry-run" (mock mesh, no numbers), or
+            "auto" for hardware if there are cards and golden if not.
         card_directory: where to look for cards; the kernel driver's directory by default.
 
     Raises:

@@ -165,9 +165,7 @@ N300 = System("n300", (1, 2), (8, 8), "n300", 0b11, True, lambda: _n300_cards(1)
 N300_PAIR = System("n300-pair", (2, 2), (8, 8), "n300", 0b11, True, lambda: _n300_cards(2))
 T3000 = System("t3000", (2, 4), (8, 8), "n300", 0b11, True, lambda: _n300_cards(4))
 GALAXY = System("galaxy", (_ROWS, _COLS), (8, 9), "ubb", 0, False, _galaxy)
-GALAXY_TORUS = System(
-    "galaxy-torus", (_ROWS, _COLS), (8, 9), "ubb", 0, False, lambda: _galaxy(True), ring=True
-)
+GALAXY_TORUS = System("galaxy-torus", (_ROWS, _COLS), (8, 9), "ubb", 0, False, lambda: _galaxy(True), ring=True)
 
 SYSTEMS: dict[str, System] = {s.name: s for s in (N150, N300, N300_PAIR, T3000, GALAXY, GALAXY_TORUS)}
 """Every mock system by name, smallest first."""

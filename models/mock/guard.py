@@ -1,6 +1,7 @@
 """What keeps the mock away from machines that have the real thing, and ttnn's logs away from terminals."""
 
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -38,11 +39,17 @@ def refuse_cards(*, beside_cards: bool, directory: Path | None = None) -> None:
 
 
 def quiet_ttnn() -> ModuleType:
-    """Import ttnn without its start-up chatter and return it.
+    """Import ttnn without the configuration it logs at import, and return it.
 
-    The chatter stays if the user set TT_LOGGER_LEVEL. Nothing else of the user's logging is touched.
+    A program that imports ttnn elsewhere calls this first. The log stays if the user set TT_LOGGER_LEVEL, and
+    what ttnn logs later (its warnings) is always let through.
     """
-    (logger.enable if os.environ.get("TT_LOGGER_LEVEL") else logger.disable)("ttnn")
-    import ttnn
-
+    silence = "ttnn" not in sys.modules and not os.environ.get("TT_LOGGER_LEVEL")
+    if silence:
+        logger.disable("ttnn")
+    try:
+        import ttnn
+    finally:
+        if silence:
+            logger.enable("ttnn")
     return ttnn

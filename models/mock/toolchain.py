@@ -23,7 +23,9 @@ from pathlib import Path
 
 import platformdirs
 
-_COMPILER = Path("runtime/sfpi/compiler/bin/riscv-tt-elf-g++")
+COMPILER = Path("runtime/sfpi/compiler/bin/riscv-tt-elf-g++")
+"""Where ttnn looks for the compiler, below a runtime root."""
+
 _SUPPORT = Path("placeholder")
 _OBJECT = _SUPPORT / "kernel.o"
 _LINKS = _SUPPORT / "links"
@@ -54,7 +56,7 @@ class Toolchain:
     @property
     def compiler(self) -> Path:
         """The placeholder compiler."""
-        return self.root / _COMPILER
+        return self.root / COMPILER
 
 
 def cache_directory() -> Path:
@@ -115,9 +117,7 @@ def compiler_banner(package: Path) -> str:
     return f"riscv-tt-elf-g++ (tenstorrent/sfpi:{values['sfpi_version']}{build}) 15.1.0"
 
 
-def locate_toolchain(
-    cache: Path | None = None, *, package: Path | None = None, zig: Path | None = None
-) -> Toolchain:
+def locate_toolchain(cache: Path | None = None, *, package: Path | None = None, zig: Path | None = None) -> Toolchain:
     """Where the mock's runtime root is or would be. Builds nothing.
 
     Args:
@@ -136,9 +136,7 @@ def locate_toolchain(
     return Toolchain(cache / "runtime" / key, cache / "kernels" / key, banner, package, zig)
 
 
-def prepare_toolchain(
-    cache: Path | None = None, *, package: Path | None = None, zig: Path | None = None
-) -> Toolchain:
+def prepare_toolchain(cache: Path | None = None, *, package: Path | None = None, zig: Path | None = None) -> Toolchain:
     """Build the mock's runtime root, or return the complete one that is already there.
 
     A root that is damaged or incomplete is built anew; processes that race wait for one another. The
@@ -224,7 +222,7 @@ def _build(chain: Toolchain) -> None:
     with tempfile.TemporaryDirectory(dir=parent, prefix=f".{chain.root.name}-") as scratch:
         new = Path(scratch) / "root"
         links = _wanted_links(chain.package)
-        for folder in (_COMPILER.parent, _LINKS):
+        for folder in (COMPILER.parent, _LINKS):
             (new / folder).mkdir(parents=True)
         for name, target in links.items():
             (new / name).symlink_to(target)
@@ -237,10 +235,8 @@ def _build(chain: Toolchain) -> None:
         }
         flags = [f"-DPLACEHOLDER_{name}={json.dumps(value)}" for name, value in defines.items()]
         source = str(_HERE / "placeholder.c")
-        _zig(
-            chain.zig, scratch, ["-O2", "-s", "-Wall", "-Werror", *flags, source, "-o", str(new / _COMPILER)]
-        )
-        files = {str(name): _digest(new / name) for name in (_COMPILER, _OBJECT)}
+        _zig(chain.zig, scratch, ["-O2", "-s", "-Wall", "-Werror", *flags, source, "-o", str(new / COMPILER)])
+        files = {str(name): _digest(new / name) for name in (COMPILER, _OBJECT)}
         (new / _MANIFEST).write_text(json.dumps({"links": sorted(links), "files": files}))
         if chain.root.exists() or chain.root.is_symlink():
             chain.root.rename(Path(scratch) / "damaged")

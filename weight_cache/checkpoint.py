@@ -133,9 +133,7 @@ class Component:
         self.variant = variant
         path = self.directory / "config.json"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"checkpoint component {self.name} has no config.json in {self.directory}"
-            )
+            raise FileNotFoundError(f"checkpoint component {self.name} has no config.json in {self.directory}")
         self.config = _read_json(path)
 
     @property

@@ -16,6 +16,7 @@ from typing import Any
 
 THRESHOLD_NOISE = 0.025
 TIMESTEPS = 1000
+NUM_STEPS = 64
 
 
 def linear_quadratic_schedule(
@@ -56,6 +57,29 @@ def linear_quadratic_schedule(
     sigmas = [1.0 - u for u in removed] + [0.0]
     check_sigmas(sigmas)
     return sigmas
+
+
+def resolve_sigmas(
+    num_steps: int | None,
+    sigmas: Sequence[float] | None = None,
+    threshold_noise: float | None = None,
+    linear_steps: int | None = None,
+) -> list[float]:
+    """The n + 1 sigmas: those given, or the linear-quadratic schedule.
+
+    Raises:
+        ValueError: an argument is out of range, or `sigmas` comes with arguments of the schedule.
+    """
+    if sigmas is None:
+        steps = NUM_STEPS if num_steps is None else num_steps
+        threshold = THRESHOLD_NOISE if threshold_noise is None else threshold_noise
+        return linear_quadratic_schedule(steps, threshold, linear_steps)
+    if threshold_noise is not None or linear_steps is not None:
+        raise ValueError("threshold_noise and linear_steps belong to the schedule that sigmas replaces: leave them out")
+    values = check_sigmas(sigmas)
+    if num_steps not in (None, len(values) - 1):
+        raise ValueError(f"{len(values)} sigmas are {len(values) - 1} steps, not {num_steps}: leave the number out")
+    return values
 
 
 def check_sigmas(sigmas: Sequence[float]) -> list[float]:

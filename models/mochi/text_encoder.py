@@ -151,6 +151,5 @@ def _load_tokenizer(directory: Path) -> Any:
     except Exception as error:
         # Whatever a damaged file makes of the libraries below, the user's mend is the same.
         raise ValueError(
-            f"the tokenizer in {directory} cannot be read ({' '.join(str(error).split())[:200]}): "
-            "download it again"
+            f"the tokenizer in {directory} cannot be read ({' '.join(str(error).split())[:200]}): download it again"
         ) from error

@@ -136,9 +136,7 @@ def build(directory: Path) -> None:
     for block in vae.decoder.up_blocks:
         _smooth_upsampling_(block)
 
-    text_encoder = T5EncoderModel(
-        T5Config(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, **TEXT_ENCODER)
-    )
+    text_encoder = T5EncoderModel(T5Config(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, **TEXT_ENCODER))
     # T5 does not divide attention scores by sqrt(d_kv): its query weights carry that factor.
     randomize_(text_encoder, SEED, {"SelfAttention.q.weight": TEXT_ENCODER["d_kv"] ** -0.5})
 

@@ -37,9 +37,7 @@ def check_writable(path: str | Path) -> None:
         for folder in made:
             if folder.is_dir():
                 folder.rmdir()
-        raise ValueError(
-            f"output {path} cannot be written ({error.strerror}): choose another --out"
-        ) from error
+        raise ValueError(f"output {path} cannot be written ({error.strerror}): choose another --out") from error
 
 
 def write_mp4(
@@ -62,19 +60,12 @@ def write_mp4(
         ValueError: frames of another type or shape, an odd size, none at all, or fps not positive.
         OSError: the encoder failed or the file could not be written.
     """
-    if (
-        not isinstance(frames, np.ndarray)
-        or frames.dtype != np.uint8
-        or frames.ndim != 4
-        or frames.shape[3] != 3
-    ):
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
         found = f"{getattr(frames, 'dtype', type(frames).__name__)} {list(getattr(frames, 'shape', []))}"
         raise ValueError(f"frames must be a uint8 array [T, H, W, 3], not {found}")
     total, height, width, _ = frames.shape
     if not total or height % 2 or width % 2 or not height or not width:
-        raise ValueError(
-            f"{total} frames of {width}x{height}: need at least one frame, and even sizes for yuv420p"
-        )
+        raise ValueError(f"{total} frames of {width}x{height}: need at least one frame, and even sizes for yuv420p")
     if not fps > 0:
         raise ValueError(f"fps {fps} must be positive")
 
@@ -121,9 +112,7 @@ def write_json(value: Mapping[str, Any], path: str | Path) -> None:
 @contextmanager
 def _renamed_when_done(path: Path) -> Iterator[Path]:
     """A fresh file beside `path` that takes its place at the end, or vanishes on any exception."""
-    descriptor, name = tempfile.mkstemp(
-        prefix=f".{path.stem}-", suffix=path.suffix + ".part", dir=path.parent
-    )
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix + ".part", dir=path.parent)
     os.close(descriptor)
     scratch = Path(name)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from diffusers import MochiTransformer3DModel
 
@@ -55,7 +56,7 @@ def random_transformer(
         raise ValueError(f"attention_head_dim {attention_head_dim} must be even: RoPE turns channel pairs")
     if num_layers < 1:
         raise ValueError(f"num_layers {num_layers} must be at least 1")
-    model = MochiTransformer3DModel(
+    model: Any = MochiTransformer3DModel(
         patch_size=patch_size,
         num_attention_heads=num_attention_heads,
         attention_head_dim=attention_head_dim,
@@ -69,8 +70,8 @@ def random_transformer(
     return model.eval().requires_grad_(False)
 
 
-def save_transformer(model: MochiTransformer3DModel, directory: Path | str) -> Path:
-    """Write `model` as the `transformer` component of a Diffusers-layout `directory`; returns `directory`."""
+def save_transformer(model: Any, directory: Path | str) -> Path:
+    """Write a `random_transformer` as component `transformer` of a Diffusers-layout `directory`, and return that."""
     directory = Path(directory)
     model.save_pretrained(directory / "transformer")
     return directory

@@ -1,0 +1,168 @@
+"""Checking what a caller of the pipeline gives, before any long work.
+
+Shapes: B videos, C latent channels, T latent frames, L text tokens, D width of the T5 features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from models.mochi.config import TransformerConfig
+from models.mochi.geometry import Geometry, Scales
+from models.mochi.schedule import check_scheduler
+from models.mochi.text_encoder import MAX_SEQUENCE_LENGTH, TextEmbeddings
+
+if TYPE_CHECKING:
+    from models.parallel import Layout
+    from weight_cache.checkpoint import Checkpoint
+
+
+def texts(
+    name: str,
+    prompt: str | Sequence[str] | None,
+    embeds_BLD: torch.Tensor | None,
+    mask_BL: torch.Tensor | None,
+    width: int,
+) -> list[str | TextEmbeddings]:
+    """Texts still to encode, or embeddings as given: one per video.
+
+    Args:
+        name: `"prompt"` or `"negative_prompt"`, for messages.
+        prompt: one or several texts.
+        embeds_BLD: embeddings instead of `prompt`; see `given_embeddings`.
+        mask_BL: their mask.
+        width: D of the transformer.
+
+    Raises:
+        ValueError: both or neither of the two, or either breaks its rule.
+    """
+    if (prompt is None) == (embeds_BLD is None):
+        raise ValueError(f"give either {name} or {name}_embeds (one of the two)")
+    if embeds_BLD is not None:
+        return list(given_embeddings(f"{name}_embeds", embeds_BLD, mask_BL, width))
+    if mask_BL is not None:
+        raise ValueError(f"{name}_attention_mask belongs to {name}_embeds, which is not given")
+    return list(prompt_list(name, prompt))
+
+
+def prompt_list(name: str, prompt: Any) -> list[str]:
+    """One or several prompts as a list.
+
+    Raises:
+        ValueError: not a string or a list of strings, or an empty list.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else []
+    if not prompts or not all(isinstance(p, str) for p in prompts):
+        raise ValueError(f"{name} must be a string or a list of strings, not {prompt!r}")
+    return prompts
+
+
+def given_embeddings(
+    name: str, embeds_BLD: torch.Tensor, mask_BL: torch.Tensor | None, width: int
+) -> list[TextEmbeddings]:
+    """Embeddings that the caller computed, checked and split into one per video.
+
+    Args:
+        name: the argument's name, for messages.
+        embeds_BLD: floating-point [B, L, D], L from 1 to 256.
+        mask_BL: bool or 0/1 [B, L].
+        width: D of the transformer.
+
+    Raises:
+        ValueError: a wrong shape or type, values that are not finite, or no mask.
+    """
+    mask_name = name.removesuffix("embeds") + "attention_mask"
+    if mask_BL is None:
+        raise ValueError(f"{name} needs its {mask_name}, bool [B, L]")
+    if embeds_BLD.ndim != 3 or embeds_BLD.shape[2] != width or not embeds_BLD.is_floating_point():
+        raise ValueError(f"{name} must be floating-point [B, L, {width}], not {_describe(embeds_BLD)}")
+    batch, length, _ = embeds_BLD.shape
+    if not 1 <= length <= MAX_SEQUENCE_LENGTH or not batch:
+        raise ValueError(f"{name} {_describe(embeds_BLD)} must have 1 to {MAX_SEQUENCE_LENGTH} tokens")
+    if tuple(mask_BL.shape) != (batch, length):
+        raise ValueError(f"{mask_name} must be [{batch}, {length}] as {name} is, not {_describe(mask_BL)}")
+    if not ((mask_BL == 0) | (mask_BL == 1)).all():
+        raise ValueError(f"{mask_name} must hold only 0 and 1 (or False and True)")
+    if not embeds_BLD.isfinite().all():
+        raise ValueError(f"{name} holds values that are not finite")
+    embeds, mask = embeds_BLD.detach().to("cpu", torch.float32), mask_BL.detach().to("cpu").bool()
+    return [TextEmbeddings(embeds[i : i + 1], mask[i : i + 1], num_tokens=int(mask[i].sum())) for i in range(batch)]
+
+
+def make_latents(
+    geometry: Geometry,
+    batch: int,
+    latents: torch.Tensor | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    seed: int | None,
+) -> torch.Tensor:
+    """The starting noise, float32 BCTHW: the caller's, or drawn as Diffusers draws it on the CPU.
+
+    One generator draws the whole batch at once, a list draws each video from its own (Diffusers
+    `randn_tensor`), so that a seed gives the latents that Diffusers has for it.
+
+    Raises:
+        ValueError: more than one of `latents`, `generator` and `seed`; latents of another shape or not
+            finite; a wrong number of generators, or one that is not on the CPU.
+    """
+    shape = (batch, *geometry.latent_shape[1:])
+    named = [n for n, v in (("latents", latents), ("generator", generator), ("seed", seed)) if v is not None]
+    if len(named) > 1:
+        raise ValueError(f"{' and '.join(named)} are both given: give only one source of noise")
+    if latents is not None:
+        if tuple(latents.shape) != shape or not latents.is_floating_point():
+            raise ValueError(
+                f"latents must be floating-point {list(shape)} for {batch} x {geometry.width}x{geometry.height}, "
+                f"{geometry.num_frames} frames, not {_describe(latents)}"
+            )
+        if not latents.isfinite().all():
+            raise ValueError("latents hold values that are not finite")
+        return latents.detach().to("cpu", torch.float32)
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+    generators = [generator] if generator is None or isinstance(generator, torch.Generator) else list(generator)
+    if any(g is not None and g.device.type != "cpu" for g in generators):
+        raise ValueError("generators must be on the CPU, where the noise is drawn")
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
+    if len(generators) != batch:
+        raise ValueError(f"{len(generators)} generators for {batch} videos: give one, or one per video")
+    return torch.cat([torch.randn((1, *shape[1:]), generator=g, dtype=torch.float32) for g in generators])
+
+
+def resolve_layout(checkpoint: Checkpoint, mesh_shape: tuple[int, int], layout: str | None) -> Layout:
+    """The layout asked for, or the mesh's default, checked against the transformer's heads.
+
+    Raises:
+        ValueError: it does not parse, is for another mesh, or does not divide the heads.
+    """
+    from models.parallel import Layout
+
+    heads = TransformerConfig.from_dict(checkpoint.transformer.config).num_attention_heads
+    chosen = Layout.default(mesh_shape, heads) if layout is None else Layout.parse(layout, mesh_shape)
+    chosen.check_heads(heads)
+    return chosen
+
+
+def check_configs(checkpoint: Checkpoint) -> Scales:
+    """Check that the components fit each other and the sampler; returns the compression factors.
+
+    Raises:
+        ValueError: they do not; the message names both sides.
+    """
+    check_scheduler(checkpoint.scheduler)
+    wanted = TransformerConfig.from_dict(checkpoint.transformer.config).text_embed_dim
+    found = checkpoint.text_encoder.config.get("d_model")
+    if wanted != found:
+        raise ValueError(
+            f"the transformer takes text features of width {wanted}, the text encoder gives {found}: "
+            f"they are not of one checkpoint ({checkpoint.directory})"
+        )
+    return Scales.from_configs(checkpoint.transformer.config, checkpoint.vae.config)
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -1,6 +1,8 @@
 """What this machine has and what it would run: the facts behind `mochi-tt doctor`. Opens no mesh."""
 
+import contextlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -62,7 +64,7 @@ class SystemReport:
         """(label, value) pairs in reading order."""
         placeholder = "not available (needs ttnn and ziglang)"
         if self.placeholder is not None:
-            placeholder = f"{self.placeholder}" if self.placeholder_built else "not built yet (first mock open)"
+            placeholder = str(self.placeholder) if self.placeholder_built else "built at the first mock open"
         compiler = f"{self.compiler} ({self.compiler_version})" if self.compiler else "none"
         return [
             ("cards", ", ".join(self.cards) or "none"),
@@ -91,19 +93,15 @@ def describe(card_directory: Path | None = None) -> SystemReport:
     """
     found = tuple(cards(card_directory))
     package, wanted, compiler = None, None, None
-    try:
+    with contextlib.suppress(FileNotFoundError, ValueError):
         package = package_directory()
         wanted = compiler_banner(package)
-    except (FileNotFoundError, ValueError):
-        pass
     if package is not None:
         places = (package / COMPILER, _SYSTEM_SFPI / COMPILER.relative_to("runtime/sfpi"))
         compiler = next((place for place in places if place.exists()), None)
     chain = None
-    try:
+    with contextlib.suppress(FileNotFoundError, ValueError):
         chain = locate_toolchain()
-    except (FileNotFoundError, ValueError):
-        pass
     mock = cache_directory()
     hint = None
     if not found:
@@ -128,7 +126,7 @@ def describe(card_directory: Path | None = None) -> SystemReport:
             ("mock runtime roots", mock / "runtime"),
             ("mock kernels", mock / "kernels"),
             ("mock clusters", mock / "clusters"),
-            ("hardware kernels", Path.home() / ".cache/tt-metal-cache"),
+            ("hardware kernels", Path(os.environ.get("TT_METAL_CACHE") or Path.home() / ".cache/tt-metal-cache")),
         ),
         hint=hint,
     )

@@ -112,7 +112,7 @@ def test_empty_mesh(mesh: tuple[int, int]) -> None:
 
 
 def test_unknown_system() -> None:
-    with pytest.raises(ValueError, match="'t4000' does not exist.*t3000"):
+    with pytest.raises(ValueError, match=r"'t4000' does not exist.*t3000"):
         system_named("t4000")
 
 

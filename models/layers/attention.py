@@ -1,5 +1,6 @@
 """Joint attention of a visual sequence sharded over SP and a text sequence replicated over it."""
 
+import struct
 from dataclasses import dataclass
 
 import ttnn
@@ -45,6 +46,8 @@ def joint_attention(
         return _ring(visual, text, mesh, tokens=tokens, scale=scale)
     if visual.rows != tokens:
         raise ValueError(f"{visual.rows} visual rows for {tokens} tokens: without SP there must be no padding rows")
+    # The binding takes a float32 and refuses a Python float that is not exactly one.
+    scale = struct.unpack("f", struct.pack("f", scale))[0]
     config = _program(mesh, visual, rows=mesh.grid[1])
     if text is None:
         out = ttnn.transformer.scaled_dot_product_attention(

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from models.mochi.transformer import MochiTransformer
     from models.parallel import Layout
 
-# progress(stage, done, total): stage is "load", "encode", "denoise" or "decode"; each starts with done = 0.
+# progress(stage, done, total): the stages are "load" (mesh, text encoder, VAE), "weights" (the transformer's),
+# "encode", "denoise" and "decode".
 Progress = Callable[[str, int, int], None]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -102,7 +103,7 @@ class MochiPipeline:
             layout: such as `"sp0tp1"`; chosen from the mesh and the number of heads by default.
             mode: `"hardware"`, `"golden"`, `"dry-run"`, or `"auto"` (hardware where there are cards).
             variant: of the weight files, such as `"bf16"`.
-            progress: called as `progress("load", done, total)`.
+            progress: called as `progress(stage, done, total)`, stages "load" and "weights".
 
         Raises:
             FileNotFoundError: checkpoint files are missing.
@@ -130,20 +131,23 @@ class MochiPipeline:
             component.check()
 
         report = progress or _silent
-        report("load", 0, 4)
+        report("load", 0, 3)
         opened = mesh if isinstance(mesh, OpenMesh) else open_mesh(mesh, mode)
         try:
-            report("load", 1, 4)
+            report("load", 1, 3)
             text_encoder = HostTextEncoder.from_checkpoint(checkpoint)
-            report("load", 2, 4)
+            report("load", 2, 3)
             vae = HostVaeDecoder.from_checkpoint(checkpoint.vae)
-            report("load", 3, 4)
+            report("load", 3, 3)
             from models.mochi.transformer import MochiTransformer
             from models.parallel import Mesh
 
             on_mesh = Mesh(opened.device, chosen)
-            transformer = MochiTransformer.from_checkpoint(checkpoint.transformer, on_mesh)
-            report("load", 4, 4)
+            transformer = MochiTransformer.from_checkpoint(
+                checkpoint.transformer,
+                on_mesh,
+                on_parameter=lambda done, total: report("weights", done, total),
+            )
         except BaseException:
             if opened is not mesh:
                 opened.close()

@@ -1,0 +1,1 @@
+"""Command-line entry points: thin, with their logic in `models`."""

@@ -1,0 +1,104 @@
+"""Showing progress: a bar per stage on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Protocol, TextIO
+
+
+class Reporter(Protocol):
+    """Shows stages and lines; a context manager that leaves the terminal clean."""
+
+    def __enter__(self) -> Reporter: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Show that `stage` is at `done` of `total`."""
+        ...
+
+    def line(self, text: str) -> None:
+        """Show a line of text above the progress."""
+        ...
+
+
+class BarReporter:
+    """One bar per stage, with the time spent and the time left."""
+
+    def __init__(self) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._bars = Progress(
+            TextColumn("{task.description:<8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> BarReporter:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Move the bar of `stage`, which appears on the first call."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=total)
+        self._bars.update(self._tasks[stage], completed=done, total=total)
+
+    def line(self, text: str) -> None:
+        """Print above the bars."""
+        self._bars.console.print(text, markup=False, highlight=False)
+
+
+class LineReporter:
+    """A line when a stage starts, at most one in every `interval` seconds while it runs, one when it ends."""
+
+    def __init__(self, stream: TextIO | None = None, interval: float = 5.0) -> None:
+        self._stream = stream or sys.stdout
+        self._interval = interval
+        self._started: dict[str, float] = {}
+        self._shown = 0.0
+
+    def __enter__(self) -> LineReporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.flush()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Print a line if one is due."""
+        now = perf_counter()
+        first = stage not in self._started
+        start = self._started.setdefault(stage, now)
+        if first or done >= total or now - self._shown >= self._interval:
+            self._shown = now
+            self.line(f"{stage} {done}/{total} ({now - start:.1f} s)")
+
+    def line(self, text: str) -> None:
+        """Print a line at once."""
+        print(text, file=self._stream, flush=True)
+
+
+def make_reporter() -> BarReporter | LineReporter:
+    """Bars if standard output is a terminal, lines otherwise."""
+    return BarReporter() if sys.stdout.isatty() else LineReporter()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from loguru import logger
 
 from models.mock.cluster import block_within
-from models.mock.guard import cards, quiet_ttnn
+from models.mock.guard import cards, environment, log_level, quiet_ttnn
 from models.mock.mesh import close_mock_mesh, mark_hardware, open_mock_mesh, process_system
 from models.system_report import DEFAULT_MESH, HARDWARE_HINT, SystemReport, describe
 
@@ -152,7 +152,8 @@ def _open_hardware(rows: int, cols: int) -> "tuple[ttnn.MeshDevice, ttnn.MeshDev
     """
     mark_hardware()
     ttnn = quiet_ttnn()
-    ttnn.set_fabric_config(ttnn.FabricConfig.FABRIC_1D)
+    with environment(log_level("warn")):
+        ttnn.set_fabric_config(ttnn.FabricConfig.FABRIC_1D)
     whole = None
     try:
         all_rows, all_cols = ttnn._ttnn.multi_device.SystemMeshDescriptor().shape()

@@ -1,7 +1,9 @@
 """What keeps the mock away from machines that have the real thing, and ttnn's logs away from terminals."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -36,6 +38,26 @@ def refuse_cards(*, beside_cards: bool, directory: Path | None = None) -> None:
             f"{len(found)} Tenstorrent card(s) present ({', '.join(found)}), so a mock mesh is refused "
             "unless asked for by name; open the mesh in mode 'hardware', or name mode 'golden' or 'dry-run'"
         )
+
+
+def log_level(level: str) -> dict[str, str]:
+    """Environment that sets the level of ttnn's C++ log, unless the user has set one."""
+    return {} if os.environ.get("TT_LOGGER_LEVEL") else {"TT_LOGGER_LEVEL": level}
+
+
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment for a block; ttnn reads it at the first device query, and no child process inherits it."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def quiet_ttnn() -> ModuleType:

@@ -8,15 +8,14 @@ memory.
 
 import atexit
 import contextlib
-import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from models.mock.cluster import System, system_for, system_named, write_descriptor
-from models.mock.guard import quiet_ttnn, refuse_cards
+from models.mock.guard import environment, log_level, quiet_ttnn, refuse_cards
 from models.mock.toolchain import cache_directory, mock_variables, prepare_toolchain
 
 if TYPE_CHECKING:
@@ -184,28 +183,13 @@ def _open_parent(system: System) -> "ttnn.MeshDevice":
         atexit.register(logs.cleanup)
         atexit.register(release_cluster)
         variables["TT_METAL_LOGS_PATH"] = logs.name
-        variables["TT_LOGGER_LEVEL"] = os.environ.get("TT_LOGGER_LEVEL", "error")
+        variables |= log_level("error")
     fabric = ttnn.FabricConfig.FABRIC_1D_RING if system.ring else ttnn.FabricConfig.FABRIC_1D
-    with _environment(variables):
+    with environment(variables):
         ttnn.set_fabric_config(fabric)
         _process.seen_by_ttnn = True
         parent = ttnn.open_mesh_device(ttnn.MeshShape(*system.shape))
     return parent
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment for the first device query only, so that no child process inherits the mock."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _refuse_other_cluster() -> None:

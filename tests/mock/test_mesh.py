@@ -101,7 +101,7 @@ def start(script: str, directory: Path) -> "subprocess.Popen[str]":
 def finish(process: "subprocess.Popen[str]") -> tuple[Any, str]:
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    return json.loads(out.splitlines()[-1]), errors
+    return json.loads(out), errors
 
 
 def test_t3000_serves_every_mesh_it_holds(tmp_path: Path) -> None:

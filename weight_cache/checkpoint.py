@@ -301,18 +301,18 @@ def resolve(source: str | Path) -> Path:
     Args:
         source: a directory; or the id of a Hugging Face repository such as `genmo/mochi-1-preview` that is
             already in the local hub cache (nothing is downloaded); or `tiny`, the built-in model, made on
-            first use. A directory wins over an id or name of the same spelling.
+            first use (`./tiny` is a directory of that name). A directory wins over an id of the same spelling.
 
     Raises:
         FileNotFoundError: none of these.
     """
     text = str(source)
-    if Path(source).is_dir():
-        return Path(source)
-    if text == "tiny":
+    if source == "tiny":
         from models.mochi.tiny import tiny_checkpoint
 
         return tiny_checkpoint()
+    if Path(source).is_dir():
+        return Path(source)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

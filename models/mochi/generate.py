@@ -94,7 +94,7 @@ def plan(request: Request) -> Plan:
         ValueError: a value breaks its rule.
         FileNotFoundError: the checkpoint or a part of it is missing.
     """
-    from models.device import parse_mesh
+    from models.device import parse_mesh, quiet_ttnn
     from models.mochi.inputs import check_configs, resolve_layout
     from weight_cache.checkpoint import Checkpoint
 
@@ -111,6 +111,7 @@ def plan(request: Request) -> Plan:
     geometry = Geometry(settings.height, settings.width, settings.num_frames, scales)
     sigmas = linear_quadratic_schedule(settings.num_steps, settings.threshold_noise, request.linear_steps)
     guidance = guidance_schedule(settings.cfg_scale, settings.num_steps)
+    quiet_ttnn()
     layout = resolve_layout(checkpoint, mesh_shape, request.layout)
     for component in checkpoint.components:
         component.check()

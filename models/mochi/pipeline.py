@@ -111,7 +111,7 @@ class MochiPipeline:
                 does not divide the heads.
             RuntimeError: the mesh cannot be opened.
         """
-        from models.device import OpenMesh, open_mesh, parse_mesh
+        from models.device import OpenMesh, open_mesh, parse_mesh, quiet_ttnn
 
         if isinstance(directory, Checkpoint):
             if variant is not None:
@@ -125,6 +125,7 @@ class MochiPipeline:
             shape = mesh.shape
         else:
             shape = parse_mesh(mesh if isinstance(mesh, str) else "x".join(map(str, mesh)))
+        quiet_ttnn()
         chosen = inputs.resolve_layout(checkpoint, shape, layout)
         scales = inputs.check_configs(checkpoint)
         for component in checkpoint.components:

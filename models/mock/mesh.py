@@ -107,7 +107,6 @@ def open_mock_mesh(
         ttnn = quiet_ttnn()
         if _process.parent is None:
             _process.parent = _open_parent(chosen)
-        _process.system = chosen
         mesh = _process.parent.create_submesh(ttnn.MeshShape(*block))
         if block != (rows, cols):
             mesh.reshape(ttnn.MeshShape(rows, cols))
@@ -187,7 +186,7 @@ def _open_parent(system: System) -> "ttnn.MeshDevice":
     fabric = ttnn.FabricConfig.FABRIC_1D_RING if system.ring else ttnn.FabricConfig.FABRIC_1D
     with environment(variables):
         ttnn.set_fabric_config(fabric)
-        _process.seen_by_ttnn = True
+        _process.seen_by_ttnn, _process.system = True, system
         parent = ttnn.open_mesh_device(ttnn.MeshShape(*system.shape))
     return parent
 

@@ -11,6 +11,7 @@ import pytest
 
 from models.mock import guard
 from models.mock.mesh import close_mock_mesh, mock_mesh, open_mock_mesh, set_process_system
+from models.mock.toolchain import package_directory
 
 PRELUDE = """
 import json, os
@@ -104,8 +105,15 @@ def finish(process: "subprocess.Popen[str]") -> tuple[Any, str]:
     return json.loads(out), errors
 
 
+def package_state() -> dict[Path, int]:
+    paths = (path for path in package_directory().rglob("*") if "__pycache__" not in path.parts)
+    return {path: path.lstat().st_mtime_ns for path in paths}
+
+
 def test_t3000_serves_every_mesh_it_holds(tmp_path: Path) -> None:
+    before = package_state()
     found, errors = finish(start(T3000, tmp_path))
+    assert package_state() == before
     assert found["side_by_side"] == [
         [[2, 4], [8, 8], 12, [2, 4]],
         [[1, 1], [8, 8], 12, []],

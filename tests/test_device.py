@@ -117,7 +117,7 @@ def test_modes(no_card: Path, two_cards: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mesh", "mode", "error", "words"),
+    ("shape", "mode", "error", "words"),
     [
         ("2x4", "hardware", RuntimeError, "needs a Tenstorrent card"),
         ("2by4", "golden", ValueError, "is not ROWSxCOLUMNS"),
@@ -126,9 +126,9 @@ def test_modes(no_card: Path, two_cards: Path) -> None:
         ("2x4", "quick", ValueError, "mode 'quick' does not exist"),
     ],
 )
-def test_what_cannot_be_opened(mesh: Any, mode: Any, error: type[Exception], words: str, no_card: Path) -> None:
+def test_what_cannot_be_opened(shape: Any, mode: Any, error: type[Exception], words: str, no_card: Path) -> None:
     with pytest.raises(error, match=words):
-        open_mesh(mesh, mode, card_directory=no_card)
+        open_mesh(shape, mode, card_directory=no_card)
 
 
 def test_auto_never_mocks_beside_cards(two_cards: Path, no_card: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def test_descriptor_describes_the_system(system: System) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mesh", "name", "block"),
+    ("shape", "name", "block"),
     [
         ((1, 1), "n150", (1, 1)),
         ((1, 2), "n300", (1, 2)),
@@ -89,26 +89,26 @@ def test_descriptor_describes_the_system(system: System) -> None:
         ((32, 1), "galaxy", (4, 8)),
     ],
 )
-def test_smallest_system_that_holds_a_mesh(mesh: tuple[int, int], name: str, block: tuple[int, int]) -> None:
-    system = system_for(*mesh)
+def test_smallest_system_that_holds_a_mesh(shape: tuple[int, int], name: str, block: tuple[int, int]) -> None:
+    system = system_for(*shape)
     assert system.name == name
-    assert system.block(*mesh) == block
+    assert system.block(*shape) == block
 
 
 def test_ring_is_a_system_of_its_own() -> None:
     assert system_for(4, 8, ring=True).name == "galaxy-torus"
 
 
-@pytest.mark.parametrize("mesh", [(16, 2), (2, 16), (5, 8), (1, 33), (1, 31), (6, 6)])
-def test_mesh_that_fits_nothing(mesh: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=rf"mesh {mesh[0]}x{mesh[1]} fits no mock system.*4x8"):
-        system_for(*mesh)
+@pytest.mark.parametrize("shape", [(16, 2), (2, 16), (5, 8), (1, 33), (1, 31), (6, 6)])
+def test_mesh_that_fits_nothing(shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=rf"mesh {shape[0]}x{shape[1]} fits no mock system.*4x8"):
+        system_for(*shape)
 
 
-@pytest.mark.parametrize("mesh", [(0, 1), (2, 0), (-1, 4)])
-def test_empty_mesh(mesh: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shape", [(0, 1), (2, 0), (-1, 4)])
+def test_empty_mesh(shape: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="at least one chip"):
-        system_for(*mesh)
+        system_for(*shape)
 
 
 def test_unknown_system() -> None:

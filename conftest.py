@@ -1,0 +1,62 @@
+"""Fixtures of the whole test suite: one cluster per process, meshes by layout name."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Golden matrices are small: one thread each leaves the other core to a second test process.
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+def _chips(item: pytest.Item) -> int:
+    layout = getattr(item, "callspec", None) and item.callspec.params.get("mesh")
+    if not isinstance(layout, str):
+        return 0
+    from models.parallel import Layout
+
+    rows, cols = Layout.parse(layout).mesh_shape
+    return rows * cols
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bind this process's mock cluster to a system that holds every mesh the selected tests want.
+
+    A process sees one cluster only. Alone, tests for up to 8 chips run on the T3000 they are written for; together
+    with 4x8 tests they run on part of a Galaxy.
+    """
+    from models.device import cards
+    from models.mock.mesh import set_process_system
+
+    chips = max((_chips(item) for item in items), default=0)
+    if chips and not cards():
+        set_process_system("t3000" if chips <= 8 else "galaxy")
+
+
+@pytest.fixture(scope="session")
+def open_layout() -> Iterator[Callable]:
+    """Open the mesh of a layout such as ``2x4sp0tp1``, once per session; real cards where there are some."""
+    from models.device import OpenMesh, open_mesh
+    from models.parallel import Layout, Mesh
+
+    opened: dict[str, tuple[OpenMesh, Mesh]] = {}
+
+    def open_(layout_text: str) -> Mesh:
+        if layout_text not in opened:
+            layout = Layout.parse(layout_text)
+            device = open_mesh(layout.mesh_shape)
+            opened[layout_text] = (device, Mesh(device.device, layout))
+        return opened[layout_text][1]
+
+    yield open_
+    for device, mesh in opened.values():
+        mesh.release()
+        device.close()
+
+
+@pytest.fixture
+def mesh(request: pytest.FixtureRequest, open_layout: Callable):
+    """The mesh of the layout that the test is parametrised with (indirectly)."""
+    return open_layout(request.param)

@@ -1,0 +1,83 @@
+"""What the model tests share: weights from a reference module, inputs, and one way to compare."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from models.mochi.config import TransformerConfig
+from models.reference.metrics import pcc, relative_rmse
+from models.reference.transformer import random_transformer
+
+# Ours may be this much worse than PyTorch's own bfloat16 on the same input: an absolute threshold alone would hide
+# small mistakes.
+BF16_MARGIN = 1.5
+
+
+@dataclass
+class StateDict:
+    """A reference module's weights in the form the loader reads; ``prefix`` is put before every name."""
+
+    module: torch.nn.Module
+    prefix: str = ""
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {self.prefix + name: value for name, value in self.module.state_dict().items()}
+
+    def keys(self):
+        return self._weights().keys()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._weights()[key].shape)
+
+    def tensor(self, key: str) -> torch.Tensor:
+        return self._weights()[key]
+
+
+@functools.cache
+def reference(dtype: torch.dtype = torch.float32, **sizes):
+    """A random Diffusers transformer of the given sizes; the bfloat16 one has the same weights, rounded."""
+    return random_transformer(**sizes).to(dtype)
+
+
+SMALL = {
+    "num_attention_heads": 8,
+    "attention_head_dim": 32,
+    "num_layers": 4,
+    "pooled_projection_dim": 128,
+    "text_embed_dim": 256,
+    "time_embed_dim": 64,
+}
+
+
+def config_of(model) -> TransformerConfig:
+    return TransformerConfig.from_dict(dict(model.config))
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def check(
+    actual: torch.Tensor,
+    expected: torch.Tensor,
+    bf16: torch.Tensor | None,
+    *,
+    min_pcc: float = 0.9995,
+    max_rmse: float = 0.03,
+) -> None:
+    """Compare with the float32 reference absolutely, and with PyTorch's own bfloat16 error relatively."""
+    correlation, error = pcc(expected, actual), relative_rmse(expected, actual)
+    assert correlation >= min_pcc, f"PCC {correlation:.6f} < {min_pcc} (relative RMSE {error:.5f})"
+    assert error <= max_rmse, f"relative RMSE {error:.5f} > {max_rmse} (PCC {correlation:.6f})"
+    if bf16 is not None:
+        own = relative_rmse(expected, bf16.float())
+        assert error <= BF16_MARGIN * own, f"relative RMSE {error:.5f} > {BF16_MARGIN} x PyTorch's bfloat16 {own:.5f}"
+
+
+def in_both(function, *inputs: torch.Tensor):
+    """Run ``function(dtype, *inputs)`` in float32 and in bfloat16 without gradients."""
+    with torch.no_grad():
+        exact = function(torch.float32, *inputs)
+        rounded = function(torch.bfloat16, *(x.bfloat16() if x.is_floating_point() else x for x in inputs))
+    return exact, rounded

@@ -34,8 +34,7 @@ def linear_quadratic_schedule(
             single step goes from 1 to 0.
 
     Raises:
-        ValueError: an argument is out of range, or the values give sigmas that do not fall (the line already
-            outruns the goal).
+        ValueError: an argument is out of range, or the line is so steep that the parabola overshoots 1.
     """
     _check_steps(num_steps)
     if not isfinite(threshold_noise) or not 0 < threshold_noise < 1:
@@ -52,11 +51,14 @@ def linear_quadratic_schedule(
     rest = num_steps - length
     # u(L + x) = threshold + slope x + curve x^2, with u(n) = 1.
     curve = (1 - threshold_noise - slope * rest) / rest**2
+    if slope + 2 * curve * rest <= 0:
+        raise ValueError(
+            f"threshold_noise {threshold_noise} after {length} of {num_steps} steps overshoots the end: lower "
+            "threshold_noise or use more linear_steps"
+        )
     removed = [slope * i for i in range(length)]
     removed += [threshold_noise + slope * x + curve * x * x for x in range(rest)]
-    sigmas = [1.0 - u for u in removed] + [0.0]
-    check_sigmas(sigmas)
-    return sigmas
+    return [1.0 - u for u in removed] + [0.0]
 
 
 def resolve_sigmas(
@@ -95,10 +97,7 @@ def check_sigmas(sigmas: Sequence[float]) -> list[float]:
         raise ValueError(f"sigmas must lie in [0, 1], not from {min(values)} to {max(values)}")
     for i, (now, after) in enumerate(pairwise(values)):
         if after >= now:
-            raise ValueError(
-                f"sigmas must fall strictly, but go from {now:.6g} to {after:.6g} at step {i}: "
-                "lower threshold_noise or use more linear_steps"
-            )
+            raise ValueError(f"sigmas must fall strictly, but go from {now:.6g} to {after:.6g} at step {i}")
     if values[-1] != 0:
         raise ValueError(f"the last sigma must be 0, the end of denoising, not {values[-1]}: append a 0")
     return values

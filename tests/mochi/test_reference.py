@@ -21,9 +21,7 @@ def test_metrics_of_known_tensors():
     a = torch.tensor([1.0, 2.0, 3.0])
     assert pcc(a, 2 * a + 5) == pytest.approx(1.0)
     assert pcc(a, -a) == pytest.approx(-1.0)
-    assert pcc(torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.tensor([1.0, 1.0, -1.0, -1.0])) == pytest.approx(
-        0.0
-    )
+    assert pcc(torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.tensor([1.0, 1.0, -1.0, -1.0])) == pytest.approx(0.0)
     assert relative_rmse(a, 1.1 * a) == pytest.approx(0.1)
     assert relative_rmse(torch.ones(4), torch.zeros(4)) == 1.0
 

@@ -1,6 +1,6 @@
 """Linear layers split over tensor parallelism (Megatron-LM, arXiv:1909.08053): columns, or rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ttnn
 
@@ -38,14 +38,30 @@ class ColumnParallelLinear(Module):
         *,
         chunks: int = 1,
         bias: bool = False,
+        kernel: tuple[int, ...] | None = None,
+        flatten: Callable | None = None,
     ) -> None:
+        """Declare the layer.
+
+        Args:
+            mesh: the mesh.
+            names: checkpoint modules whose matrices are fused.
+            in_width: input features.
+            out_width: features of each output.
+            chunks: outputs stacked in each checkpoint matrix.
+            bias: whether the modules have biases.
+            kernel: the checkpoint weight's shape where it is not [out, in], such as a strided convolution's;
+                ``flatten`` then makes [out, in] of it.
+            flatten: see ``kernel``.
+        """
         super().__init__(mesh)
         self.parts = len(names) * chunks
         self.local_width = out_width.padded // mesh.tp.size
         shards = mesh.tp.size
 
         def weight(*matrices):
-            parts = [chunk for matrix in matrices for chunk in matrix.chunk(chunks, dim=0)]
+            flat = [flatten(matrix) if flatten is not None else matrix for matrix in matrices]
+            parts = [chunk for matrix in flat for chunk in matrix.chunk(chunks, dim=0)]
             return fuse_columns([in_width.pad(out_width.pad(p.T, 1), 0) for p in parts], shards)
 
         def fused_bias(*vectors):
@@ -53,7 +69,7 @@ class ColumnParallelLinear(Module):
             return fuse_columns([out_width.pad(p[None], 1) for p in parts], shards)[None, None]
 
         shape = (chunks * out_width.size, in_width.size)
-        self.weight = Parameter({f"{name}.weight": shape for name in names}, weight, tp=1)
+        self.weight = Parameter({f"{name}.weight": kernel or shape for name in names}, weight, tp=1)
         if bias:
             self.bias = Parameter({f"{name}.bias": shape[:1] for name in names}, fused_bias, tp=3)
         self.has_bias = bias
@@ -103,7 +119,7 @@ class RowParallelLinear(Module):
         return ttnn.linear(x, self.weight.tensor, dtype=dtype, compute_kernel_config=compute.matrix())
 
     def fractured(self, x: ttnn.Tensor) -> ttnn.Tensor:
-        """x [1, B, M, in / TP] fractured over TP -> y [1, B, M, out / TP] fractured over TP. For layers without bias."""
+        """Finish a layer without bias: x [1, B, M, in / TP] -> y [1, B, M, out / TP], both fractured over TP."""
         return reduce_scatter(self.partial(x), self.mesh, dim=3, over=self.mesh.tp)
 
     def replicated(self, x: ttnn.Tensor) -> ttnn.Tensor:

@@ -99,8 +99,8 @@ def denoise(
     patch, shape = transformer.config.patch_size, latents.shape
     if shape[0] != 1 or shape[1] != transformer.config.in_channels or shape[3] % patch or shape[4] % patch:
         raise ValueError(
-            f"latents {tuple(shape)} do not fit: they must be [1, {transformer.config.in_channels}, T, H, W] with H and W "
-            f"multiples of the patch size {patch}"
+            f"latents {tuple(shape)} do not fit: they must be [1, {transformer.config.in_channels}, T, H, W] "
+            f"with H and W multiples of the patch size {patch}"
         )
     grid = transformer.grid(shape[2], shape[3] // patch, shape[4] // patch)
     times = model_times(sigmas)

@@ -55,7 +55,7 @@ class Mesh:
         sp: int | None = None,
         tp: int | None = None,
     ) -> ttnn.Tensor:
-        """Put a host tensor or numpy array on the mesh: dim ``sp`` split over SP, dim ``tp`` over TP, the rest replicated.
+        """Put a host tensor or array on the mesh: dim ``sp`` split over SP, dim ``tp`` over TP, the rest replicated.
 
         Raises:
             ValueError: a split dim is not divisible by its axis.

@@ -139,15 +139,16 @@ class PatchEmbed(Module):
 
     def __init__(self, mesh: Mesh, config: TransformerConfig, width: Width) -> None:
         super().__init__(mesh)
-        patch, channels = config.patch_size, config.in_channels
-        values = config.patch_values
-
-        self.proj = ColumnParallelLinear(mesh, ["patch_embed.proj"], Width.plain(values), width, bias=True)
-        flat = self.proj.weight.convert
-        assert flat is not None
-        # The reference's kernel is [D, channel, row, column]; patches are ordered as the final layer writes them.
-        self.proj.weight.sources = {"patch_embed.proj.weight": (width.size, channels, patch, patch)}
-        self.proj.weight.convert = lambda kernel: flat(kernel.permute(0, 2, 3, 1).flatten(1))
+        self.proj = ColumnParallelLinear(
+            mesh,
+            ["patch_embed.proj"],
+            Width.plain(config.patch_values),
+            width,
+            bias=True,
+            # The reference's kernel is [D, channel, row, column]; patches are ordered as the final layer writes them.
+            kernel=(width.size, config.in_channels, config.patch_size, config.patch_size),
+            flatten=lambda kernel: kernel.permute(0, 2, 3, 1).flatten(1),
+        )
 
     def __call__(self, patches_1BNI: ttnn.Tensor) -> ttnn.Tensor:
         """[1, 1, N / SP, I] float32 replicated over TP -> [1, 1, N / SP, D / TP] fractured over TP."""

@@ -1,0 +1,41 @@
+# make demo   set everything up and generate a video with the built-in tiny model on a mock 2x4 mesh
+# make test   set everything up and run the tests
+# make lint   style and types
+# make setup  only the set-up: .venv with mochi-tt in it
+
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),$(CURDIR)/.uv/bin/uv)
+PROMPT ?= a red ball rolls to the left
+
+.PHONY: setup demo test test-full lint clean
+.DELETE_ON_ERROR:
+
+setup: $(BIN)/.ready
+
+$(BIN)/.ready: pyproject.toml | $(UV)
+	test -x $(BIN)/python || $(UV) venv --quiet --python 3.12 .venv
+	$(UV) pip install --quiet --python $(BIN)/python -e '.[dev]'
+	@touch $@
+
+$(CURDIR)/.uv/bin/uv:
+	@$(PYTHON) -m venv .uv >/dev/null 2>&1 && .uv/bin/python -m pip install --quiet uv \
+	  || { rm -rf .uv; $(PYTHON) -m pip install --quiet --target .uv uv; } \
+	  || { rm -rf .uv; echo "setup needs uv, and could not install it with $(PYTHON): install uv or python3-venv" >&2; exit 1; }
+
+demo: setup
+	$(BIN)/mochi-tt generate "$(PROMPT)"
+
+test: setup
+	$(BIN)/pytest
+
+test-full: setup
+	$(BIN)/pytest -m ""
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .uv

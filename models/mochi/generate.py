@@ -182,7 +182,11 @@ def run(
     report("write", 0, len(frames))
     write_mp4(frames, job.out, settings.fps, on_frame=lambda done, total: report("write", done, total))
     seconds["write"] = round(perf_counter() - start, 3)
-    write_json(record(job, output, system, seconds), job.out.with_suffix(".json"))
+    try:
+        write_json(record(job, output, system, seconds), job.out.with_suffix(".json"))
+    except BaseException:
+        job.out.unlink(missing_ok=True)
+        raise
     return job.out
 
 

@@ -163,6 +163,19 @@ def test_names_that_users_give(tmp_path, monkeypatch):
         resolve("./nowhere")
 
 
+def test_an_id_in_the_hub_cache_is_found(tiny, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    revision = "0" * 40
+    repository = tmp_path / "models--someone--mochi"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / revision).symlink_to(tiny)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert Checkpoint.open("someone/mochi").identity()["source"] == "someone/mochi"
+
+
 def test_a_module_is_loaded_strictly(component):
     class Thing(torch.nn.Module):
         def __init__(self, **shapes):

@@ -1,0 +1,238 @@
+"""The command line: a whole run in its own process, and every kind of bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.cli import main
+from scripts.progress import BarReporter, LineReporter
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--width", "32", "--height", "32", "--num-frames", "7", "--num-steps", "2"]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "scripts.cli", *arguments]
+
+
+@pytest.fixture
+def environment():
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def error_of(capsys, *arguments):
+    """The one line on standard error of a refused call."""
+    assert main(["generate", *map(str, arguments)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("mochi-tt: error: ")
+    return lines[0]
+
+
+def test_a_whole_run_leaves_a_video_and_its_record(tiny, here, environment):
+    import imageio_ffmpeg
+
+    long = "red " * 300
+    arguments = [long, "--negative-prompt", "blue", "--model", tiny, "--mesh", "1x1", "--seed", "3", *SMALL]
+    done = subprocess.run(
+        command("generate", *arguments), cwd=here, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("mode golden: ")
+    assert "not on silicon" in lines[0]
+    assert "denoise 2/2" in done.stdout
+    assert any("tokens were cut" in line and "256 are used" in line for line in lines)
+    assert done.stderr == ""
+
+    files = sorted(path.name for path in (here / "outputs").iterdir())
+    name = "red-" * 14 + "red"
+    assert files == [f"{name}-3.json", f"{name}-3.mp4"]
+    reader = imageio_ffmpeg.read_frames(str(here / "outputs" / files[1]))
+    meta = next(reader)
+    assert (meta["codec"], meta["fps"], meta["size"]) == ("h264", 30.0, (32, 32))
+    assert sum(1 for _ in reader) == 7
+
+    record = json.loads((here / "outputs" / files[0]).read_text())
+    assert record["mode"] == "golden"
+    assert record["layout"].startswith("1x1sp")
+    assert record["arguments"]["prompt"] == long
+    assert record["arguments"]["negative_prompt"] == "blue"
+    assert record["arguments"]["cfg_scale"] == 4.5, "the checkpoint's own default"
+    assert len(record["sigmas"]) == 3
+    assert record["cfg_schedule"] == [4.5, 4.5]
+    assert record["seed"] == 3
+    assert record["tokens"]["prompt"]["used"] == 256
+    assert record["tokens"]["prompt"]["cut"] > 0
+    assert set(record["versions"]) == {"mochi-tt", "ttnn", "torch", "diffusers", "transformers"}
+    assert set(record["seconds"]) == {"load", "encode", "denoise", "decode", "write"}
+    assert record["checkpoint"]["transformer"]["fingerprint"]
+
+
+def test_an_interrupt_leaves_nothing(tiny, here, environment):
+    process = subprocess.Popen(
+        command("generate", "x", "--model", str(tiny), "--mesh", "1x1", *SMALL, "--num-steps", "64"),
+        cwd=here,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("denoise"):
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines() == ["mochi-tt: interrupted, nothing was written"]
+    assert [p.name for p in here.rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-frames", "8"], "num_frames 8 must be 6k + 1 with k >= 0: the nearest valid is 7 or 13"),
+        (["--width", "100"], "width 100 must be a positive multiple of 16: the nearest valid is 96 or 112"),
+        (["--height", "-16"], "height -16"),
+        (["--width", "wide"], "--width"),
+        (["--num-steps", "0"], "steps 0"),
+        (["--cfg-scale", "0.5"], "at least 1"),
+        (["--threshold-noise", "1.5"], "threshold_noise 1.5"),
+        (["--linear-steps", "8"], "linear_steps 8"),
+        (["--seed", "-1"], "seed -1"),
+        (["--fps", "0"], "fps 0"),
+        (["--mesh", "2by4"], "'2by4'"),
+        (["--layout", "sp0"], "layout 'sp0'"),
+        (["--layout", "4x2sp0tp1"], "is for mesh 4x2"),
+        (["--mesh", "1x3"], "does not divide 8 attention heads"),
+        (["--mode", "fast"], "mode 'fast'"),
+        (["--mode", "dry-run"], "makes no video"),
+        (["--variant", "bf16"], "variant 'bf16'"),
+        (["--out", "a.avi"], "must end with .mp4"),
+        (["--out", "file/a.mp4"], "cannot be written"),
+        (["--bogus"], "No such option"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_leave_nothing(tiny, here, capsys, arguments, message):
+    if "--mesh" in arguments and "1x3" in arguments:
+        arguments = [*arguments, "--layout", "sp0tp1"]
+    (here / "file").write_text("")
+    assert message in error_of(capsys, "x", "--model", tiny, *arguments)
+    assert [p.name for p in here.iterdir()] == ["file"]
+
+
+def test_a_checkpoint_that_is_not_there(here, capsys):
+    assert "no checkpoint at ./nowhere" in error_of(capsys, "x", "--model", "./nowhere")
+    assert "no model_index.json" in error_of(capsys, "x", "--model", here)
+
+
+def test_a_checkpoint_of_another_model(tiny_copy, here, capsys):
+    path = tiny_copy / "transformer" / "config.json"
+    path.write_text(path.read_text().replace("MochiTransformer3DModel", "WanTransformer3DModel"))
+    assert "weights of another model" in error_of(capsys, "x", "--model", tiny_copy)
+
+
+def test_a_truncated_or_missing_file(tiny_copy, here, capsys):
+    shard = next((tiny_copy / "transformer").glob("*00001*"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert f"{shard.name} " in error_of(capsys, "x", "--model", tiny_copy)
+    shard.unlink()
+    assert f"lacks the shard {shard.name}" in error_of(capsys, "x", "--model", tiny_copy)
+    assert list(here.iterdir()) == []
+
+
+def test_debug_shows_where_an_error_comes_from(tiny, here):
+    with pytest.raises(ValueError, match="num_frames 8"):
+        main(["generate", "x", "--model", str(tiny), "--num-frames", "8", "--debug"])
+
+
+def test_an_error_of_the_program_is_not_called_bad_input(tiny, here, monkeypatch):
+    from models.mochi import generate
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(generate, "run", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["generate", "x", "--model", str(tiny)])
+
+
+def test_an_empty_prompt_is_said_and_accepted(tiny, here, monkeypatch, capsys):
+    from models.mochi import pipeline
+
+    monkeypatch.setattr(pipeline.MochiPipeline, "from_pretrained", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["generate", "", "--model", str(tiny)])
+    assert "the prompt is empty: it is encoded as zeros" in capsys.readouterr().out
+
+
+def test_names_do_not_overwrite_each_other(here):
+    from models.mochi.generate import free_name
+
+    first = free_name("A red ball; rolls!", 7)
+    assert str(first) == "outputs/a-red-ball-rolls-7.mp4"
+    first.parent.mkdir()
+    first.touch()
+    assert free_name("A red ball; rolls!", 7).name == "a-red-ball-rolls-7-2.mp4"
+    assert free_name("赤い玉", 7).name == "video-7.mp4"
+
+
+def test_help_is_fast_and_states_the_defaults(environment):
+    code = (
+        "import sys; from scripts.cli import main; code = main(['generate', '--help']); "
+        "assert not {'torch', 'ttnn', 'diffusers', 'numpy'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    for expected in ("--negative-prompt", "--threshold-noise", "[default: 848; tiny: 96]", "genmo/mochi-1-preview"):
+        assert expected in text
+
+
+def test_without_a_command_it_shows_the_help(capsys):
+    assert main([]) == 0
+    assert "generate" in capsys.readouterr().out
+
+
+def test_doctor_describes_the_machine(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "ttnn" in out
+    assert "mode" in out
+
+
+def test_lines_are_few_and_complete(capsys):
+    with LineReporter() as reporter:
+        for i in range(100):
+            reporter.progress("denoise", i, 99)
+        reporter.line("warning: x")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" (")[0] for line in lines] == ["denoise 0/99", "denoise 99/99", "warning: x"]
+
+
+def test_bars_show_each_stage(capsys):
+    with BarReporter() as reporter:
+        reporter.progress("encode", 0, 2)
+        reporter.progress("encode", 2, 2)
+        reporter.progress("denoise", 1, 8)
+        reporter.line("warning: [not markup]")
+    out = capsys.readouterr().out
+    assert "2/2" in out
+    assert "1/8" in out
+    assert "warning: [not markup]" in out

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import ttnn
 
+from models.mochi.schedule import model_times
 from models.mochi.transformer import Grid, MochiTransformer, PreparedPrompt
 
 if TYPE_CHECKING:
@@ -25,11 +26,6 @@ def unpack_latents(patches: "torch.Tensor", shape: Sequence[int], patch: int) ->
     _, channels, frames, height, width = shape
     grid = patches.reshape(frames, height // patch, width // patch, patch, patch, channels)
     return grid.permute(5, 0, 1, 3, 2, 4).reshape(tuple(shape))
-
-
-def model_times(sigmas: Sequence[float]) -> list[float]:
-    """The model's time for each step of a schedule of n + 1 noise levels: ``(1 - sigma) * 1000``."""
-    return [(1.0 - sigma) * 1000.0 for sigma in sigmas[:-1]]
 
 
 def real_tokens(prompt: Prompt) -> "torch.Tensor":

@@ -10,6 +10,7 @@ import typer
 
 from models.mochi.defaults import Defaults
 from models.mochi.tiny import DEFAULTS as TINY
+from scripts.dry_run import dry_run
 
 BAD_INPUT, INTERRUPTED = 2, 130
 _GENMO = Defaults()
@@ -114,6 +115,9 @@ def doctor() -> None:
     from models.device import describe
 
     print(describe())
+
+
+app.command("dry-run")(dry_run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -72,6 +72,17 @@ class Parameter:
         host = self.convert(*parts) if self.convert is not None else parts[0]
         self._tensor = mesh.upload(host.contiguous(), dtype=self.dtype, layout=self.layout, sp=self.sp, tp=self.tp)
 
+    def allocate(self, mesh: Mesh) -> None:
+        """Take the device memory that `load` would fill, without any weights: for dry runs."""
+        import torch
+
+        parts = [torch.empty(shape, device="meta") for shape in self.sources.values()]
+        shape = list((self.convert(*parts) if self.convert is not None else parts[0]).shape)
+        for axis, dim in ((mesh.sp, self.sp), (mesh.tp, self.tp)):
+            if dim is not None:
+                shape[dim] //= axis.size
+        self._tensor = ttnn.allocate_tensor_on_device(ttnn.Shape(shape), self.dtype, self.layout, mesh.device)
+
     def release(self) -> None:
         """Free the device memory."""
         if self._tensor is not None:
@@ -117,6 +128,11 @@ class Module:
             parameter.load(self.mesh, source, prefix)
             if on_parameter is not None:
                 on_parameter(index + 1, len(parameters))
+
+    def allocate(self) -> None:
+        """Take the device memory of all parameters without loading any: for dry runs."""
+        for _, _, parameter in self.parameters():
+            parameter.allocate(self.mesh)
 
     def release(self) -> None:
         """Free the device memory of all parameters."""

@@ -15,15 +15,15 @@ import numpy as np
 from models.mochi.geometry import FPS
 
 
-def check_writable(path: str | Path) -> None:
+def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
     """Make the folder of `path` and see that a file can be made there, before any long work.
 
     Raises:
-        ValueError: the suffix is not `.mp4`, `path` is a directory, or its folder cannot be made or written.
+        ValueError: the name does not end with `suffix`, `path` is a directory, or its folder cannot be made or written.
     """
     path = Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise ValueError(f"output {path} must end with .mp4")
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"output {path} must end with {suffix}")
     if path.is_dir():
         raise ValueError(f"output {path} is a directory: give a file name")
     made = [p for p in (path.parent, *path.parent.parents) if not p.exists()]
@@ -37,7 +37,7 @@ def check_writable(path: str | Path) -> None:
         for folder in made:
             if folder.is_dir():
                 folder.rmdir()
-        raise ValueError(f"output {path} cannot be written ({error.strerror}): choose another --out") from error
+        raise ValueError(f"output {path} cannot be written ({error.strerror}): choose another place") from error
 
 
 def write_mp4(

@@ -1,0 +1,1 @@
+"""Counting what the program does: ops, FLOPs, bytes and memory, seen from outside the model."""

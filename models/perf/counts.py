@@ -1,0 +1,146 @@
+"""What one op costs one chip: FLOPs, DRAM bytes and link bytes, from the shapes of the real call.
+
+Conventions, stated once:
+
+* FLOPs are those of matrix products (a multiply-add is two), on padded shapes, as the chip computes them.
+* DRAM bytes: every tensor operand read once and every output written once, on padded shapes. Ops that touch only part
+  of an operand count that part; re-reads inside an op are not counted. So this is a lower bound.
+* Link bytes: bytes over the busiest directed link of a line of n chips.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ttnn
+
+_BYTES = {
+    ttnn.bfloat16: 2.0,
+    ttnn.float32: 4.0,
+    ttnn.bfloat8_b: 1088 / 1024,
+    ttnn.bfloat4_b: 576 / 1024,
+    ttnn.uint32: 4.0,
+    ttnn.int32: 4.0,
+    ttnn.uint16: 2.0,
+    ttnn.uint8: 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Per chip: matrix ``flops``, ``dram_bytes`` read and written, ``link_bytes`` on the busiest directed link."""
+
+    flops: float = 0.0
+    dram_bytes: float = 0.0
+    link_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call as counting rules see it: tensor operands and outputs on the device, and the raw arguments."""
+
+    name: str
+    args: tuple
+    kwargs: dict[str, Any]
+    inputs: list[ttnn.Tensor]
+    outputs: list[ttnn.Tensor]
+
+    def chips(self) -> int:
+        """Chips in the line that a collective works over."""
+        axis = self.kwargs.get("cluster_axis")
+        mesh = self.outputs[0].device().shape
+        return math.prod(mesh) if axis is None else mesh[axis]
+
+
+Rule = Callable[[Call], Cost]
+_RULES: dict[str, Rule] = {}
+
+
+def cost_rule(*names: str):
+    """Register a counting rule for ops ``names``; ops without one count operands and outputs as DRAM traffic."""
+
+    def decorator(function: Rule) -> Rule:
+        for name in names:
+            _RULES[name] = function
+        return function
+
+    return decorator
+
+
+def cost(call: Call) -> Cost:
+    """Cost of one call."""
+    return _RULES.get(call.name, elementwise)(call)
+
+
+def nbytes(tensor: ttnn.Tensor) -> float:
+    """Bytes of a device tensor on one chip, padding included."""
+    return math.prod(tensor.padded_shape) * _BYTES[tensor.dtype]
+
+
+def traffic(*tensors: ttnn.Tensor) -> float:
+    """Bytes of several tensors, each moved once."""
+    return sum(nbytes(tensor) for tensor in tensors)
+
+
+def elementwise(call: Call) -> Cost:
+    """Operands in, outputs out."""
+    return Cost(dram_bytes=traffic(*call.inputs, *call.outputs))
+
+
+@cost_rule("ttnn.linear", "ttnn.matmul", "ttnn.experimental.minimal_matmul")
+def _matmul(call: Call) -> Cost:
+    inner = call.inputs[0].padded_shape[-1]
+    flops = 2 * inner * sum(math.prod(out.padded_shape) for out in call.outputs)
+    return Cost(flops=flops, dram_bytes=traffic(*call.inputs, *call.outputs))
+
+
+@cost_rule("ttnn.slice", "ttnn.Tensor.__getitem__", "ttnn.mesh_partition")
+def _part(call: Call) -> Cost:
+    return Cost(dram_bytes=2 * traffic(*call.outputs))
+
+
+@cost_rule("ttnn.all_gather", "ttnn.experimental.all_gather_async")
+def _all_gather(call: Call) -> Cost:
+    shard, whole = nbytes(call.inputs[0]), nbytes(call.outputs[0])
+    return Cost(dram_bytes=shard + whole, link_bytes=(call.chips() - 1) * shard)
+
+
+@cost_rule("ttnn.reduce_scatter", "ttnn.experimental.reduce_scatter_minimal_async")
+def _reduce_scatter(call: Call) -> Cost:
+    whole, shard = nbytes(call.inputs[0]), nbytes(call.outputs[0])
+    return Cost(dram_bytes=whole + shard, link_bytes=(call.chips() - 1) * shard)
+
+
+@cost_rule("ttnn.all_reduce")
+def _all_reduce(call: Call) -> Cost:
+    whole, chips = nbytes(call.outputs[0]), call.chips()
+    return Cost(dram_bytes=2 * whole, link_bytes=2 * (chips - 1) * whole / chips)
+
+
+def _attention_flops(queries: float, keys: float, heads: int, width: int) -> float:
+    return 4 * heads * width * queries * keys
+
+
+@cost_rule("ttnn.transformer.scaled_dot_product_attention", "ttnn.transformer.joint_scaled_dot_product_attention")
+def _attention(call: Call) -> Cost:
+    q, k = call.inputs[0], call.inputs[1]
+    queries = sum(t.padded_shape[2] for t in call.inputs[0::3])
+    keys = sum(t.padded_shape[2] for t in call.inputs[1::3])
+    flops = _attention_flops(queries, keys, q.padded_shape[1], k.padded_shape[3])
+    return Cost(flops=flops, dram_bytes=traffic(*call.inputs, *call.outputs))
+
+
+@cost_rule("ttnn.transformer.ring_joint_scaled_dot_product_attention")
+def _ring_attention(call: Call) -> Cost:
+    q, k, v = call.inputs[:3]
+    joint = call.inputs[3:6] if len(call.inputs) >= 6 else []
+    chips = call.chips()
+    extra = joint[0].padded_shape[2] if joint else 0
+    flops = _attention_flops(
+        q.padded_shape[2] + extra, chips * k.padded_shape[2] + extra, q.padded_shape[1], q.padded_shape[3]
+    )
+    moved = traffic(k, v) * (chips - 1)
+    # Keys and values of the others are written to the persistent buffers as they arrive, and read from there.
+    dram = traffic(q, k, v, *joint, *call.outputs[:2]) + 2 * moved
+    return Cost(flops=flops, dram_bytes=dram, link_bytes=moved)

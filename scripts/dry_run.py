@@ -1,0 +1,60 @@
+"""`mochi-tt dry-run`: does it fit, and what does a step cost, before there is a card or a weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def dry_run(
+    model_config: Annotated[str, typer.Option(help="Sizes of the model: preview (genmo/mochi-1-preview).")] = "preview",
+    mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
+    layout: Annotated[str | None, typer.Option(help="Such as sp0tp1. [default: by the mesh]")] = None,
+    width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 848,
+    height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
+    num_frames: Annotated[int, typer.Option(help="6k + 1.")] = 163,
+    num_steps: Annotated[int, typer.Option(min=1, help="Steps that modulations are prepared for.")] = 50,
+    text_tokens: Annotated[int, typer.Option(min=1, max=256, help="Tokens of each prompt.")] = 256,
+    blocks: Annotated[int | None, typer.Option(min=1, help="Build only so many blocks. [default: all]")] = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write the report to this file.")] = None,
+) -> None:
+    """Build the transformer at full size on a mock mesh and run one guided step: no weights, no numbers.
+
+    ttnn validates every op, builds its program and allocates its buffers, and fails where the real machine would.
+    """
+    from models.device import open_mesh, parse_mesh, quiet_ttnn
+
+    quiet_ttnn()
+    from models.mochi.transformer.widths import Widths
+    from models.mochi.video import check_writable, write_json
+    from models.parallel import Layout, Mesh
+    from models.perf.dry_run import config_named, dry_run_denoise, preview_geometry
+
+    config = config_named(model_config)
+    geometry = preview_geometry(height, width, num_frames)
+    shape = parse_mesh(mesh)
+    chosen = Layout.parse(layout, shape) if layout else Layout.default(shape, config.num_attention_heads)
+    chosen.check_heads(config.num_attention_heads)
+    Widths.of(config, chosen.tp)
+    target = Path(json_file) if json_file else None
+    if target is not None:
+        check_writable(target, ".json")
+    with open_mesh(shape, "dry-run") as opened:
+        report = dry_run_denoise(
+            Mesh(opened.device, chosen),
+            geometry,
+            config=config,
+            blocks=blocks,
+            text_tokens=text_tokens,
+            steps=num_steps,
+            on_stage=lambda stage: print(f"{stage} ...", flush=True),
+        )
+    print("\n".join(report.lines()))
+    if target is not None:
+        write_json(report.to_json(), target)
+        print(f"wrote {target}")
+
+
+__all__ = ["dry_run"]

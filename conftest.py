@@ -11,6 +11,25 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--accuracy", action="store_true", help="print the worst accuracy that each test measured")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """With --accuracy: per test function, the worst PCC and relative RMSE over its meshes and sizes."""
+    if not config.getoption("--accuracy"):
+        return
+    from tests.support import ACCURACY
+
+    terminalreporter.section("accuracy against the float32 reference (worst case; rmse is relative)")
+    for test in sorted({row.test for row in ACCURACY}):
+        rows = [row for row in ACCURACY if row.test == test]
+        ratios = [row.rmse / row.bf16_rmse for row in rows if row.bf16_rmse]
+        beside = f", {max(ratios):.2f} x PyTorch's bfloat16 rmse" if ratios else ""
+        pcc, rmse = min(row.pcc for row in rows), max(row.rmse for row in rows)
+        terminalreporter.line(f"{test}: {len(rows)} comparisons, pcc {pcc:.5f}, rmse {rmse:.4f}{beside}")
+
+
 def _chips(item: pytest.Item) -> int:
     from models.parallel import Layout
 

@@ -1,6 +1,7 @@
 """What the model tests share: weights from a reference module, inputs, and one way to compare."""
 
 import functools
+import os
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,20 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@dataclass(frozen=True)
+class Accuracy:
+    """One comparison: the test it was made in, ours against float32, and PyTorch's bfloat16 against float32."""
+
+    test: str
+    pcc: float
+    rmse: float
+    bf16_rmse: float | None
+
+
+# Filled by `check`, printed by pytest's --accuracy.
+ACCURACY: list[Accuracy] = []
+
+
 def check(
     actual: torch.Tensor,
     expected: torch.Tensor,
@@ -68,10 +83,11 @@ def check(
 ) -> None:
     """Compare with the float32 reference absolutely, and with PyTorch's own bfloat16 error relatively."""
     correlation, error = pcc(expected, actual), relative_rmse(expected, actual)
+    own = None if bf16 is None else relative_rmse(expected, bf16.float())
+    ACCURACY.append(Accuracy(os.environ.get("PYTEST_CURRENT_TEST", "").split("[")[0], correlation, error, own))
     assert correlation >= min_pcc, f"PCC {correlation:.6f} < {min_pcc} (relative RMSE {error:.5f})"
     assert error <= max_rmse, f"relative RMSE {error:.5f} > {max_rmse} (PCC {correlation:.6f})"
-    if bf16 is not None:
-        own = relative_rmse(expected, bf16.float())
+    if own is not None:
         assert error <= BF16_MARGIN * own, f"relative RMSE {error:.5f} > {BF16_MARGIN} x PyTorch's bfloat16 {own:.5f}"
 
 

@@ -1,9 +1,14 @@
 """Sub-layers and blocks of the AsymmDiT against Diffusers' modules on random weights."""
 
+import functools
+from types import SimpleNamespace
+
 import pytest
 import torch
+from diffusers.models.transformers.transformer_mochi import MochiRoPE, MochiTransformerBlock
 
 from models.layers import Width
+from models.mochi.config import TransformerConfig
 from models.mochi.transformer.attention import JointAttention
 from models.mochi.transformer.block import TransformerBlock
 from models.mochi.transformer.conditioning import CaptionPool, Conditioning, Modulation, at_step, sinusoid
@@ -11,6 +16,8 @@ from models.mochi.transformer.model import FinalLayer, PatchEmbed
 from models.mochi.transformer.rope import RotaryEmbedding, padded_tokens, positions
 from models.mochi.transformer.widths import Widths
 from models.reference.metrics import relative_rmse
+from models.reference.random_weights import randomize_
+from models.reference.transformer import MODULATION_GAINS
 from tests.support import SMALL, StateDict, check, config_of, in_both, randn, reference
 
 MESHES = ["1x1sp0tp1", "1x2sp0tp1", "2x4sp0tp1", "2x4sp1tp0", "4x8sp1tp0"]
@@ -186,9 +193,8 @@ def test_feed_forward(mesh, stream):
     check(mesh.download(out, tp=3)[0, ..., :width].float(), exact, rounded, max_rmse=0.02)
 
 
-def run_block(mesh, sizes, index: int, length: int, grid=GRID) -> None:
-    model = reference(**sizes)
-    config = config_of(model)
+def run_block(mesh, model_of, config, index: int, length: int, grid=GRID) -> None:
+    """Compare one block; ``model_of(dtype)`` gives the reference's blocks, frequencies and rope."""
     last = index == config.num_layers - 1
     tokens = grid[0] * grid[1] * grid[2]
     streams = Streams(mesh, config, length, fractured=True, tokens=tokens)
@@ -196,16 +202,16 @@ def run_block(mesh, sizes, index: int, length: int, grid=GRID) -> None:
     mask = torch.ones(1, length, dtype=torch.bool)
 
     def run(dtype, spatial, text, embedding):
-        model = reference(dtype, **sizes)
+        model = model_of(dtype)
         rope = model.rope(model.pos_frequencies, *grid, dtype=torch.float32)
         return model.transformer_blocks[index](spatial, text, embedding, mask, image_rotary_emb=rope)
 
     exact, rounded = in_both(run, streams.spatial, streams.text, embedding)
     block = TransformerBlock(mesh, config, streams.widths, index, last=last)
-    block.load(StateDict(model.transformer_blocks[index], f"transformer_blocks.{index}."))
+    block.load(StateDict(model_of(torch.float32).transformer_blocks[index], f"transformer_blocks.{index}."))
     conditioning = pad(torch.nn.functional.silu(embedding)[None, None], streams.widths.visual)
     tables = block.modulations(mesh.upload(conditioning))
-    rope = rotary(mesh, config, model, grid)
+    rope = rotary(mesh, config, model_of(torch.float32), grid)
     spatial, text = block(streams.spatial_device, streams.text_device, tables, 0, rope, tokens)
     check(streams.spatial_back(spatial), exact[0], rounded[0])
     if last:
@@ -218,21 +224,26 @@ def run_block(mesh, sizes, index: int, length: int, grid=GRID) -> None:
 @pytest.mark.parametrize("length", [1, 7, 77, 256])
 @pytest.mark.parametrize("index", [0, 3], ids=["block", "last"])
 def test_block(mesh, index, length):
-    run_block(mesh, SMALL, index, length)
+    run_block(mesh, lambda dtype: reference(dtype, **SMALL), CONFIG, index, length)
 
 
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)
 def test_block_at_real_width(mesh):
     """24 heads of 128, widths 3072 and 1536, 70 visual and 33 text tokens."""
-    sizes = {
-        "num_attention_heads": 24,
-        "attention_head_dim": 128,
-        "num_layers": 2,
-        "pooled_projection_dim": 1536,
-        "text_embed_dim": 64,
-        "time_embed_dim": 16,
-    }
-    run_block(mesh, sizes, 0, 33, grid=(2, 5, 7))
+    config = TransformerConfig(num_layers=2)
+
+    @functools.cache
+    def model_of(dtype):
+        block = MochiTransformerBlock(
+            config.inner_dim, config.num_attention_heads, config.attention_head_dim, config.pooled_projection_dim
+        )
+        randomize_(block, gains={name.removeprefix("norm_out."): gain for name, gain in MODULATION_GAINS.items()})
+        frequencies = randn(3, config.num_attention_heads, config.attention_head_dim // 2, seed=11) / 5
+        return SimpleNamespace(
+            transformer_blocks=[block.to(dtype)], pos_frequencies=torch.nn.Parameter(frequencies), rope=MochiRoPE()
+        )
+
+    run_block(mesh, model_of, config, 0, 33, grid=(2, 5, 7))
 
 
 @pytest.mark.parametrize("mesh", MESHES, indirect=True)

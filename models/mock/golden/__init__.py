@@ -17,7 +17,15 @@ def install() -> Engine:
     """Start golden execution (or join it) and return the engine."""
     global _engine, _count
     if _engine is None:
-        from models.mock.golden import ops_attention, ops_collectives, ops_local  # noqa: F401  (they fill the table)
+        # Importing them fills the table of rules.
+        from models.mock.golden import (  # noqa: F401
+            ops_attention,
+            ops_collectives,
+            ops_elementwise,
+            ops_layout,
+            ops_matrix,
+            ops_norm,
+        )
 
         _engine = Engine()
         _engine.attach()

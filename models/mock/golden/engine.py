@@ -8,14 +8,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import ttnn
 from ttnn.decorators import FastOperation
 
 from models.mock.golden import transfers
+from models.mock.golden.compute import run_rule
 from models.mock.golden.errors import golden_error
-from models.mock.golden.rounding import round_to
-from models.mock.golden.rules import EXECUTION_ARGUMENTS, RULES, MeshShards, Rule
+from models.mock.golden.rules import EXECUTION_ARGUMENTS, RULES, Rule, Slot
 from models.mock.golden.store import Store, describe
 
 # Python-level wrappers around ops: their inner ops are the ones to follow.
@@ -75,138 +74,141 @@ class Engine:
             if handler is not None:
                 return handler(self, self._original_call, operation, args, kwargs)
             if name in _ALLOCATING:
-                return self._original_call(operation, *args, **kwargs)
+                result = self._original_call(operation, *args, **kwargs)
+                self.store.reserve(result, "it was allocated and never written")
+                return result
             return self._compute(operation, name, args, kwargs)
         finally:
             self.inside = False
 
     def _compute(self, operation: FastOperation, name: str, args: tuple, kwargs: dict) -> Any:
-        inputs = _Inputs(self.store, name)
-        bound_args = [inputs.bind(a) for a in args]
-        bound_kwargs = {k: inputs.bind(v) for k, v in kwargs.items() if k not in EXECUTION_ARGUMENTS}
         assert self._original_call is not None
-        result = self._original_call(operation, *args, **kwargs)
+        if not any(map(_has_device_tensor, (args, tuple(kwargs.values())))):
+            result = self._original_call(operation, *args, **kwargs)
+            if not _device_tensors(result):
+                return result  # Host work only.
+            call = _Call(self.store, name, _rule(operation, name), args, kwargs)
+        else:
+            call = _Call(self.store, name, _rule(operation, name), args, kwargs)
+            result = self._original_call(operation, *args, **kwargs)
         outputs = _device_tensors(result)
         if not outputs:
-            return result
-        self.ops_seen[name] = self.ops_seen.get(name, 0) + 1
-        rule = RULES.get(name) or _builtin_rule(operation, name)
+            raise golden_error(name, "it read device tensors and gave none back: golden execution cannot follow that")
         mesh = outputs[0].device()
-        mesh_shape = (mesh.shape[0], mesh.shape[1])
-        if rule.local:
-            values = _run_local(rule, inputs, bound_args, bound_kwargs, mesh.get_num_devices(), name)
-        else:
-            values = _run_mesh(rule, inputs, bound_args, bound_kwargs, mesh_shape, name)
-        if len(values) != len(outputs):
-            raise golden_error(name, f"golden has {len(values)} outputs, the op has {len(outputs)}")
+        self.ops_seen[name] = self.ops_seen.get(name, 0) + 1
+        shape = (mesh.shape[0], mesh.shape[1])
+        values = run_rule(call.rule, name, call.args, call.kwargs, call.shards, call.dtypes, shape, outputs)
+        written = set()
         for output, shards in zip(outputs, values, strict=True):
-            self.store.put(output, _checked(output, shards, name))
+            self.store.put(output, shards)
+            written.add(output.buffer_unique_id())
+        for buffer in call.buffers:
+            if buffer.buffer_unique_id() in written:
+                self.store.alias(buffer)
+            else:
+                self.store.reserve(buffer, f"{name} left its scratch values there")
         return result
 
 
-class _Slot:
-    """Stands for the n-th input tensor inside an argument structure."""
+class _Call:
+    """One call as its rule sees it: arguments with slots for tensors, whose values are taken before the op runs."""
 
-    def __init__(self, index: int) -> None:
-        self.index = index
+    def __init__(self, store: Store, op: str, rule: Rule, args: tuple, kwargs: dict) -> None:
+        self.rule = rule
+        self.shards: list[list] = []
+        self.buffers: list[ttnn.Tensor] = []
+        self._store, self._op = store, op
+        self.dtypes: list[ttnn.DataType] = []
+        named = rule.positional
+        if len(args) > len(named):
+            raise golden_error(op, f"positional arguments after {named} are not covered by its golden")
+        self.args = [self._argument(name, value) for name, value in zip(named, args, strict=False)]
+        self.kwargs = {}
+        for name, value in kwargs.items():
+            if name in rule.names:
+                self.kwargs[name] = self._argument(name, value)
+            elif name in EXECUTION_ARGUMENTS:
+                self.buffers += _device_tensors(value)
+            elif not _is_nothing(value):
+                raise golden_error(op, f"argument {name}={value!r} is not covered by its golden")
+        if rule.dtypes:
+            self.kwargs["dtypes"] = self.dtypes
 
+    def _argument(self, name: str, value: Any) -> Any:
+        if name in self.rule.buffers or name in EXECUTION_ARGUMENTS:
+            buffers = _device_tensors(value)
+            if buffers:
+                self.buffers += buffers
+                return None
+        return self._bind(value)
 
-class _Inputs:
-    """Input tensors of one call: their values, taken before the op may overwrite or free them."""
-
-    def __init__(self, store: Store, op: str) -> None:
-        self.shards: list[list[torch.Tensor]] = []
-        self._store = store
-        self._op = op
-
-    def bind(self, value: Any) -> Any:
-        """Replace device tensors in an argument by slots."""
+    def _bind(self, value: Any) -> Any:
         if isinstance(value, ttnn.Tensor):
             if not ttnn.is_tensor_storage_on_device(value):
                 raise golden_error(self._op, f"a host tensor {describe(value)} is an op's input")
             self.shards.append(self._store.get(value, self._op))
-            return _Slot(len(self.shards) - 1)
-        if isinstance(value, (list, tuple)):
-            return type(value)(self.bind(v) for v in value) if type(value) in (list, tuple) else value
+            self.dtypes.append(value.dtype)
+            return Slot(len(self.shards) - 1)
+        if type(value) in (list, tuple):
+            return type(value)(self._bind(v) for v in value)
         if isinstance(value, ttnn.Shape):
             return tuple(value)
         return value
 
 
-def _fill(value: Any, of: Callable[[int], Any]) -> Any:
-    if isinstance(value, _Slot):
-        return of(value.index)
-    if type(value) in (list, tuple):
-        return type(value)(_fill(v, of) for v in value)
-    return value
+def _is_nothing(value: Any) -> bool:
+    return value is None or value is False or (isinstance(value, (list, tuple)) and not value)
 
 
-def _run_local(rule: Rule, inputs: _Inputs, args: list, kwargs: dict, devices: int, op: str) -> list:
-    per_device: list[list[torch.Tensor]] = []
-    done: dict[tuple[int, ...], list[torch.Tensor]] = {}
-    for device in range(devices):
-        key = tuple(id(shards[device]) for shards in inputs.shards)
-        if key not in done:
-
-            def of(index: int, device: int = device) -> torch.Tensor:
-                return inputs.shards[index][device]
-
-            done[key] = _call(rule, [_fill(a, of) for a in args], {k: _fill(v, of) for k, v in kwargs.items()}, op)
-        per_device.append(done[key])
-    return [list(output) for output in zip(*per_device, strict=True)]
+def _has_device_tensor(value: Any) -> bool:
+    if isinstance(value, ttnn.Tensor):
+        return ttnn.is_tensor_storage_on_device(value)
+    return isinstance(value, (list, tuple)) and any(map(_has_device_tensor, value))
 
 
-def _run_mesh(rule: Rule, inputs: _Inputs, args: list, kwargs: dict, mesh_shape: tuple[int, int], op: str) -> list:
-    def of(index: int) -> MeshShards:
-        return MeshShards(inputs.shards[index], mesh_shape)
-
-    result = _invoke(rule, [_fill(a, of) for a in args], {k: _fill(v, of) for k, v in kwargs.items()}, op)
-    return result if result and isinstance(result[0], list) else [result]
-
-
-def _call(rule: Rule, args: list, kwargs: dict, op: str) -> list[torch.Tensor]:
-    return _flatten(_invoke(rule, args, kwargs, op))
-
-
-def _invoke(rule: Rule, args: list, kwargs: dict, op: str) -> Any:
-    try:
-        return rule.function(*args, **kwargs)
-    except Exception as error:
-        raise golden_error(op, f"its golden function failed: {type(error).__name__}: {error}") from error
-
-
-def _flatten(result: Any) -> list[torch.Tensor]:
-    if isinstance(result, torch.Tensor):
-        return [result]
-    return [tensor for part in result for tensor in _flatten(part)]
-
-
-def _device_tensors(result: Any) -> list[ttnn.Tensor]:
-    if isinstance(result, ttnn.Tensor):
-        return [result] if ttnn.is_tensor_storage_on_device(result) else []
-    if isinstance(result, (list, tuple)):
-        return [tensor for part in result for tensor in _device_tensors(part)]
+def _device_tensors(value: Any) -> list[ttnn.Tensor]:
+    if isinstance(value, ttnn.Tensor):
+        return [value] if ttnn.is_tensor_storage_on_device(value) else []
+    if isinstance(value, (list, tuple)):
+        return [tensor for part in value for tensor in _device_tensors(part)]
     return []
 
 
-def _checked(output: ttnn.Tensor, shards: list[torch.Tensor], op: str) -> list[torch.Tensor]:
-    shape, dtype = tuple(output.shape), output.dtype
-    done: dict[int, torch.Tensor] = {}
-    checked = []
-    for shard in shards:
-        if id(shard) not in done:
-            if tuple(shard.shape) != shape:
-                raise golden_error(op, f"golden shape {tuple(shard.shape)} is not the op's {describe(output)}")
-            try:
-                done[id(shard)] = round_to(shard, dtype)
-            except ValueError as error:
-                raise golden_error(op, str(error)) from error
-        checked.append(done[id(shard)])
-    return checked
+def _rule(operation: FastOperation, name: str) -> Rule:
+    return RULES.get(name) or _builtin_rule(operation, name)
+
+
+# ttnn's own golden functions that cannot be called once per device on that device's shards: they are random, take
+# the shards of all devices, or write into their inputs.
+_NOT_LOCAL = frozenset(
+    {
+        "ttnn.all_broadcast",
+        "ttnn.all_to_all_combine",
+        "ttnn.all_to_all_dispatch",
+        "ttnn.bernoulli",
+        "ttnn.broadcast",
+        "ttnn.dram_prefetcher",
+        "ttnn.fused_rms_minimal",
+        "ttnn.moe",
+        "ttnn.moe_expert_token_remap",
+        "ttnn.moe_routing_remap",
+        "ttnn.point_to_point",
+        "ttnn.rand",
+        "ttnn.randn",
+        "ttnn.reduce_to_root",
+        "ttnn.sampling",
+        "ttnn.transformer.exp_ring_joint_scaled_dot_product_attention",
+        "ttnn.transformer.ring_distributed_scaled_dot_product_attention",
+        "ttnn.transformer.ring_mla",
+        "ttnn.uniform",
+    }
+)
 
 
 @functools.cache
 def _builtin_rule(operation: FastOperation, name: str) -> Rule:
     if operation.golden_function is None:
         raise golden_error(name, "the op has no golden function and none of ours")
+    if name in _NOT_LOCAL:
+        raise golden_error(name, "ttnn's golden function is not one of a single device, and there is none of ours")
     return Rule(operation.golden_function, local=True, source="ttnn's own golden function")

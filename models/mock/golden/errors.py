@@ -1,9 +1,12 @@
 """The error that golden execution raises, and how it finds the line of model code to blame."""
 
+import os
 import sys
 from pathlib import Path
 
-_HERE = str(Path(__file__).resolve().parent)
+import ttnn
+
+_INNER = (str(Path(__file__).resolve().parent) + os.sep, str(Path(ttnn.__file__).resolve().parent) + os.sep)
 
 
 class GoldenError(RuntimeError):
@@ -15,7 +18,7 @@ def call_site() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_HERE) and "/ttnn/" not in name:
+        if not name.startswith(_INNER):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "<unknown>"

@@ -4,9 +4,21 @@ import torch
 
 from models.mock.golden.rules import MeshShards, Shards, local_rule, mesh_rule
 
+_SDPA = "ttnn/operations/transformer/sdpa/device/kernels"
+
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
+@local_rule("ttnn.transformer.scaled_dot_product_attention", source=f"{_SDPA}/compute/sdpa.cpp")
+def attention(input_tensor_q, input_tensor_k, input_tensor_v, *, is_causal: bool = True, scale: float | None = None):
+    """Attention without a mask: all queries see all keys. Keys behind the logical length are masked by the kernel."""
+    if is_causal:
+        raise ValueError("causal attention (the op's default) is not covered by this golden")
+    if input_tensor_q.shape[1] != input_tensor_k.shape[1]:
+        raise ValueError("grouped keys and values are not covered by this golden")
+    return _attention(input_tensor_q, input_tensor_k, input_tensor_v, scale)
 
 
 def _tiles(rows: int) -> int:
@@ -20,23 +32,23 @@ def _require_rear(joint_strategy: str) -> None:
 
 @mesh_rule(
     "ttnn.transformer.ring_joint_scaled_dot_product_attention",
-    source="sdpa/device/kernels/compute/ring_joint_sdpa.cpp: logical_n and joint_l masks; "
-    "tests/nightly/t3000/ccl/test_ring_joint_attention.py",
+    source=f"{_SDPA}/compute/ring_joint_sdpa.cpp",
 )
 def ring_joint_attention(
-    q: MeshShards,
-    k: MeshShards,
-    v: MeshShards,
-    joint_q: MeshShards | None = None,
-    joint_k: MeshShards | None = None,
-    joint_v: MeshShards | None = None,
+    input_tensor_q: MeshShards,
+    input_tensor_k: MeshShards,
+    input_tensor_v: MeshShards,
+    joint_tensor_q: MeshShards | None = None,
+    joint_tensor_k: MeshShards | None = None,
+    joint_tensor_v: MeshShards | None = None,
     *,
     joint_strategy: str,
     logical_n: int,
     cluster_axis: int,
     scale: float | None = None,
     dim: int = 2,
-    **options,
+    logical_l: int = 0,
+    use_column_major_ccl: bool = False,
 ) -> list[Shards]:
     """Attention of local and joint queries over all devices' keys (the first ``logical_n`` rows) and joint keys.
 
@@ -45,14 +57,13 @@ def ring_joint_attention(
     running statistics; it is filled with NaN here, so that nothing can rest on it.
     """
     _require_rear(joint_strategy)
-    given = {name for name, value in options.items() if value not in (None, False, 0)}
-    unknown = given - {"use_column_major_ccl"}
-    if unknown or dim != 2:
-        raise ValueError(f"options not covered by this golden: dim={dim}, {sorted(unknown)}")
+    if dim != 2 or logical_l:
+        raise ValueError(f"dim={dim}, logical_l={logical_l} are not covered by this golden")
+    q, k, v = input_tensor_q, input_tensor_k, input_tensor_v
     size = len(q.shards)
     batch, heads, n, width = q.shape
-    no_joint = MeshShards([q.shards[0].new_zeros(batch, heads, 0, width)] * size, q.mesh_shape)
-    joint_q, joint_k, joint_v = joint_q or no_joint, joint_k or no_joint, joint_v or no_joint
+    no_joint = MeshShards([q.shards[0].new_zeros(batch, heads, 0, width)] * size, q.mesh_shape, q.dtype)
+    joint_q, joint_k, joint_v = joint_tensor_q or no_joint, joint_tensor_k or no_joint, joint_tensor_v or no_joint
     spatial: Shards = [torch.empty(0)] * size
     joint: Shards = [torch.empty(0)] * size
     for group in q.groups(cluster_axis):
@@ -74,10 +85,27 @@ def ring_joint_attention(
 
 @local_rule(
     "ttnn.transformer.joint_scaled_dot_product_attention",
-    source="sdpa/device/kernels/compute/joint_sdpa.cpp; tests/ttnn/unit_tests/operations/sdpa/test_joint_attention.py",
+    source=f"{_SDPA}/compute/joint_sdpa.cpp",
 )
-def joint_attention(q, k, v, joint_q, joint_k, joint_v, *, joint_strategy: str, scale: float | None = None):
+def joint_attention(
+    input_tensor_q,
+    input_tensor_k,
+    input_tensor_v,
+    joint_tensor_q,
+    joint_tensor_k,
+    joint_tensor_v,
+    *,
+    joint_strategy: str,
+    scale: float | None = None,
+):
     """Attention over the concatenation of both sequences; outputs are split again."""
     _require_rear(joint_strategy)
-    out = _attention(torch.cat([q, joint_q], 2), torch.cat([k, joint_k], 2), torch.cat([v, joint_v], 2), scale)
-    return out[:, :, : q.shape[2]], out[:, :, q.shape[2] :]
+    pairs = (
+        (input_tensor_q, joint_tensor_q),
+        (input_tensor_k, joint_tensor_k),
+        (input_tensor_v, joint_tensor_v),
+    )
+    query, key, value = (torch.cat(pair, dim=2) for pair in pairs)
+    out = _attention(query, key, value, scale)
+    rows = input_tensor_q.shape[2]
+    return out[:, :, :rows], out[:, :, rows:]

@@ -4,13 +4,23 @@ A rule of ours is a claim about silicon, so every registration names its source:
 upstream test its semantics were read from.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import ttnn
 
 Shards = list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Stands for the n-th input tensor of a call inside its arguments."""
+
+    index: int
 
 
 @dataclass(frozen=True)
@@ -19,6 +29,7 @@ class MeshShards:
 
     shards: Shards
     mesh_shape: tuple[int, int]
+    dtype: ttnn.DataType
 
     @property
     def shape(self) -> torch.Size:
@@ -43,62 +54,96 @@ class Rule:
 
     ``local``: ``function`` gets the op's own arguments with each tensor replaced by one device's ``torch.Tensor`` and
     is called per device. Otherwise it is called once, each tensor being a `MeshShards`, and returns for each output
-    the list of per-device values.
+    the list of per-device values. ``dtypes``: ``function`` also gets ``dtypes``, the ttnn dtypes of the tensor inputs
+    in the order in which they appear in the call. ``buffers`` are parameters, besides `EXECUTION_ARGUMENTS`, that the
+    op writes and does not read; ``function`` gets None for them.
     """
 
     function: Callable[..., Any]
     local: bool
     source: str
+    dtypes: bool = False
+    buffers: frozenset[str] = frozenset()
+
+    @functools.cached_property
+    def positional(self) -> tuple[str, ...]:
+        """Names of the parameters that can be given by position."""
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return tuple(p.name for p in inspect.signature(self.function).parameters.values() if p.kind in kinds)
+
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """Parameters that the function names; what ``*args`` and ``**kwargs`` would swallow is not among them."""
+        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        return frozenset(p.name for p in inspect.signature(self.function).parameters.values() if p.kind not in variable)
 
 
 RULES: dict[str, Rule] = {}
 
-# Arguments that say where and how an op runs and never what it computes.
+# Arguments that say where and how an op runs and never what it computes. A rule of ours that names one gets it all
+# the same. Tensors among them are buffers that the op writes: they are never read as inputs.
 EXECUTION_ARGUMENTS = frozenset(
     {
-        "memory_config",
-        "compute_kernel_config",
-        "program_config",
-        "core_grid",
-        "sub_core_grids",
-        "config",
-        "queue_id",
-        "use_multicore",
-        "num_links",
-        "topology",
-        "subdevice_id",
-        "multi_device_global_semaphore",
         "barrier_semaphore",
+        "ccl_core_grid_offset",
+        "chunks_per_sync",
+        "compute_kernel_config",
+        "config",
+        "core_grid",
+        "cq_id",
+        "device",
+        "dtype",  # The output's dtype: every result is rounded to the dtype of the real op's output.
+        "fast_and_approximate_mode",
+        "intermediate_memory_config",
+        "layout",
+        "memory_config",
+        "mesh_device",
+        "multi_device_global_semaphore",
+        "num_buffers_per_channel",
+        "num_links",
+        "num_workers_per_link",
+        "optional_output_tensor",
+        "output_tensor",
+        "output_tensors",
+        "pad_value",  # Fills tile padding, which no golden value holds.
         "persistent_output_buffer",
-        "persistent_output_buffers",
+        "persistent_output_buffer_joint_k",
+        "persistent_output_buffer_joint_v",
         "persistent_output_buffer_k",
         "persistent_output_buffer_v",
-        "output_tensor",
-        "optional_output_tensor",
-        "ccl_core_grid_offset",
-        "num_workers_per_link",
-        "num_buffers_per_channel",
-        "chunks_per_sync",
-        "mesh_device",
+        "persistent_output_buffers",
+        "persistent_output_tensor",
+        "program_config",
+        "queue_id",
+        "reshape_tile_mode",
+        "skip_padding_fill",
+        "sub_core_grids",
+        "sub_device_id",
+        "subdevice_id",
+        "topology",
+        "use_2d_core_grid",
+        "use_l1_small_for_semaphores",
+        "use_multicore",
     }
 )
 
 
-def local_rule(name: str, source: str):
-    """Register a per-device golden for op ``name``; ``source`` says where its semantics were read."""
-    return _register(name, source, local=True)
+def local_rule(*names: str, source: str, dtypes: bool = False, buffers: tuple[str, ...] = ()):
+    """Register a per-device golden for the ops ``names``; ``source`` says where its semantics were read."""
+    return _register(names, source, local=True, dtypes=dtypes, buffers=buffers)
 
 
-def mesh_rule(name: str, source: str):
-    """Register a whole-mesh golden (a collective) for op ``name``; ``source`` says where its semantics were read."""
-    return _register(name, source, local=False)
+def mesh_rule(*names: str, source: str):
+    """Register a whole-mesh golden (a collective) for the ops ``names``; ``source`` says where it was read."""
+    return _register(names, source, local=False, dtypes=False, buffers=())
 
 
-def _register(name: str, source: str, *, local: bool):
+def _register(names: tuple[str, ...], source: str, *, local: bool, dtypes: bool, buffers: tuple[str, ...]):
     def decorator(function):
-        if name in RULES:
-            raise ValueError(f"{name} has a golden rule already")
-        RULES[name] = Rule(function, local, source)
+        for name in names:
+            if name in RULES:
+                raise ValueError(f"{name} has a golden rule already")
+            RULES[name] = Rule(function, local, source, dtypes, frozenset(buffers))
         return function
 
     return decorator

@@ -1,6 +1,7 @@
 """The registry of golden values: one entry per live device buffer, shared by every handle on that buffer."""
 
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -8,9 +9,10 @@ import ttnn
 
 from models.mock.golden.errors import golden_error
 
-# An entry that survived this many sweeps is looked at only once in a while: weights live as long as the model.
+# An entry that survived this many sweeps is looked at only now and then: weights live as long as the model.
 _OLD_AFTER = 32
-_OLD_EVERY = 256
+# Each sweep looks at this share of the old entries, so an old one outlives its last handle by few ops.
+_OLD_SHARE = 16
 
 
 @dataclass
@@ -18,11 +20,15 @@ class Entry:
     """Values of one device buffer: ``shards[i]`` belongs to device i of the mesh in row-major order.
 
     Replicated data is stored as the same ``torch.Tensor`` object for several devices; values are never written in
-    place, so sharing is safe and lets local ops be computed once.
+    place, so sharing is safe and lets local ops be computed once. ``shards`` is None while the buffer holds nothing
+    that golden execution can vouch for; ``why`` then says so. ``parts`` are the handles (by ``tensor_id``) that stand
+    for one device's part only.
     """
 
-    shards: list[torch.Tensor]
-    handles: list[ttnn.Tensor] = field(default_factory=list)
+    shards: list[torch.Tensor] | None
+    why: str = ""
+    handles: dict[int, ttnn.Tensor] = field(default_factory=dict)
+    parts: set[int] = field(default_factory=set)
     age: int = 0
 
 
@@ -31,69 +37,79 @@ class Store:
 
     A ttnn tensor accepts no attribute and no weak reference, so lifetime is found by reference counting: a buffer to
     which only the store's own handles refer is dropped at the next sweep, before the next op runs, so that the
-    device's memory is freed where the program would free it. Explicit deallocation frees at once, as on silicon.
+    device's memory is freed where the program would free it (an old one a few ops later). Explicit deallocation
+    frees at once, as on silicon.
     """
 
     def __init__(self) -> None:
         self._young: dict[int, Entry] = {}
         self._old: dict[int, Entry] = {}
-        self._sweeps = 0
+        self._queue: list[int] = []
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
-    def get(self, tensor: ttnn.Tensor, op: str) -> list[torch.Tensor]:
-        """Return the per-device values of ``tensor``, viewed in its logical shape.
+    def get(self, tensor: ttnn.Tensor, op: str, *, part: bool = False) -> list[torch.Tensor]:
+        """Return the values of ``tensor`` on every device of its mesh, viewed in its logical shape.
+
+        Args:
+            tensor: a device tensor.
+            op: who asks, for the error message.
+            part: whether the handle may be one device's part of a mesh tensor (the answer is the whole all the same).
 
         Raises:
-            GoldenError: the tensor is deallocated, or came to be in a way that golden execution did not see.
+            GoldenError: the tensor is deallocated, was not written yet, or came to be in a way that golden execution
+                did not see.
         """
         if not tensor.is_allocated():
             raise golden_error(op, f"input {describe(tensor)} has been deallocated")
         entry = self._find(tensor)
         if entry is None:
-            raise golden_error(op, f"input {describe(tensor)} has no golden value; it was made by an unseen call")
-        return self._view(tensor, entry, op)
-
-    def get_buffer(self, tensor: ttnn.Tensor, op: str) -> list[torch.Tensor]:
-        """Like `get`, for a handle that may cover only some devices of its mesh: all devices' values."""
-        if not tensor.is_allocated():
-            raise golden_error(op, f"{describe(tensor)} has been deallocated")
-        entry = self._find(tensor)
-        if entry is None:
-            raise golden_error(op, f"{describe(tensor)} has no golden value; it was never written")
-        return map_shared(lambda shard: shard.reshape(tuple(tensor.shape)), entry.shards)
+            raise golden_error(op, f"input {describe(tensor)} has no golden value: it was made by an unseen call")
+        if entry.shards is None:
+            raise golden_error(op, f"input {describe(tensor)} has no golden value: {entry.why}")
+        if not part and tensor.tensor_id in entry.parts:
+            raise golden_error(op, f"input {describe(tensor)} is one device's part of a mesh tensor")
+        return self._view(tensor, entry.shards, op)
 
     def put(self, tensor: ttnn.Tensor, shards: list[torch.Tensor]) -> None:
         """Record the values that an op left in ``tensor``'s buffer; every other handle on the buffer sees them."""
-        key = tensor.buffer_unique_id()
-        entry = self._young.get(key) or self._old.get(key)
-        if entry is None:
-            entry = self._young[key] = Entry(shards)
-        else:
-            entry.shards = shards
-        entry.handles.append(tensor)
+        self._hold(tensor).shards = shards
 
-    def alias(self, tensor: ttnn.Tensor) -> bool:
+    def reserve(self, tensor: ttnn.Tensor, why: str) -> None:
+        """Record that ``tensor``'s buffer holds nothing that may be read, because ``why``."""
+        entry = self._hold(tensor)
+        entry.shards, entry.why = None, why
+
+    def alias(self, tensor: ttnn.Tensor, *, part: bool = False) -> bool:
         """Register one more handle on a known buffer; False when the buffer is not known."""
         entry = self._find(tensor)
         if entry is None:
             return False
-        entry.handles.append(tensor)
+        entry.handles[id(tensor)] = tensor
+        if part:
+            entry.parts.add(tensor.tensor_id)
         return True
 
-    def holds(self, tensor: ttnn.Tensor) -> bool:
-        """Tell whether the tensor's buffer has a golden value."""
-        return self._find(tensor) is not None
+    def trim(self, tensor: ttnn.Tensor) -> None:
+        """Let go of this buffer's handles that nobody else holds, so that ttnn counts its references rightly."""
+        entry = self._find(tensor)
+        if entry is not None:
+            _alive(entry)
+
+    def drop(self, key: int) -> None:
+        """Forget the values of a buffer that was freed, by its ``buffer_unique_id``."""
+        self._young.pop(key, None)
+        self._old.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything."""
         self._young.clear()
         self._old.clear()
+        self._queue.clear()
 
-    def sweep(self) -> None:
-        """Drop the entries that only the store itself still refers to, and those already deallocated."""
-        self._sweeps += 1
+    def sweep(self, *, everything: bool = False) -> None:
+        """Drop entries that only the store itself still refers to: all young ones, and some (or all) of the old."""
         dead = []
         for key, entry in self._young.items():
             if not _alive(entry):
@@ -105,20 +121,29 @@ class Store:
                 entry.age += 1
         for key in dead:
             del self._young[key]
-        if self._sweeps % _OLD_EVERY == 0:
-            for key in [key for key, entry in self._old.items() if not _alive(entry)]:
+        if everything or not self._queue:
+            self._queue = list(self._old)
+        count = len(self._queue) if everything else -(-len(self._old) // _OLD_SHARE)
+        for _ in range(min(count, len(self._queue))):
+            key = self._queue.pop()
+            old = self._old.get(key)
+            if old is not None and not _alive(old):
                 del self._old[key]
 
     def _find(self, tensor: ttnn.Tensor) -> Entry | None:
         key = tensor.buffer_unique_id()
         return self._young.get(key) or self._old.get(key)
 
-    def _view(self, tensor: ttnn.Tensor, entry: Entry, op: str) -> list[torch.Tensor]:
+    def _hold(self, tensor: ttnn.Tensor) -> Entry:
+        key = tensor.buffer_unique_id()
+        entry = self._young.get(key) or self._old.get(key)
+        if entry is None:
+            entry = self._young[key] = Entry(None)
+        entry.handles[id(tensor)] = tensor
+        return entry
+
+    def _view(self, tensor: ttnn.Tensor, shards: list[torch.Tensor], op: str) -> list[torch.Tensor]:
         shape = tuple(tensor.shape)
-        shards = entry.shards
-        mesh_size = tensor.device().get_num_devices()
-        if len(shards) != mesh_size:
-            raise golden_error(op, f"input {describe(tensor)} is one device's part of a mesh tensor")
         if tuple(shards[0].shape) == shape:
             return shards
         if shards[0].numel() != tensor.logical_volume():
@@ -126,7 +151,7 @@ class Store:
         return map_shared(lambda shard: shard.reshape(shape), shards)
 
 
-def map_shared(function, shards: list[torch.Tensor]) -> list[torch.Tensor]:
+def map_shared(function: Callable[[torch.Tensor], torch.Tensor], shards: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """Apply ``function`` once per distinct shard object and keep the sharing."""
     done: dict[int, torch.Tensor] = {}
     return [done[id(s)] if id(s) in done else done.setdefault(id(s), function(s)) for s in shards]
@@ -138,10 +163,10 @@ def describe(tensor: ttnn.Tensor) -> str:
 
 
 def _alive(entry: Entry) -> bool:
-    """Keep only handles that somebody else still holds; tell whether one is left and its buffer allocated."""
+    """Keep only handles that somebody else still holds; tell whether one is left."""
     handles = entry.handles
-    # Two references are ours at this point: the list's and getrefcount's own argument.
-    kept = [i for i in range(len(handles)) if sys.getrefcount(handles[i]) > 2]
-    if len(kept) != len(handles):
-        entry.handles = handles = [handles[i] for i in kept]
-    return bool(handles) and handles[0].is_allocated()
+    # Three references are ours here: the dict's, the loop variable's and getrefcount's own argument.
+    gone = [key for key, handle in handles.items() if sys.getrefcount(handle) <= 3]
+    for key in gone:
+        del handles[key]
+    return bool(handles)

@@ -18,9 +18,19 @@ if TYPE_CHECKING:
 
 HANDLERS: dict[str, Callable[..., Any]] = {}
 _METHODS: dict[str, Any] = {}
+_FUNCTIONS: dict[str, Any] = {}
 # Tensor methods that would read a device buffer (zeros on a mock mesh) or copy it outside the op entry point.
 _READERS = ("to_torch", "to_numpy", "to_list", "item")
-_UNSEEN = ("to", "pad", "unpad", "pad_to_tile", "unpad_from_tile", "extract_shard", "host_buffer")
+_UNSEEN = (
+    "to",
+    "pad",
+    "unpad",
+    "pad_to_tile",
+    "unpad_from_tile",
+    "extract_shard",
+    "host_buffer",
+    "to_torch_with_padded_shape",
+)
 
 
 def _handler(name: str):
@@ -93,39 +103,70 @@ def _to_device(engine: Engine, call: Callable, operation: Any, args: tuple, kwar
 @_handler("ttnn.copy_host_to_device_tensor")
 def _copy_to_device(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
     result = call(operation, *args, **kwargs)
-    host, device = args[0], args[1]
+    host, device = _pair(args, kwargs, "host_tensor", "device_tensor")
     engine.store.put(device, _spread(host_shards(host), device, "ttnn.copy_host_to_device_tensor"))
     return result
 
 
+@_handler("ttnn.copy_device_to_host_tensor")
+@_handler("ttnn.copy_host_to_device_tensor_partial")
+def _refused(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
+    raise golden_error(operation.python_fully_qualified_name, "not covered by golden execution")
+
+
 @_handler("ttnn.from_device")
 def _from_device(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> ttnn.Tensor:
+    # The real read of a dead or foreign tensor ends the process, so golden execution looks first.
+    host = download(engine, args[0] if args else kwargs["tensor"], "ttnn.from_device")
     call(operation, *args, **kwargs)
-    return download(engine, args[0] if args else kwargs["tensor"])
+    return host
 
 
 @_handler("ttnn.deallocate")
 def _deallocate(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
-    return call(operation, *args, **kwargs)
+    tensor = args[0] if args else kwargs["tensor"]
+    return _free(engine, tensor, lambda: call(operation, *args, **kwargs))
 
 
-def download(engine: Engine, tensor: ttnn.Tensor) -> ttnn.Tensor:
+def _free(engine: Engine, tensor: ttnn.Tensor, free: Callable[[], Any]) -> Any:
+    if not _on_device(tensor) or not tensor.is_allocated():
+        return free()
+    # With force=False a buffer that has other handles lives on, and so must its values.
+    engine.store.trim(tensor)
+    key = tensor.buffer_unique_id()
+    result = free()
+    if not tensor.is_allocated():
+        engine.store.drop(key)
+    return result
+
+
+def _pair(args: tuple, kwargs: dict, *names: str) -> list[ttnn.Tensor]:
+    values = list(args)
+    return values + [kwargs[name] for name in names[len(values) :]]
+
+
+def download(engine: Engine, tensor: ttnn.Tensor, op: str) -> ttnn.Tensor:
     """Build the real host tensor that a read of ``tensor`` would give on silicon."""
+    values = engine.store.get(tensor, op, part=True)
     mesh = tensor.device()
+    rows, cols = mesh.shape
     coords = [tuple(c) for c in tensor.device_coords()]
-    everything = [(r, c) for r in range(mesh.shape[0]) for c in range(mesh.shape[1])]
-    entry = engine.store.get_buffer(tensor, "ttnn.from_device")
-    picked = [entry[everything.index(c)] for c in coords]
+    picked = [values[r * cols + c] for r, c in coords]
     packed = map_shared(lambda value: host_tensor(value, tensor.dtype, tensor.layout), picked)  # type: ignore[arg-type]
     if len(packed) == 1:
         return packed[0]  # type: ignore[return-value]
+    if len(packed) != rows * cols:
+        raise golden_error(
+            op, f"{describe(tensor)} covers {len(packed)} of {rows * cols} devices: read them one by one"
+        )
     return ttnn.from_host_shards(packed, mesh.shape)
 
 
 def attach(engine: Engine) -> None:
-    """Cover the tensor methods that reach device memory without passing the op entry point."""
-    for name in ("cpu", "reshape", *_READERS, *_UNSEEN):
+    """Cover the tensor methods and functions that reach device memory without passing the op entry point."""
+    for name in ("cpu", "reshape", "deallocate", "__repr__", *_READERS, *_UNSEEN):
         _METHODS[name] = getattr(ttnn.Tensor, name)
+    _FUNCTIONS["get_device_tensors"] = ttnn.get_device_tensors
 
     def guarded(name: str, on_device: Callable[..., Any]):
         original = _METHODS[name]
@@ -146,29 +187,51 @@ def attach(engine: Engine) -> None:
 
     def read(name: str):
         def method(tensor, _original, *args, **kwargs):
-            return _METHODS[name](download(engine, tensor), *args, **kwargs)
+            return _METHODS[name](download(engine, tensor, f"ttnn.Tensor.{name}"), *args, **kwargs)
 
         return method
 
-    def reshape(tensor, original, *shape):
+    def reshape(tensor, original, *args, **kwargs):
         values = engine.store.get(tensor, "ttnn.Tensor.reshape")
-        result = original(tensor, *shape)
+        result = original(tensor, *args, **kwargs)
         if result.buffer_unique_id() == tensor.buffer_unique_id():
             engine.store.alias(result)
         else:
             engine.store.put(result, map_shared(lambda value: value.reshape(tuple(result.shape)), values))
         return result
 
-    guarded("cpu", lambda tensor, _original, *_args, **_kwargs: download(engine, tensor))
+    def deallocate(tensor, original, *args, **kwargs):
+        return _free(engine, tensor, lambda: original(tensor, *args, **kwargs))
+
+    def show(tensor, _original):
+        # The real one prints what lies in mock memory; an error message must be able to print anything.
+        return f"ttnn.Tensor({describe(tensor)}, on a mock mesh: use ttnn.to_torch for the values)"
+
+    guarded("cpu", lambda tensor, _original, *_args, **_kwargs: download(engine, tensor, "ttnn.Tensor.cpu"))
     guarded("reshape", reshape)
+    guarded("deallocate", deallocate)
+    guarded("__repr__", show)
     for name in _READERS:
         guarded(name, read(name))
     for name in _UNSEEN:
         guarded(name, refuse(name))
 
+    @functools.wraps(ttnn.get_device_tensors)
+    def get_device_tensors(tensor, *args, **kwargs):
+        parts = _FUNCTIONS["get_device_tensors"](tensor, *args, **kwargs)
+        if _on_device(tensor) and tensor.is_allocated() and len(parts) > 1:
+            for part in parts:
+                engine.store.alias(part, part=True)
+        return parts
+
+    ttnn.get_device_tensors = get_device_tensors
+
 
 def detach() -> None:
-    """Give the tensor methods back."""
+    """Give the tensor methods and functions back."""
     for name, original in _METHODS.items():
         setattr(ttnn.Tensor, name, original)
+    for name, original in _FUNCTIONS.items():
+        setattr(ttnn, name, original)
     _METHODS.clear()
+    _FUNCTIONS.clear()

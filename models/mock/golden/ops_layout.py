@@ -1,0 +1,107 @@
+"""Golden rules of ops that move values without computing any: slices, views, permutations, copies, layouts."""
+
+import torch
+
+from models.mock.golden.rules import local_rule
+
+_MOVEMENT = "data_movement"
+
+
+@local_rule("ttnn.slice", source=f"{_MOVEMENT}/slice docstring: PyTorch slicing with starts, ends and steps")
+def slice_(
+    input_tensor,
+    slice_start=None,
+    slice_end=None,
+    slice_step=None,
+    *,
+    starts=None,
+    ends=None,
+    steps=None,
+):
+    """``x[start:end:step]`` in every dim; begins and ends as lists of numbers."""
+    begin, end, step = slice_start or starts, slice_end or ends, slice_step or steps
+    if not isinstance(begin, (list, tuple)) or not isinstance(end, (list, tuple)):
+        raise ValueError("begins and ends that are not lists of numbers are not covered by this golden")
+    step = step or [1] * len(begin)
+    return input_tensor[tuple(slice(int(b), int(e), int(s)) for b, e, s in zip(begin, end, step, strict=True))]
+
+
+@local_rule("ttnn.concat", source=f"{_MOVEMENT}/concat docstring: torch.concat")
+def concat(tensors, dim: int = 0, *, groups: int = 1):
+    """The tensors joined along ``dim``."""
+    if groups != 1:
+        raise ValueError(f"groups={groups} is not covered by this golden")
+    return torch.cat(list(tensors), dim=dim)
+
+
+@local_rule("ttnn.reshape", source=f"{_MOVEMENT}/reshape_view docstring: torch.reshape of the logical shape")
+def reshape(input_tensor, shape):
+    """The same values in row-major order under another logical shape."""
+    return input_tensor.reshape(tuple(shape))
+
+
+@local_rule("ttnn.permute", source=f"{_MOVEMENT}/permute docstring: torch.permute")
+def permute(input_tensor, dims):
+    """The same values with dims reordered."""
+    return input_tensor.permute(tuple(dims))
+
+
+@local_rule("ttnn.to_layout", source="core/to_layout docstring: values unchanged")
+def to_layout(tensor, layout, dtype=None, memory_config=None, sub_core_grids=None):
+    """The same values, tiled or not."""
+    return tensor
+
+
+@local_rule("ttnn.to_memory_config", source="core/to_memory_config docstring: values unchanged")
+def to_memory_config(tensor, memory_config, dtype=None, output_tensor=None):
+    """The same values elsewhere."""
+    return tensor
+
+
+@local_rule("ttnn.clone", source=f"{_MOVEMENT}/clone docstring: a copy")
+def clone(input):
+    """A copy."""
+    return input
+
+
+@local_rule("ttnn.tilize", "ttnn.untilize", source=f"{_MOVEMENT}/tilize, {_MOVEMENT}/untilize docstrings")
+def tilize(input_tensor):
+    """The same values, tiled or not."""
+    return input_tensor
+
+
+@local_rule("ttnn.copy", source=f"{_MOVEMENT}/copy docstring: input_a's values into input_b", buffers=("input_b",))
+def copy(input_a, input_b=None):
+    """``input_a``'s values in the second tensor's buffer, whose handle is the result."""
+    return input_a
+
+
+@local_rule("ttnn.pad", source=f"{_MOVEMENT}/pad docstring: torch.nn.functional.pad, constant")
+def pad(input_tensor, padding, value):
+    """Constant padding, given as (before, after) per dim."""
+    if padding and not isinstance(padding[0], (list, tuple)):
+        raise ValueError("padding to an output shape is not covered by this golden")
+    flat = [int(amount) for before_after in reversed(padding) for amount in before_after]
+    return torch.nn.functional.pad(input_tensor, flat, value=value)
+
+
+def _filled(shape, value: float) -> torch.Tensor:
+    return torch.full(tuple(shape), float(value))
+
+
+@local_rule("ttnn.zeros", source="creation docstrings")
+def zeros(shape):
+    """Zeros."""
+    return _filled(shape, 0.0)
+
+
+@local_rule("ttnn.ones", source="creation docstrings")
+def ones(shape):
+    """Ones."""
+    return _filled(shape, 1.0)
+
+
+@local_rule("ttnn.full", source="creation docstrings")
+def full(shape, fill_value):
+    """One value throughout."""
+    return _filled(shape, fill_value)

@@ -1,0 +1,131 @@
+"""Golden rules of matrix products, attention heads and the rotary embedding."""
+
+from collections.abc import Callable
+
+import torch
+
+from models.mock.golden.rounding import to_tf32
+from models.mock.golden.rules import local_rule
+
+_TRANSFORMER = "ttnn/operations/experimental/transformer"
+_MATMUL = (
+    "ttnn/operations/matmul/device/kernels/compute/bmm_large_block_zm_fused_bias_activation.cpp (wheel); "
+    "TF32 operands: upstream tech_reports/matrix_engine/matrix_engine.md"
+)
+
+
+@local_rule(
+    "ttnn.experimental.nlp_create_qkv_heads",
+    source=f"{_TRANSFORMER}/nlp_create_qkv_heads/device/kernels (wheel); upstream "
+    "tests/ttnn/nightly/unit_tests/operations/experimental/test_nlp_create_qkv_heads.py",
+)
+def nlp_create_qkv_heads(
+    input, input_kv=None, *, num_heads: int, num_kv_heads: int | None = None, transpose_k_heads: bool = True
+):
+    """Split fused ``[q | k | v]`` columns of [B, 1, S, 3 heads d] into three [B, heads, S, d]."""
+    kv_heads = num_kv_heads or num_heads
+    if input_kv is not None:
+        raise ValueError("input_kv is not covered by this golden")
+    width = input.shape[-1] // (num_heads + 2 * kv_heads)
+    q, k, v = input.split([num_heads * width, kv_heads * width, kv_heads * width], dim=-1)
+
+    def heads(part: torch.Tensor, count: int) -> torch.Tensor:
+        batch, _, rows, _ = part.shape
+        return part.reshape(batch, rows, count, width).transpose(1, 2)
+
+    k_heads = heads(k, kv_heads)
+    return heads(q, num_heads), k_heads.transpose(2, 3) if transpose_k_heads else k_heads, heads(v, kv_heads)
+
+
+@local_rule(
+    "ttnn.experimental.nlp_concat_heads",
+    source=f"{_TRANSFORMER}/nlp_concat_heads/device/kernels (wheel); upstream "
+    "tests/ttnn/nightly/unit_tests/operations/experimental/test_nlp_concat_heads.py",
+)
+def nlp_concat_heads(input_tensor):
+    """[B, heads, S, d] -> [B, 1, S, heads d]."""
+    batch, heads, rows, width = input_tensor.shape
+    return input_tensor.transpose(1, 2).reshape(batch, 1, rows, heads * width)
+
+
+@local_rule(
+    "ttnn.experimental.rotary_embedding_llama",
+    source=f"{_TRANSFORMER}/rotary_embedding_llama/device/kernels/compute/rotary_embedding_llama.cpp",
+)
+def rotary_embedding_llama(input_tensor, cos_cache, sin_cache, trans_mat, *, is_decode_mode: bool = False):
+    """``x cos + (x @ trans_mat) sin``, the 32x32 ``trans_mat`` applied to each tile's columns.
+
+    The kernel packs the rotated tile and both products to intermediate buffers of the input's dtype (bfloat16)
+    before it adds them; the golden rounds there too.
+    """
+    if is_decode_mode:
+        raise ValueError("decode mode is not covered by this golden")
+
+    def packed(value: torch.Tensor) -> torch.Tensor:
+        return value.to(torch.bfloat16).to(torch.float32)
+
+    tile = trans_mat.reshape(32, 32)
+    rotated = packed((input_tensor.unflatten(-1, (-1, 32)) @ tile).flatten(-2))
+    return packed(input_tensor * cos_cache) + packed(rotated * sin_cache)
+
+
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": torch.nn.functional.silu,
+    "relu": torch.nn.functional.relu,
+    "gelu": torch.nn.functional.gelu,
+}
+
+
+def _product(a, b, transpose_a: bool, transpose_b: bool) -> torch.Tensor:
+    a = a.transpose(-2, -1) if transpose_a else a
+    b = b.transpose(-2, -1) if transpose_b else b
+    return torch.matmul(to_tf32(a), to_tf32(b))
+
+
+def _activated(x: torch.Tensor, activation, program_config) -> torch.Tensor:
+    if getattr(program_config, "fused_activation", None) is not None:
+        raise ValueError("an activation in the program config is not covered by this golden")
+    if activation is None:
+        return x
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is not covered by this golden")
+    return _ACTIVATIONS[activation](x)
+
+
+@local_rule("ttnn.linear", source=_MATMUL)
+def linear(
+    input_tensor_a,
+    input_tensor_b,
+    *,
+    bias=None,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    activation=None,
+    program_config=None,
+):
+    """``activation(a @ b + bias)``, accumulated in float32.
+
+    float32 operands, the bias and the finished product that the bias is added to are read by the matrix engine as
+    TF32. Not modelled: math fidelity below HiFi4, which drops low bits of bfloat16 operands (HiFi2: the last bit of
+    ``a``), and float16-wide accumulation without ``fp32_dest_acc_en``.
+    """
+    out = _product(input_tensor_a, input_tensor_b, transpose_a, transpose_b)
+    if bias is not None:
+        if bias.numel() != bias.shape[-1]:
+            raise ValueError(f"bias of shape {tuple(bias.shape)} is not one row")
+        out = to_tf32(out) + to_tf32(bias.reshape(-1))
+    return _activated(out, activation, program_config)
+
+
+@local_rule("ttnn.matmul", source=_MATMUL)
+def matmul(
+    input_tensor_a,
+    input_tensor_b,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    activation=None,
+    program_config=None,
+):
+    """``activation(a @ b)``; see `linear`."""
+    return _activated(_product(input_tensor_a, input_tensor_b, transpose_a, transpose_b), activation, program_config)

@@ -1,0 +1,96 @@
+"""Golden rules of reductions and norms.
+
+Statistics are float32 here, as with ``fp32_dest_acc_en`` on the device. Padding: the kernels reduce over whole tiles,
+so what lies in the last tile behind the logical width counts unless the op masks it; each docstring says so.
+"""
+
+import torch
+
+from models.mock.golden.rules import local_rule
+
+_NORM = "ttnn/operations/normalization"
+_TILE = 32
+
+
+def _affine(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
+    if weight is not None:
+        x = x * _row(weight, x.shape[-1])
+    return x if bias is None else x + _row(bias, x.shape[-1])
+
+
+def _row(vector: torch.Tensor, width: int) -> torch.Tensor:
+    if vector.numel() != width:
+        raise ValueError(f"a weight or bias of {vector.numel()} values for rows of {width}")
+    return vector.reshape(-1)
+
+
+@local_rule("ttnn.sum", source="reduction/generic/device/kernels (wheel) and docstring: torch.sum times scalar")
+def sum_(input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0):
+    """Sum over ``dim`` (all dims without one), times ``scalar``. The op fills tile padding with zeros first."""
+    dims = tuple(range(input_tensor.ndim)) if dim is None else dim
+    return input_tensor.sum(dim=dims, keepdim=keepdim) * scalar
+
+
+@local_rule("ttnn.mean", source="reduction/generic/device/kernels (wheel) and docstring: torch.mean times scalar")
+def mean(input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0):
+    """Mean over ``dim``, times ``scalar``. Padding rows are zeros and the divisor is the logical size."""
+    dims = tuple(range(input_tensor.ndim)) if dim is None else dim
+    return input_tensor.mean(dim=dims, keepdim=keepdim) * scalar
+
+
+@local_rule("ttnn.rms_norm", source=f"{_NORM}/rmsnorm docstring; layernorm/device/kernels/compute/layernorm.cpp")
+def rms_norm(input_tensor, *, epsilon: float = 1e-12, weight=None, bias=None):
+    """``x / sqrt(mean(x^2) + epsilon) * weight + bias`` over the logical width."""
+    scale = torch.rsqrt(input_tensor.square().mean(-1, keepdim=True) + epsilon)
+    return _affine(input_tensor * scale, weight, bias)
+
+
+def _statistics(x: torch.Tensor, *, with_sum: bool) -> torch.Tensor:
+    stats = x.new_zeros(*x.shape[:-1], _TILE * (2 if with_sum else 1))
+    stats[..., 0] = x.square().sum(-1)
+    if with_sum:
+        stats[..., _TILE] = x.sum(-1)
+    return stats
+
+
+@local_rule(
+    "ttnn.rms_norm_pre_all_gather",
+    source=f"{_NORM}/rmsnorm_distributed/device/kernels/compute/rmsnorm_pre_allgather.cpp",
+)
+def rms_norm_pre_all_gather(input_tensor):
+    """One tile column per row of tiles: sum(x^2) in column 0, zeros in the rest."""
+    return _statistics(input_tensor, with_sum=False)
+
+
+@local_rule(
+    "ttnn.rms_norm_post_all_gather",
+    source=f"{_NORM}/rmsnorm_distributed/device/kernels/compute/rmsnorm_post_allgather.cpp",
+)
+def rms_norm_post_all_gather(input_tensor, stats, *, epsilon: float = 1e-12, weight=None, bias=None):
+    """RMS norm with the gathered sums of all devices, each of which holds as many columns as this one."""
+    devices = stats.shape[-1] // _TILE
+    total = stats.unflatten(-1, (devices, _TILE))[..., 0].sum(-1, keepdim=True)
+    mean_square = total / (input_tensor.shape[-1] * devices)
+    return _affine(input_tensor * torch.rsqrt(mean_square + epsilon), weight, bias)
+
+
+@local_rule(
+    "ttnn.layer_norm_pre_all_gather",
+    source=f"{_NORM}/layernorm_distributed/device/kernels/compute/layernorm_pre_allgather.cpp",
+)
+def layer_norm_pre_all_gather(input_tensor):
+    """Two tile columns: sum(x^2) in the first's column 0, sum(x) in the second's."""
+    return _statistics(input_tensor, with_sum=True)
+
+
+@local_rule(
+    "ttnn.layer_norm_post_all_gather",
+    source=f"{_NORM}/layernorm_distributed/device/kernels/compute/layernorm_post_allgather.cpp",
+)
+def layer_norm_post_all_gather(input_tensor, stats, *, epsilon: float = 1e-12, weight=None, bias=None):
+    """Layer norm with the gathered sums: variance as E[x^2] - E[x]^2, which cancels when the mean is large."""
+    devices = stats.shape[-1] // (2 * _TILE)
+    sums = stats.unflatten(-1, (devices, 2, _TILE))[..., 0].sum(-2) / (input_tensor.shape[-1] * devices)
+    mean_square, mean_ = sums[..., :1], sums[..., 1:]
+    scale = torch.rsqrt(mean_square - mean_.square() + epsilon)
+    return _affine((input_tensor - mean_) * scale, weight, bias)

@@ -69,7 +69,7 @@ class ColumnParallelLinear(Module):
             return fuse_columns([out_width.pad(p[None], 1) for p in parts], shards)[None, None]
 
         shape = (chunks * out_width.size, in_width.size)
-        self.weight = Parameter({f"{name}.weight": kernel or shape for name in names}, weight, tp=1)
+        self.weight = Parameter({f"{name}.weight": kernel or shape for name in names}, weight, tp=1, moves_only=True)
         if bias:
             self.bias = Parameter({f"{name}.bias": shape[:1] for name in names}, fused_bias, tp=3)
         self.has_bias = bias
@@ -105,6 +105,7 @@ class RowParallelLinear(Module):
             {f"{name}.weight": (out_width.size, in_width.size)},
             lambda matrix: in_width.pad(out_width.pad(matrix.T, 1), 0),
             tp=0,
+            moves_only=True,
         )
         self.has_bias = bias
         if bias:

@@ -35,6 +35,7 @@ class Parameter:
             for a single source by default.
         sp, tp: dim split over the SP / TP axis, None for replicated.
         dtype, layout: as stored on the device.
+        moves_only: ``convert`` moves values and computes nothing, so that it may work in the checkpoint's own type.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Parameter:
         tp: int | None = None,
         dtype: ttnn.DataType = ttnn.bfloat16,
         layout: ttnn.Layout = ttnn.TILE_LAYOUT,
+        moves_only: bool = False,
     ) -> None:
         self.sources = sources
         self.convert = convert
@@ -53,6 +55,7 @@ class Parameter:
         self.tp = tp
         self.dtype = dtype
         self.layout = layout
+        self.moves_only = moves_only
         self._tensor: ttnn.Tensor | None = None
 
     @property
@@ -66,22 +69,43 @@ class Parameter:
             raise RuntimeError(f"parameter made of {', '.join(self.sources)} was used before it was loaded")
         return self._tensor
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape over all shards, as `read` gives it."""
+        import torch
+
+        return tuple(self._converted([torch.empty(shape, device="meta") for shape in self.sources.values()]).shape)
+
+    def read(self, source: TensorSource, prefix: str):
+        """Read the sources and convert them: a host ``torch.Tensor`` over all shards."""
+        parts = [source.tensor(prefix + name) for name in self.sources]
+        if not (self.moves_only and len({part.dtype for part in parts}) == 1 and parts[0].is_floating_point()):
+            parts = [part.float() for part in parts]
+        return self._converted(parts).contiguous()
+
+    def distribute(self, mesh: Mesh, host) -> ttnn.Tensor:
+        """Make of what `read` gave the ttnn host tensor, one shard per chip, that `put` takes."""
+        return mesh.distribute(host, dtype=self.dtype, layout=self.layout, sp=self.sp, tp=self.tp)
+
+    def put(self, mesh: Mesh, tensor: ttnn.Tensor) -> None:
+        """Send a distributed host tensor to the mesh, in place of what was there."""
+        self.release()
+        self._tensor = ttnn.to_device(tensor, mesh.device)
+
     def load(self, mesh: Mesh, source: TensorSource, prefix: str) -> None:
         """Read the sources, convert and upload."""
-        parts = [source.tensor(prefix + name).float() for name in self.sources]
-        host = self.convert(*parts) if self.convert is not None else parts[0]
-        self._tensor = mesh.upload(host.contiguous(), dtype=self.dtype, layout=self.layout, sp=self.sp, tp=self.tp)
+        self.put(mesh, self.distribute(mesh, self.read(source, prefix)))
 
     def allocate(self, mesh: Mesh) -> None:
         """Take the device memory that `load` would fill, without any weights: for dry runs."""
-        import torch
-
-        parts = [torch.empty(shape, device="meta") for shape in self.sources.values()]
-        shape = list((self.convert(*parts) if self.convert is not None else parts[0]).shape)
+        shape = list(self.shape)
         for axis, dim in ((mesh.sp, self.sp), (mesh.tp, self.tp)):
             if dim is not None:
                 shape[dim] //= axis.size
         self._tensor = ttnn.allocate_tensor_on_device(ttnn.Shape(shape), self.dtype, self.layout, mesh.device)
+
+    def _converted(self, parts: list):
+        return self.convert(*parts) if self.convert is not None else parts[0]
 
     def release(self) -> None:
         """Free the device memory."""

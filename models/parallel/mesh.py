@@ -62,6 +62,38 @@ class Mesh:
         """
         import torch
 
+        dims = self._split_dims(host, sp, tp)
+        if dims == [None, None]:
+            mapper = ttnn.ReplicateTensorToMesh(self.device)
+        else:
+            mapper = ttnn.ShardTensor2dMesh(self.device, mesh_shape=self.layout.mesh_shape, dims=tuple(dims))
+        return ttnn.from_torch(
+            torch.as_tensor(host), device=self.device, dtype=dtype, layout=layout, mesh_mapper=mapper
+        )
+
+    def distribute(
+        self,
+        host,
+        *,
+        dtype: ttnn.DataType = ttnn.bfloat16,
+        layout: ttnn.Layout = ttnn.TILE_LAYOUT,
+        sp: int | None = None,
+        tp: int | None = None,
+    ) -> ttnn.Tensor:
+        """What `upload` would put on the mesh, as a ttnn host tensor of one shard per chip.
+
+        Raises:
+            ValueError: a split dim is not divisible by its axis.
+        """
+        shape = ttnn.MeshShape(*self.layout.mesh_shape)
+        rows, cols = self._split_dims(host, sp, tp)
+        mapper = ttnn.create_mesh_mapper(
+            shape, ttnn.MeshMapperConfig(row_dim=rows, col_dim=cols, mesh_shape_override=shape)
+        )
+        return ttnn.from_torch(host, dtype=dtype, layout=layout, mesh_mapper=mapper)
+
+    def _split_dims(self, host, sp: int | None, tp: int | None) -> list[int | None]:
+        """The dim of ``host`` that each mesh axis splits."""
         dims: list[int | None] = [None, None]
         for axis, dim, name in ((self.sp, sp, "SP"), (self.tp, tp, "TP")):
             if dim is None or axis.size == 1:
@@ -71,13 +103,7 @@ class Mesh:
                     f"dim {dim} of shape {tuple(host.shape)} does not split over {name}={axis.size}: pad it first"
                 )
             dims[axis.index] = dim
-        if dims == [None, None]:
-            mapper = ttnn.ReplicateTensorToMesh(self.device)
-        else:
-            mapper = ttnn.ShardTensor2dMesh(self.device, mesh_shape=self.layout.mesh_shape, dims=tuple(dims))
-        return ttnn.from_torch(
-            torch.as_tensor(host), device=self.device, dtype=dtype, layout=layout, mesh_mapper=mapper
-        )
+        return dims
 
     def download(self, tensor: ttnn.Tensor, *, sp: int | None = None, tp: int | None = None):
         """Bring a tensor to the host: dim ``sp`` joined over SP, dim ``tp`` over TP, one replica of the rest.

@@ -27,10 +27,10 @@ demo: setup
 	$(BIN)/mochi-tt generate "$(PROMPT)"
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 test-full: setup
-	$(BIN)/pytest -m ""
+	$(BIN)/pytest -n 2 -m ""
 
 lint: setup
 	$(BIN)/ruff check

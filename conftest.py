@@ -7,8 +7,11 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Golden matrices are small: one thread each leaves the other core to a second test process.
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    # Read by OpenMP when torch loads it: golden matrices are small, and threads that spin while they wait take the
+    # cores from whatever else runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

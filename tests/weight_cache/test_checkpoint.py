@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from weight_cache.checkpoint import Checkpoint, Component, resolve
+from weight_cache.checkpoint import Checkpoint, resolve
+from weight_cache.component import Component
 from weight_cache.host import load_module
 
 
@@ -157,7 +158,7 @@ def test_names_that_users_give(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "some" / "model").mkdir(parents=True)
     assert resolve("some/model").is_dir()
-    with pytest.raises(FileNotFoundError, match="hf download nobody/such-model-here"):
+    with pytest.raises(FileNotFoundError, match="mochi-tt download nobody/such-model-here"):
         resolve("nobody/such-model-here")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at \./nowhere"):
         resolve("./nowhere")

@@ -1,0 +1,202 @@
+"""Names and arrangement of weights in Genmo's checkpoints, and their counterparts in Diffusers' (the canonical ones).
+
+Source: huggingface/diffusers `scripts/convert_mochi_to_diffusers.py` and `models/transformers/transformer_mochi.py`;
+genmoai/mochi `src/genmo/mochi_preview/dit/joint_model/` (`asymm_models_joint.py`, `layers.py`) and `vae/models.py`.
+What is arranged differently, besides the names:
+
+- Genmo fuses q, k and v of a stream into one matrix, in that order.
+- Genmo's SwiGLU is `silu(first half) * second half`, Diffusers' `first half * silu(second half)`.
+- Genmo's final modulation is (shift, scale), Diffusers' (scale, shift).
+- The last block's text modulation is called `linear_1` in Diffusers, since that block only scales.
+
+The order of a latent patch's values is the same in both: (row, column, channel) in the final layer, and the
+embedding is a strided convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_ATTENTION = {"x": ("to_q", "to_k", "to_v"), "y": ("add_q_proj", "add_k_proj", "add_v_proj")}
+# Positions of norms and convolutions in the `stack` of Genmo's residual block.
+_RESIDUAL = {0: "norm1.norm_layer", 2: "conv1.conv", 3: "norm2.norm_layer", 5: "conv2.conv"}
+DECODER_PREFIX = "decoder."
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a canonical tensor is found: rows `part` of `parts` of `key`, its halves swapped or not."""
+
+    key: str
+    part: int = 0
+    parts: int = 1
+    swap: bool = False
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the piece of a tensor of `shape`.
+
+        Raises:
+            ValueError: the rows cannot be divided.
+        """
+        divisor = 2 if self.swap else self.parts
+        if not shape or shape[0] % divisor:
+            raise ValueError(f"{self.key} has {shape[0] if shape else 0} rows, which {divisor} parts do not divide")
+        return (shape[0] // self.parts, *shape[1:])
+
+    def take(self, tensor: Any) -> Any:
+        """The piece of a host tensor."""
+        if self.parts > 1:
+            return tensor.chunk(self.parts, dim=0)[self.part]
+        return tensor.roll(tensor.shape[0] // 2, dims=0) if self.swap else tensor
+
+
+def _linear(table: dict[str, Piece], ours: str, theirs: str, *, swap: bool = False) -> None:
+    for kind in ("weight", "bias"):
+        table[f"{ours}.{kind}"] = Piece(f"{theirs}.{kind}", swap=swap)
+
+
+def transformer_names(layers: int) -> dict[str, Piece]:
+    """Canonical name -> piece of Genmo's AsymmDiT (`dit.safetensors`) with `layers` blocks."""
+    table = {"pos_frequencies": Piece("pos_frequencies")}
+    _linear(table, "patch_embed.proj", "x_embedder.proj")
+    _linear(table, "time_embed.timestep_embedder.linear_1", "t_embedder.mlp.0")
+    _linear(table, "time_embed.timestep_embedder.linear_2", "t_embedder.mlp.2")
+    for name in ("to_kv", "to_q", "to_out"):
+        _linear(table, f"time_embed.pooler.{name}", f"t5_y_embedder.{name}")
+    _linear(table, "time_embed.caption_proj", "t5_yproj")
+    for index in range(layers):
+        table |= _block(f"transformer_blocks.{index}.", f"blocks.{index}.", last=index == layers - 1)
+    _linear(table, "norm_out.linear", "final_layer.mod", swap=True)
+    _linear(table, "proj_out", "final_layer.linear")
+    return table
+
+
+def _block(ours: str, theirs: str, *, last: bool) -> dict[str, Piece]:
+    table: dict[str, Piece] = {}
+    _linear(table, f"{ours}norm1.linear", f"{theirs}mod_x")
+    _linear(table, f"{ours}norm1_context.{'linear_1' if last else 'linear'}", f"{theirs}mod_y")
+    for stream, names in _ATTENTION.items():
+        for part, name in enumerate(names):
+            table[f"{ours}attn1.{name}.weight"] = Piece(f"{theirs}attn.qkv_{stream}.weight", part, 3)
+        added = "" if stream == "x" else "added_"
+        for letter in "qk":
+            table[f"{ours}attn1.norm_{added}{letter}.weight"] = Piece(f"{theirs}attn.{letter}_norm_{stream}.weight")
+        if stream == "y" and last:
+            continue
+        _linear(table, f"{ours}attn1.{'to_out.0' if stream == 'x' else 'to_add_out'}", f"{theirs}attn.proj_{stream}")
+        feed_forward = f"{ours}{'ff' if stream == 'x' else 'ff_context'}.net."
+        table[f"{feed_forward}0.proj.weight"] = Piece(f"{theirs}mlp_{stream}.w1.weight", swap=True)
+        table[f"{feed_forward}2.weight"] = Piece(f"{theirs}mlp_{stream}.w2.weight")
+    return table
+
+
+def decoder_names(layers_per_block: tuple[int, ...]) -> dict[str, Piece]:
+    """Canonical name -> piece of Genmo's VAE decoder (`decoder.safetensors`).
+
+    Args:
+        layers_per_block: residual blocks, from the output side to the latent side as in Diffusers' configuration.
+    """
+    table: dict[str, Piece] = {}
+    ups = layers_per_block[-2:0:-1]
+    _linear(table, f"{DECODER_PREFIX}conv_in", "blocks.0.0")
+    for index in range(layers_per_block[-1]):
+        _residual(table, f"block_in.resnets.{index}", f"blocks.0.{index + 1}")
+    for block, count in enumerate(ups):
+        for index in range(count):
+            _residual(table, f"up_blocks.{block}.resnets.{index}", f"blocks.{block + 1}.blocks.{index}")
+        _linear(table, f"{DECODER_PREFIX}up_blocks.{block}.proj", f"blocks.{block + 1}.proj")
+    for index in range(layers_per_block[0]):
+        _residual(table, f"block_out.resnets.{index}", f"blocks.{len(ups) + 1}.{index}")
+    _linear(table, f"{DECODER_PREFIX}proj_out", "output_proj")
+    return table
+
+
+def _residual(table: dict[str, Piece], ours: str, theirs: str) -> None:
+    for position, name in _RESIDUAL.items():
+        _linear(table, f"{DECODER_PREFIX}{ours}.{name}", f"{theirs}.stack.{position}")
+
+
+ShapeOf = Callable[[str], tuple[int, ...]]
+
+
+def transformer_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
+    """The configuration, in Diffusers' words, of an AsymmDiT in Genmo's form, read off its tensors.
+
+    Args:
+        keys: names of all tensors.
+        shape: the shape of one.
+
+    Raises:
+        ValueError: what it is read off is not there.
+    """
+    wanted = ("pos_frequencies", "x_embedder.proj.weight", "t5_yproj.weight", "t_embedder.mlp.0.weight")
+    missing = [key for key in wanted if key not in keys]
+    layers = _count(keys, "blocks.")
+    if missing or not layers:
+        raise ValueError(f"not Mochi's transformer in Genmo's form: it lacks {', '.join(missing) or 'blocks.0'}")
+    _, heads, half_head = shape("pos_frequencies")
+    _, channels, patch, _ = shape("x_embedder.proj.weight")
+    text, features = shape("t5_yproj.weight")
+    return {
+        "_class_name": "MochiTransformer3DModel",
+        "patch_size": patch,
+        "num_attention_heads": heads,
+        "attention_head_dim": 2 * half_head,
+        "num_layers": layers,
+        "pooled_projection_dim": text,
+        "in_channels": channels,
+        "text_embed_dim": features,
+        "time_embed_dim": shape("t_embedder.mlp.0.weight")[1],
+    }
+
+
+def decoder_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
+    """The configuration of a VAE whose decoder is in Genmo's form; see `transformer_config`.
+
+    Expansions, latent statistics and everything about the encoder are Mochi's, Diffusers' defaults.
+
+    Raises:
+        ValueError: what it is read off is not there.
+    """
+    if not {"blocks.0.0.weight", "output_proj.weight"} <= keys:
+        raise ValueError("not Mochi's VAE decoder in Genmo's form: it lacks blocks.0.0.weight or output_proj.weight")
+    last = _count(keys, "blocks.") - 1
+    counts = [_count(keys, "blocks.0.") - 1]
+    counts += [_count(keys, f"blocks.{block}.blocks.") for block in range(1, last)]
+    counts.append(_count(keys, f"blocks.{last}."))
+    inputs = shape("blocks.0.0.weight")
+    widths = [inputs[0]] + [
+        shape(f"blocks.{block}.blocks.0.stack.0.weight" if block < last else f"blocks.{last}.0.stack.0.weight")[0]
+        for block in range(2, last + 1)
+        if counts[block]
+    ]
+    if len(widths) != last or 0 in counts:
+        raise ValueError("not Mochi's VAE decoder in Genmo's form: its blocks are incomplete")
+    return {
+        "_class_name": "AutoencoderKLMochi",
+        "decoder_block_out_channels": widths[::-1],
+        "layers_per_block": counts[::-1],
+        "latent_channels": inputs[1],
+        "out_channels": shape("output_proj.weight")[0],
+    }
+
+
+def _count(keys: set[str], prefix: str) -> int:
+    """How many numbers follow `prefix`."""
+    return len({key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)})
+
+
+def strip_prefix(keys: set[str]) -> str:
+    """The prefix that ComfyUI puts before the transformer's names, or "" where there is none."""
+    return next((p for p in ("model.diffusion_model.", "diffusion_model.") if f"{p}pos_frequencies" in keys), "")
+
+
+def genmo_lora_targets(layers: int) -> Mapping[str, list[tuple[str, Piece]]]:
+    """Genmo module -> the canonical weights it stands for: what a LoRA in Genmo's form may change."""
+    targets: dict[str, list[tuple[str, Piece]]] = {}
+    for name, piece in transformer_names(layers).items():
+        if name.endswith(".weight"):
+            targets.setdefault(piece.key.removesuffix(".weight"), []).append((name, piece))
+    return targets

@@ -1,0 +1,236 @@
+"""Components of checkpoints in Diffusers layout, read one tensor at a time from memory-mapped safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+# File stems of weights: Diffusers' own and that of transformers.
+_STEMS = ("diffusion_pytorch_model", "model")
+_FINGERPRINT_BYTES = 1 << 20
+
+
+class Component:
+    """One model of a checkpoint: its configuration and its weights, read lazily by name.
+
+    `form` is how names and values are arranged: here as Diffusers has them, which is canonical.
+
+    Opening reads the configuration; the first question about weights opens the safetensors files (their
+    headers only) and checks them against the index.
+    """
+
+    form = "diffusers"
+
+    def __init__(self, directory: str | Path, variant: str | None = None):
+        """Open the component in `directory`, whose name is the component's name.
+
+        Raises:
+            FileNotFoundError: no `config.json`.
+            ValueError: the configuration is not a JSON object.
+        """
+        self.directory = Path(directory)
+        self.name = self.directory.name
+        self.variant = variant
+        path = self.directory / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"checkpoint component {self.name} has no config.json in {self.directory}")
+        self.config = read_json(path)
+
+    @property
+    def class_name(self) -> str:
+        """The model class that the configuration names (Diffusers' or transformers' way)."""
+        architectures = self.config.get("architectures") or [None]
+        return str(self.config.get("_class_name") or architectures[0])
+
+    def require_class(self, expected: str) -> None:
+        """Raise ValueError unless the configuration names the class `expected`."""
+        if self.class_name != expected:
+            raise ValueError(
+                f"checkpoint component {self.name} in {self.directory} is a {self.class_name}, "
+                f"not a {expected}: these are the weights of another model"
+            )
+
+    @cached_property
+    def has_variant(self) -> bool:
+        """Whether there are weight files of the asked variant (False when none was asked)."""
+        return self.variant is not None and self._entry(self.variant) is not None
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The safetensors files in use, sorted by name."""
+        return sorted({self.directory / name for name in self._handles})
+
+    def keys(self) -> list[str]:
+        """Names of all tensors, sorted."""
+        return sorted(self._locations)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._locations
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of tensor `key`, from the file's header alone."""
+        return tuple(self._handle(key).get_slice(key).get_shape())
+
+    def dtype(self, key: str) -> str:
+        """Stored type of tensor `key` in safetensors' spelling, such as `BF16` or `F32`."""
+        return str(self._handle(key).get_slice(key).get_dtype())
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """Tensor `key` on the host, in its stored dtype, backed by the mapped file until it is changed.
+
+        Raises:
+            KeyError: the component has no such tensor.
+        """
+        return self._handle(key).get_tensor(key)
+
+    def check(self) -> None:
+        """Open every weight file and check its header, without reading a tensor.
+
+        Raises:
+            FileNotFoundError: no weights, or a shard that the index names is missing.
+            ValueError: a file is truncated or not safetensors, or the index names a tensor that its file
+                lacks.
+        """
+        _ = self._locations
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the configuration and the files' ends; see `fingerprint`."""
+        return fingerprint(self.files, (self.directory / "config.json").read_bytes())
+
+    def forget_pages(self) -> None:
+        """Let go of the mapped files, so that what was read of them no longer counts as this process's memory."""
+        self.__dict__.pop("_handles", None)
+
+    def _handle(self, key: str) -> Any:
+        if key not in self._locations:
+            raise KeyError(f"checkpoint component {self.name} has no tensor {key}")
+        return self._handles[self._locations[key]]
+
+    def _entry(self, variant: str | None) -> Path | None:
+        """The file to start from: an index of shards or a single safetensors file."""
+        for stem in _STEMS:
+            if variant is None:
+                names = [f"{stem}.safetensors.index.json", f"{stem}.safetensors"]
+            else:
+                names = [
+                    f"{stem}.safetensors.index.{variant}.json",
+                    f"{stem}.{variant}.safetensors.index.json",
+                    f"{stem}.{variant}.safetensors",
+                ]
+            for name in names:
+                if (self.directory / name).is_file():
+                    return self.directory / name
+        return None
+
+    @cached_property
+    def _weight_map(self) -> dict[str, str] | Path:
+        entry = (self._entry(self.variant) if self.variant else None) or self._entry(None)
+        if entry is None:
+            raise FileNotFoundError(
+                f"checkpoint component {self.name} has no weights in {self.directory}: expected "
+                f"{_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors, or its index{self._other_files()}"
+            )
+        if entry.suffix != ".json":
+            return entry
+        weight_map = read_json(entry).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{entry} has no weight_map: it is not an index of safetensors shards")
+        for shard in sorted(set(weight_map.values())):
+            if Path(shard).name != shard:
+                raise ValueError(f"{entry} names a shard outside its folder: {shard!r}")
+            if not (self.directory / shard).is_file():
+                raise FileNotFoundError(
+                    f"checkpoint component {self.name} lacks the shard {shard} that {entry.name} names, "
+                    f"in {self.directory}: download it again"
+                )
+        return weight_map
+
+    def _other_files(self) -> str:
+        if list(self.directory.glob("*.bin")):
+            return "; there are only .bin files, which are not read: convert them to safetensors"
+        others = sorted(p.name for p in self.directory.glob("*.safetensors*"))
+        return f"; found {', '.join(others[:3])}: is a variant to be named?" if others else ""
+
+    @cached_property
+    def _handles(self) -> dict[str, Any]:
+        weights = self._weight_map
+        names = [weights.name] if isinstance(weights, Path) else sorted(set(weights.values()))
+        return {name: open_safetensors(self.directory / name) for name in names}
+
+    @cached_property
+    def _locations(self) -> dict[str, str]:
+        """Tensor name -> file name, checked against the files' headers."""
+        held = {name: set(handle.keys()) for name, handle in self._handles.items()}
+        weights = self._weight_map
+        if isinstance(weights, Path):
+            return {key: weights.name for key in held[weights.name]}
+        for key, shard in weights.items():
+            if key not in held[shard]:
+                raise ValueError(
+                    f"the index of checkpoint component {self.name} places {key} in {shard}, which lacks it, "
+                    f"in {self.directory}: index and shards are of different versions"
+                )
+        return weights
+
+
+def open_safetensors(path: Path) -> Any:
+    """A handle on a safetensors file, whose tensors are mapped and not read.
+
+    Raises:
+        ValueError: it is truncated or something else.
+    """
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) is truncated or not a safetensors file "
+            f"({one_line(error)}): download it again"
+        ) from error
+
+
+def fingerprint(files: Sequence[Path], config: bytes) -> str:
+    """16 hex digits from a configuration and every file's name, header, size, first and last mebibyte.
+
+    Enough to tell checkpoints apart without reading tens of gigabytes; not proof against tampering.
+    """
+    digest = hashlib.sha256(config)
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            header = file.read(8)
+            digest.update(header + file.read(int.from_bytes(header, "little")))
+            digest.update(file.read(_FINGERPRINT_BYTES))
+            file.seek(max(0, size - _FINGERPRINT_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a checkpoint.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({one_line(error)}): download it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def one_line(error: Exception) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split())

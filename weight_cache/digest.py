@@ -1,0 +1,106 @@
+"""Content hashes of large files, computed once and remembered for as long as a file is not touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from threading import Lock
+
+from weight_cache.manifest import write_atomically
+
+_CHUNK = 1 << 22
+# progress(bytes done, bytes in all)
+ByteProgress = Callable[[int, int], None]
+
+
+def signature(path: Path) -> str:
+    """What changes whenever a file is written or replaced: size, time of change, inode and device."""
+    stat = path.stat()
+    return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}:{stat.st_dev}"
+
+
+def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """Hex digest of a file's content; `on_bytes` is called with the size of each piece read."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            if on_bytes is not None:
+                on_bytes(len(chunk))
+    return digest.hexdigest()
+
+
+def hash_files(paths: Sequence[Path], progress: ByteProgress | None = None) -> dict[Path, str]:
+    """Digests of several files, on all cores.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    total = sum(path.stat().st_size for path in paths)
+    done, lock = 0, Lock()
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        with lock:
+            done += count
+            if progress is not None:
+                progress(done, total)
+
+    found = {}
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        jobs = {pool.submit(sha256, path, on_bytes): path for path in paths}
+        try:
+            for job in as_completed(jobs):
+                found[jobs[job]] = job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found
+
+
+class DigestMemory:
+    """Digests remembered in a file, by each file's size, time of change, inode and device.
+
+    Paths play no part: a file moved within its disk keeps its digest, and one that was written to loses it.
+    """
+
+    def __init__(self, path: Path):
+        """Remember in `path`; a file that cannot be read or written only costs time."""
+        self.path = path
+
+    def of(self, paths: Sequence[Path], progress: ByteProgress | None = None) -> dict[Path, str]:
+        """Digests of `paths`, hashing those that are not known.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        known = self._read()
+        signatures = {path: signature(path) for path in paths}
+        unknown = [path for path in paths if signatures[path] not in known]
+        if unknown:
+            for path, digest in hash_files(unknown, progress).items():
+                # One that changed while it was read must be hashed again the next time.
+                if signature(path) == signatures[path]:
+                    known[signatures[path]] = digest
+                else:
+                    raise OSError(f"{path} changed while it was read: wait until it is written")
+            self._write(known)
+        return {path: known[signatures[path]] for path in paths}
+
+    def _read(self) -> dict[str, str]:
+        try:
+            value = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def _write(self, known: dict[str, str]) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path, json.dumps({**self._read(), **known}, indent=1) + "\n")
+        except OSError:
+            pass

@@ -1,0 +1,106 @@
+"""The manifest of an entry: what the files are, and the only sign that all of them are there."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+# Goes up whenever entries of the version before must not be read any more.
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One stored tensor: the parameter's path in the model, its file, and what is in it."""
+
+    name: str
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str
+    sp: int | None
+    tp: int | None
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TensorRecord:
+        """Read what `asdict` wrote.
+
+        Raises:
+            ValueError: fields are missing, or there are others.
+        """
+        if not isinstance(value, Mapping) or set(value) != {f.name for f in fields(cls)}:
+            raise ValueError("a tensor's record has other fields than this version writes")
+        return cls(**{**value, "shape": tuple(value["shape"])})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A complete entry.
+
+    Attributes:
+        key: hash of `key_fields`, in full.
+        key_fields: everything that tells this entry from another; see `weight_cache.key`.
+        tensors: in the order of the model's parameters.
+        about: for people: source, time of making, seconds it took.
+    """
+
+    key: str
+    key_fields: dict[str, Any]
+    tensors: list[TensorRecord]
+    about: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(tensor.bytes for tensor in self.tensors)
+
+    def write(self, path: Path) -> None:
+        """Put the manifest in its place, in one step."""
+        value = {"format": FORMAT_VERSION, **asdict(self)}
+        write_atomically(path, json.dumps(value, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged, or of another version of the store.
+        """
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"manifest {path} is damaged ({' '.join(str(error).split())})") from error
+        version = value.get("format") if isinstance(value, dict) else None
+        if version != FORMAT_VERSION:
+            raise ValueError(f"manifest {path} is of version {version!r}, this program reads {FORMAT_VERSION}")
+        try:
+            tensors = [TensorRecord.from_json(tensor) for tensor in value["tensors"]]
+            return cls(value["key"], value["key_fields"], tensors, value["about"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"manifest {path} is damaged ({' '.join(str(error).split())})") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by a file of `text` in one step, flushed to the disk before.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

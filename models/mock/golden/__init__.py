@@ -25,6 +25,7 @@ def install() -> Engine:
             ops_layout,
             ops_matrix,
             ops_norm,
+            ops_vision,
         )
 
         _engine = Engine()

@@ -1,0 +1,237 @@
+"""3D convolution of videos that are sharded over the mesh, and how its work is cut into blocks.
+
+Weights are replicated; activations x_BTHWC are row-major (see `models.parallel.halo` for the legend). A block is what
+one core holds at a time: ``frames x rows x columns`` output positions, some input and some output channels.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import ttnn
+
+from models.layers import compute
+from models.layers.module import Module, Parameter
+from models.parallel import TILE, Mesh, round_up
+
+# Circular buffers may take what the allocator leaves of a Wormhole core's 1.5 MB of L1; the rest is code and stack.
+L1_BUDGET = 1_300_000
+_BF16, _FP32 = 2, 4
+_TILE_BYTES = TILE * TILE * _BF16
+# Rows of patches that are gathered while others are multiplied.
+_GATHERED_ROWS = 2 * TILE
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """Sizes of a block. The channel blocks also order the prepared weights."""
+
+    in_channels: int
+    out_channels: int
+    frames: int = 1
+    rows: int = 1
+    columns: int = 1
+
+    @property
+    def positions(self) -> int:
+        """Output positions of a block."""
+        return self.frames * self.rows * self.columns
+
+
+def l1_bytes(blocking: Blocking, in_channels: int, kernel: tuple[int, int, int]) -> int:
+    """L1 that a core's circular buffers take, inputs of the block included.
+
+    Buffers as in upstream ``conv3d_program_factory.cpp``: gathered patches, one tiled row of them, the weights'
+    block, partial sums (float32 when input channels are split, and then twice), the result, the bias, and the
+    block's inputs with their halo.
+    """
+    taps = math.prod(kernel)
+    depth = math.ceil(taps * blocking.in_channels / TILE)
+    wide = math.ceil(blocking.out_channels / TILE)
+    tall = math.ceil(blocking.positions / TILE)
+    is_split = blocking.in_channels < in_channels
+    partial = (2 * _FP32 if is_split else _BF16) * TILE * TILE
+    patches = depth * TILE * _BF16 * min(blocking.positions, _GATHERED_ROWS)
+    sizes = (blocking.frames, blocking.rows, blocking.columns)
+    inputs = math.prod(n + k - 1 for n, k in zip(sizes, kernel, strict=True)) * blocking.in_channels * _BF16
+    tiles = depth + depth * wide + tall * wide + wide + 2
+    return patches + tiles * _TILE_BYTES + partial * tall * wide + (inputs if taps > 1 else 0)
+
+
+@lru_cache
+def channel_blocking(in_channels: int, out_channels: int, kernel: tuple[int, int, int], cores: int) -> Blocking:
+    """Choose the channel blocks, for all sizes of video.
+
+    The rule: of the blocks whose weights leave half of L1 to the activations, the one that reads every input the
+    fewest times (output blocks first), then splits the input channels least, since each split adds a sum over cores.
+
+    Raises:
+        ValueError: no block fits L1.
+    """
+    taps = math.prod(kernel)
+
+    def weights(block: Blocking) -> int:
+        return math.ceil(taps * block.in_channels / TILE) * math.ceil(block.out_channels / TILE) * _TILE_BYTES
+
+    candidates = [
+        block
+        for split_in in _divisors(in_channels)
+        for split_out in _divisors(round_up(out_channels, TILE))
+        if in_channels // split_in <= cores
+        for block in [Blocking(split_in, split_out, 1, 1, TILE)]
+        if weights(block) <= L1_BUDGET // 2 and l1_bytes(block, in_channels, kernel) <= L1_BUDGET
+    ]
+    if not candidates:
+        raise ValueError(
+            f"a convolution of {in_channels} to {out_channels} channels with kernel {kernel} does not fit the "
+            f"{L1_BUDGET} bytes of L1 even in blocks of {TILE} channels"
+        )
+    passes = [(math.ceil(out_channels / c.out_channels) * (in_channels // c.in_channels), c) for c in candidates]
+    best = min(passes, key=lambda pair: (pair[0], in_channels // pair[1].in_channels))[1]
+    return Blocking(best.in_channels, best.out_channels)
+
+
+@lru_cache
+def choose_blocking(
+    in_channels: int, out_channels: int, kernel: tuple[int, int, int], size: tuple[int, int, int], cores: int
+) -> Blocking:
+    """Cut an output of ``size`` (frames, rows, columns) into blocks.
+
+    The rule: fit L1; then the least time of the busiest core, counted in tile products (whole tiles of positions times
+    depth times width, as many blocks as fall to one core) plus inputs gathered with their halo, weighed by what a core
+    multiplies while it reads (`_READ_COST`); then the larger block.
+    """
+    channels = channel_blocking(in_channels, out_channels, kernel, cores)
+    taps = math.prod(kernel)
+    depth = math.ceil(taps * channels.in_channels / TILE)
+    wide = channels.out_channels // TILE
+    channel_blocks = (in_channels // channels.in_channels) * math.ceil(out_channels / channels.out_channels)
+    best: tuple[tuple[float, int], Blocking] | None = None
+    for frames, rows, columns in _block_sizes(size):
+        block = Blocking(channels.in_channels, channels.out_channels, frames, rows, columns)
+        if l1_bytes(block, in_channels, kernel) > L1_BUDGET:
+            continue
+        blocks = channel_blocks * math.prod(
+            math.ceil(n / b) for n, b in zip(size, (frames, rows, columns), strict=True)
+        )
+        inputs = math.prod(n + k - 1 for n, k in zip((frames, rows, columns), kernel, strict=True))
+        work = math.ceil(block.positions / TILE) * depth * wide + _READ_COST * inputs * channels.in_channels
+        cost = (math.ceil(blocks / cores) * work, -block.positions)
+        if best is None or cost < best[0]:
+            best = (cost, block)
+    assert best is not None  # channel_blocking left room for 32 positions
+    return best[1]
+
+
+# Tile products (32^3, at HiFi2 about 32 cycles) that take as long as reading one bfloat16 at a core's share of DRAM.
+_READ_COST = 1 / 64
+
+
+def _divisors(channels: int) -> list[int]:
+    return [d for d in range(TILE, channels + 1, TILE) if channels % d == 0]
+
+
+def _block_sizes(size: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
+    def powers(limit: int, most: int) -> list[int]:
+        return [2**i for i in range(most) if 2**i < 2 * limit]
+
+    for frames in powers(size[0], 3):
+        for rows in powers(size[1], 6):
+            for columns in powers(size[2], 6):
+                if TILE <= frames * rows * columns <= 8 * TILE or frames * rows * columns >= math.prod(size):
+                    yield frames, rows, columns
+
+
+class Conv3d(Module):
+    """Convolution over the positions that are there: no padding in time, and in space only where it is asked for.
+
+    Args:
+        mesh: the mesh.
+        name: checkpoint module.
+        in_channels, out_channels: channels there; inputs are padded to whole tiles.
+        kernel: taps in time, rows, columns.
+        fold: host function of (weight, bias), both float32, applied before they are prepared.
+        shape: shape of the weight in the checkpoint, where it is not [out, in, *kernel].
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        name: str,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, int, int] = (3, 3, 3),
+        *,
+        fold: Callable | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__(mesh)
+        self.kernel = kernel
+        self.in_channels = round_up(in_channels, TILE)
+        self.out_channels = out_channels
+        self.cores = mesh.grid[0] * mesh.grid[1]
+        block = channel_blocking(self.in_channels, out_channels, kernel, self.cores).in_channels
+
+        def prepare(weight):
+            return prepare_weight(weight.reshape(out_channels, in_channels, *kernel), self.in_channels, block)
+
+        weight_source: dict[str, tuple[int, ...]] = {f"{name}.weight": shape or (out_channels, in_channels, *kernel)}
+        bias_source: dict[str, tuple[int, ...]] = {f"{name}.bias": (out_channels,)}
+        if fold is None:
+            self.weight = Parameter(weight_source, prepare)
+            self.bias = Parameter(bias_source, lambda bias: bias[None])
+        else:
+            self.weight = Parameter(weight_source | bias_source, lambda weight, bias: prepare(fold(weight, bias)[0]))
+            self.bias = Parameter(weight_source | bias_source, lambda weight, bias: fold(weight, bias)[1][None])
+
+    def __call__(self, x_BTHWC: ttnn.Tensor, *, space: tuple[int, int] = (0, 0)) -> ttnn.Tensor:
+        """Convolve, repeating the edge ``space`` rows and columns outward on each side.
+
+        Args:
+            x_BTHWC: [1, T + kT - 1, H + kH - 1 - 2 space[0], W + kW - 1 - 2 space[1], C] per chip, C whole tiles.
+            space: (rows, columns) of padding.
+
+        Returns:
+            [1, T, H, W, out] per chip.
+        """
+        padding = (0, *space)
+        size = tuple(n + 2 * p - k + 1 for n, p, k in zip(list(x_BTHWC.shape)[1:4], padding, self.kernel, strict=True))
+        frames, rows, columns = size
+        block = choose_blocking(self.in_channels, self.out_channels, self.kernel, (frames, rows, columns), self.cores)
+        config = ttnn.Conv3dConfig(
+            weights_dtype=ttnn.bfloat16,
+            output_layout=ttnn.ROW_MAJOR_LAYOUT,
+            T_out_block=block.frames,
+            H_out_block=block.rows,
+            W_out_block=block.columns,
+            C_in_block=block.in_channels,
+            C_out_block=block.out_channels,
+            compute_with_storage_grid_size=ttnn.CoreCoord(*self.mesh.grid),
+        )
+        return ttnn.experimental.conv3d(
+            input_tensor=x_BTHWC,
+            weight_tensor=self.weight.tensor,
+            bias_tensor=self.bias.tensor,
+            config=config,
+            dtype=ttnn.bfloat16,
+            output_channels=self.out_channels,
+            kernel_size=self.kernel,
+            padding=padding,
+            padding_mode="replicate",
+            device=self.mesh.device,
+            compute_kernel_config=compute.matrix(),
+        )
+
+
+def prepare_weight(weight_OIthw, in_channels: int, block: int):
+    """Host weight [O, I, kT, kH, kW] -> [blocks * kT * kH * kW * block, O], as the kernel reads it.
+
+    Input channels are padded with zeros to ``in_channels`` and grouped in blocks; within a block rows are ordered
+    kT, kH, kW, channel (upstream ``prepare_conv3d_weights.cpp``).
+    """
+    out, inside, *taps = weight_OIthw.shape
+    padded = weight_OIthw.new_zeros(out, in_channels, *taps)
+    padded[:, :inside] = weight_OIthw
+    grouped = padded.unflatten(1, (in_channels // block, block))
+    return grouped.permute(1, 3, 4, 5, 2, 0).reshape(-1, out)

@@ -1,0 +1,166 @@
+"""Group norm of every frame of a video whose rows and columns are sharded: chips exchange sums, not activations.
+
+ttnn's ``dit_fused_distributed_groupnorm`` is not used: it takes one frame per call, wants tiled activations and whole
+tiles of positions per chip, and counts padding as data. Here a frame's sum and sum of squares per group are made from
+row-major activations, summed over the chips that share the frame (64 numbers per frame), and applied as one scale and
+one shift per frame and channel.
+"""
+
+import math
+
+import ttnn
+
+from models.layers import compute
+from models.layers.module import Module, Parameter
+from models.parallel import Mesh, all_reduce
+from models.parallel.halo import HEIGHT, WIDTH, Extent, ShardedDim, upload
+
+# Positions summed in one bfloat16 sum, about; sums of different positions are then added in float32, so that their
+# roundings cancel.
+_POSITIONS = 1024
+
+
+class FrameGroupNorm(Module):
+    """``silu(group_norm(x))`` per frame, statistics in float32 over a frame's real positions on all chips.
+
+    Formula: ``(x - mean) / sqrt(mean(x^2) - mean^2 + eps) * weight + bias`` per group (arXiv:1803.08494), as
+    Diffusers' ``MochiChunkedGroupNorm3D``, whose GroupNorm has ``eps`` 1e-5.
+    """
+
+    def __init__(self, mesh: Mesh, name: str, channels: int, sums: "GroupSums", *, eps: float = 1e-5) -> None:
+        super().__init__(mesh)
+        self.channels, self.sums, self.eps = channels, sums, eps
+
+        def row(vector):
+            return vector[None, None, None]
+
+        self.weight = Parameter({f"{name}.weight": (channels,)}, row, dtype=ttnn.float32)
+        self.bias = Parameter({f"{name}.bias": (channels,)}, row, dtype=ttnn.float32)
+
+    def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent) -> ttnn.Tensor:
+        """x [1, T, H, W, C] bfloat16 per chip, fractured as ``extent`` says -> the same shape and placement."""
+        scale, shift = self._affine(self.sums(x_BTHWC, extent), extent)
+        scaled = ttnn.multiply(x_BTHWC, scale)
+        out = ttnn.add(scaled, shift, activations=[ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)])
+        for tensor in (scaled, scale, shift):
+            ttnn.deallocate(tensor)
+        return out
+
+    def _affine(self, sums_12TG: ttnn.Tensor, extent: Extent) -> tuple[ttnn.Tensor, ttnn.Tensor]:
+        """Scale and shift [1, T, 1, 1, C] float32, row-major, of the sums of x and x^2 per frame and group."""
+        frames, groups = sums_12TG.shape[2], self.sums.groups
+        count = extent.height.real * extent.width.real * self.channels // groups
+        moments = ttnn.multiply(sums_12TG, 1.0 / count)
+        mean = ttnn.slice(moments, [0, 0, 0, 0], [1, 1, frames, groups])
+        square = ttnn.slice(moments, [0, 1, 0, 0], [1, 2, frames, groups])
+        variance = ttnn.relu(ttnn.subtract(square, ttnn.multiply(mean, mean)))
+        inverse = ttnn.rsqrt(ttnn.add(variance, self.eps))
+        pair = ttnn.concat([inverse, ttnn.multiply(mean, inverse)], dim=1)
+        spread = ttnn.multiply(self.sums.spread(pair, self.channels), self.weight.tensor)
+        scale = ttnn.slice(spread, [0, 0, 0, 0], [1, 1, frames, self.channels])
+        centre = ttnn.slice(spread, [0, 1, 0, 0], [1, 2, frames, self.channels])
+        shift = ttnn.subtract(self.bias.tensor, centre)
+        shape = [1, frames, 1, 1, self.channels]
+        return tuple(ttnn.reshape(ttnn.to_layout(t, ttnn.ROW_MAJOR_LAYOUT), shape) for t in (scale, shift))
+
+
+class GroupSums:
+    """Sums per frame and group over chips, and their way back to channels; shared by all norms of a model."""
+
+    def __init__(self, mesh: Mesh, groups: int = 32) -> None:
+        self.mesh, self.groups = mesh, groups
+        self._tables: dict[tuple, ttnn.Tensor] = {}
+
+    def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent) -> ttnn.Tensor:
+        """x [1, T, H, W, C] per chip, fractured as ``extent`` says -> sums of x and of x^2, [1, 2, T, G] float32.
+
+        The sums are over the real positions of whole frames: replicated over the axes that split rows and columns.
+        """
+        _, frames, rows, columns, channels = x_BTHWC.shape
+        bands = _bands(extent.height, columns)
+        blocks = [frames * bands, 1, rows // bands * columns, channels]
+        real = x_BTHWC
+        if extent.width.is_uneven:
+            real = ttnn.multiply(x_BTHWC, self._column_mask(extent.width, channels))
+        pool = self._pool(channels, extent.height, bands)
+        x = ttnn.reshape(real, blocks)
+        squares = ttnn.multiply(x, x)
+        sums = ttnn.concat([self._pooled(x, frames, pool), self._pooled(squares, frames, pool)], dim=1)
+        ttnn.deallocate(squares)
+        if real is not x_BTHWC:
+            ttnn.deallocate(real)
+        for dim in (HEIGHT, WIDTH):
+            axis = extent[dim].axis
+            if axis is not None:
+                sums = all_reduce(sums, self.mesh, over=axis)
+        return sums
+
+    def spread(self, values_12TG: ttnn.Tensor, channels: int) -> ttnn.Tensor:
+        """Values per group [1, 2, T, G] float32 -> per channel [1, 2, T, C] float32.
+
+        The matrix engine reads float32 with 10 bits of mantissa, so a value goes in as two bfloat16 parts.
+        """
+        high = ttnn.typecast(values_12TG, ttnn.bfloat16)
+        rest = ttnn.subtract(values_12TG, ttnn.typecast(high, ttnn.float32))
+        parts = ttnn.concat([high, ttnn.typecast(rest, ttnn.bfloat16)], dim=3)
+        return ttnn.linear(
+            parts, self._spreader(channels), dtype=ttnn.float32, compute_kernel_config=compute.accurate()
+        )
+
+    def _pooled(self, x: ttnn.Tensor, frames: int, pool: ttnn.Tensor) -> ttnn.Tensor:
+        """[T * bands, 1, positions, C] -> [1, 1, T, G] float32, summed over bands, positions and a group's channels."""
+        sums = ttnn.sum(x, dim=2, keepdim=True, compute_kernel_config=compute.accurate())
+        rows = ttnn.to_layout(ttnn.reshape(sums, [1, 1, frames, pool.shape[0]]), ttnn.TILE_LAYOUT)
+        return ttnn.linear(rows, pool, dtype=ttnn.float32, compute_kernel_config=compute.accurate())
+
+    def _pool(self, channels: int, height: ShardedDim, bands: int) -> ttnn.Tensor:
+        """[bands * C, G] per chip: 1 where a band holds real rows and a channel belongs to the group."""
+        import torch
+
+        key = ("pool", channels, height, bands)
+        if key not in self._tables:
+            group = torch.arange(channels) // (channels // self.groups)
+            member = torch.nn.functional.one_hot(group, self.groups).float()
+            starts = torch.arange(height.shards * bands) * (height.local // bands)
+            host = ((starts < height.real)[:, None, None] * member).flatten(0, 1)
+            dims = {height.axis.index: 0} if height.axis is not None else {}
+            self._tables[key] = upload(self.mesh, host, dims, layout=ttnn.TILE_LAYOUT)
+        return self._tables[key]
+
+    def _spreader(self, channels: int) -> ttnn.Tensor:
+        """[2 G, C]: 1 where a channel belongs to the group, for both parts of a value."""
+        import torch
+
+        key = ("spread", channels)
+        if key not in self._tables:
+            group = torch.arange(channels) // (channels // self.groups)
+            member = torch.nn.functional.one_hot(group, self.groups).float().T
+            self._tables[key] = upload(self.mesh, torch.cat([member, member]), {}, layout=ttnn.TILE_LAYOUT)
+        return self._tables[key]
+
+    def _column_mask(self, width: ShardedDim, channels: int) -> ttnn.Tensor:
+        """[1, 1, 1, W, C] per chip: 1 at real columns, 0 at padding."""
+        import torch
+
+        key = ("columns", width, channels)
+        if key not in self._tables:
+            real = (torch.arange(width.padded) < width.real).float()
+            host = real[None, None, None, :, None].expand(1, 1, 1, -1, channels)
+            dims = {width.axis.index: 3} if width.axis is not None else {}
+            self._tables[key] = upload(self.mesh, host.contiguous(), dims)
+        return self._tables[key]
+
+    def release(self) -> None:
+        """Free the tables."""
+        for table in self._tables.values():
+            ttnn.deallocate(table)
+        self._tables.clear()
+
+
+def _bands(height: ShardedDim, columns: int) -> int:
+    """Bands of rows per shard: as many as keep about `_POSITIONS` positions in each, and none both real and padding."""
+    unit = math.gcd(height.local, height.last_size) if height.is_uneven else height.local
+    for rows in range(unit, 0, -1):
+        if unit % rows == 0 and rows * columns <= _POSITIONS:
+            return height.local // rows
+    return height.local

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -99,8 +100,6 @@ class DigestMemory:
         return value if isinstance(value, dict) else {}
 
     def _write(self, known: dict[str, str]) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, json.dumps({**self._read(), **known}, indent=1) + "\n")
-        except OSError:
-            pass

@@ -1,0 +1,324 @@
+"""The store: entries found by key, made when missing, checked before use, and sent to the mesh.
+
+<store>/entries/<component>-<layout>-<precision>-<24 digits of the key>/
+<store>/locks/<key>.lock        held while an entry is made or mended; freed by the system if its holder dies
+<store>/digests.json            hashes of checkpoint files
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from weight_cache.digest import DigestMemory
+from weight_cache.entry import Entry
+from weight_cache.key import entry_key, key_fields
+from weight_cache.location import store_directory
+from weight_cache.lora import LoraRequest, LoraSource
+from weight_cache.manifest import Manifest
+from weight_cache.precision import check_precision, set_precision
+
+if TYPE_CHECKING:
+    from models.layers import Module
+    from models.layers.module import TensorSource
+    from weight_cache.component import Component
+
+# progress(stage, done, total): "identify", "convert" and "verify" count bytes, "weights" counts tensors.
+Progress = Callable[[str, int, int], None]
+Say = Callable[[str], None]
+_KEY_DIGITS = 24
+
+
+@dataclass(frozen=True)
+class Found:
+    """An entry as `Store.entries` lists it. ``state`` is complete, unfinished or unreadable."""
+
+    name: str
+    path: Path
+    state: str
+    bytes: int
+    set_aside_bytes: int
+    last_used: float
+    about: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry as plain data."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "bytes": self.bytes,
+            "set_aside_bytes": self.set_aside_bytes,
+            "age_days": round((time() - self.last_used) / 86400, 3),
+            **self.about,
+        }
+
+
+class Store:
+    """Converted weights in a directory; see `weight_cache.location` for which."""
+
+    def __init__(self, cache_dir: str | Path | None = None):
+        """Name the store; nothing is read or written yet."""
+        self.root = store_directory(cache_dir)
+
+    def load(
+        self,
+        module: Module,
+        component: Component,
+        *,
+        precision: str = "bf16",
+        loras: Sequence[LoraRequest] = (),
+        progress: Progress | None = None,
+        say: Say | None = None,
+    ) -> Manifest:
+        """Fill a freshly declared module on its mesh from the store, converting the weights first if need be.
+
+        Args:
+            module: declared on an open mesh.
+            component: its weights.
+            precision: `"bf16"` or `"bf8"`; see `weight_cache.precision`.
+            loras: merged into the weights; such a set is an entry of its own.
+            progress: called as `progress(stage, done, total)`.
+            say: called with a line for what the user should know.
+
+        Raises:
+            ValueError: precision, LoRA or weights do not fit the model.
+            OSError: no space, or the store cannot be written.
+        """
+        import ttnn
+
+        manifest, entry = self._ready(module, component, precision, loras, progress, say, check=True)
+        report = progress or _silent
+        records = {record.name: record for record in manifest.tensors}
+        parameters = list(module.parameters())
+        for index, (name, _, parameter) in enumerate(parameters):
+            parameter.put(module.mesh, ttnn.load_tensor(entry.file(records[name])))
+            report("weights", index + 1, len(parameters))
+        entry.touch()
+        return manifest
+
+    def build(
+        self,
+        module: Module,
+        component: Component,
+        *,
+        precision: str = "bf16",
+        loras: Sequence[LoraRequest] = (),
+        progress: Progress | None = None,
+        say: Say | None = None,
+    ) -> tuple[Manifest, Path]:
+        """Make the entry that `load` would read, unless it is there; returns its manifest and directory."""
+        manifest, entry = self._ready(module, component, precision, loras, progress, say, check=False)
+        return manifest, entry.path
+
+    def entries(self) -> list[Found]:
+        """All entries, by name."""
+        return [self._describe(path) for path in self._paths()]
+
+    def verify(self, names: Sequence[str] = (), progress: Progress | None = None) -> dict[str, dict[str, str]]:
+        """Read every file of the complete entries whose name contains one of `names` (all by default).
+
+        Returns:
+            Per entry, the damaged files and what is wrong with them.
+
+        Raises:
+            ValueError: no entry has such a name, or a manifest cannot be read.
+        """
+        found = {}
+        for path in self._selected(names):
+            entry = Entry(path)
+            manifest = entry.manifest()
+            if manifest is None:
+                if names:
+                    raise ValueError(f"entry {path.name} is not finished: there is nothing to verify yet")
+                continue
+            wrong = entry.wrong_sizes(manifest.tensors)
+            whole = [record for record in manifest.tensors if record.file not in wrong]
+            found[path.name] = wrong | entry.wrong_checksums(whole, again=True, progress=_stage(progress, "verify"))
+        return found
+
+    def prune(
+        self, names: Sequence[str] = (), *, older_than_days: float | None = None, everything: bool = False
+    ) -> list[Found]:
+        """Delete entries, and return what was deleted.
+
+        Without arguments: entries that are unfinished or unreadable, and what was set aside in the others. Entries
+        that another process is working on stay.
+
+        Args:
+            names: also delete complete entries whose name contains one of these.
+            older_than_days: also delete complete entries not used for so long.
+            everything: delete all.
+
+        Raises:
+            ValueError: no entry has such a name.
+            OSError: something cannot be deleted.
+        """
+        if names:
+            self._selected(names)
+        removed = []
+        for path in self._paths():
+            found = self._describe(path)
+            old = older_than_days is not None and time() - found.last_used > older_than_days * 86400
+            named = any(name in path.name for name in names)
+            with contextlib.suppress(Timeout), self._lock(path.name).acquire(timeout=0):
+                if everything or old or named or found.state != "complete":
+                    Entry(path).remove()
+                    removed.append(found)
+                elif found.set_aside_bytes:
+                    Entry(path / "set-aside").remove()
+        return removed
+
+    def _ready(
+        self,
+        module: Module,
+        component: Component,
+        precision: str,
+        loras: Sequence[LoraRequest],
+        progress: Progress | None,
+        say: Say | None,
+        *,
+        check: bool,
+    ) -> tuple[Manifest, Entry]:
+        """The complete entry for these weights, made or mended first where needed."""
+        from models.layers.module import check_sources
+
+        set_precision(module, check_precision(precision))
+        tell = say or (lambda line: None)
+        parameters = list(module.parameters())
+        check_sources(parameters, component)
+        source: TensorSource = component
+        if loras:
+            source = LoraSource(component, loras, int(component.config["num_layers"]))
+        digests = DigestMemory(self.root / "digests.json")
+        fields = key_fields(module, component, precision, loras, digests, _stage(progress, "identify"))
+        key = entry_key(fields)
+        name = f"{component.name}-{module.mesh.layout}-{precision}-{key[:_KEY_DIGITS]}"
+        entry = Entry(self.root / "entries" / name)
+        manifest = self._sound(entry, key, fields, check, progress)
+        if isinstance(manifest, Manifest):
+            return manifest, entry
+        with self._locked(name, tell):
+            # Another process may have made or mended it meanwhile.
+            manifest = self._sound(entry, key, fields, check, progress)
+            if isinstance(manifest, Manifest):
+                return manifest, entry
+            if manifest is not None:
+                self._set_aside(entry, manifest, tell)
+            from weight_cache.convert import convert
+
+            about = {
+                "source": str(component.directory),
+                "component": component.name,
+                "layout": str(module.mesh.layout),
+                "precision": precision,
+                "loras": [f"{lora.path.name}:{lora.strength:g}" for lora in loras],
+            }
+            made = convert(
+                entry,
+                module,
+                source,
+                key=key,
+                key_fields=fields,
+                about=about,
+                progress=_stage(progress, "convert"),
+                forget_pages=component.forget_pages,
+            )
+            return made, entry
+
+    def _sound(
+        self, entry: Entry, key: str, fields: dict[str, Any], check: bool, progress: Progress | None
+    ) -> Manifest | dict[str, str] | None:
+        """The manifest of a sound entry; what is wrong with a damaged one; None where there is none yet."""
+        try:
+            manifest = entry.manifest()
+        except ValueError as error:
+            return {"manifest.json": str(error)}
+        if manifest is None:
+            return None
+        if manifest.key != key or manifest.key_fields != fields:
+            return {"manifest.json": f"manifest {entry.manifest_path} is of another entry"}
+        wrong = entry.wrong_sizes(manifest.tensors)
+        if not wrong and check:
+            wrong = entry.wrong_checksums(manifest.tensors, again=False, progress=_stage(progress, "verify"))
+        return wrong or manifest
+
+    def _set_aside(self, entry: Entry, wrong: dict[str, str], tell: Say) -> None:
+        file, why = next(iter(wrong.items()))
+        if file == "manifest.json":
+            tell(f"stored weights {entry.path.name} cannot be used ({why}): set aside, converting again")
+            entry.set_all_aside()
+            return
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        tell(
+            f"stored weights {entry.path.name} are damaged ({file}: {why}{more}): set aside, converting "
+            f"{len(wrong)} of them again"
+        )
+        manifest = entry.manifest()
+        assert manifest is not None
+        entry.set_aside(manifest, wrong)
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, tell: Say) -> Iterator[None]:
+        try:
+            lock = self._lock(name)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                tell("another process is converting these weights: waiting for it")
+                lock.acquire(poll_interval=0.2)
+        except OSError as error:
+            raise OSError(
+                f"the store of converted weights cannot be written at {self.root} ({error.strerror or error}): "
+                "choose another directory with --cache-dir or MOCHI_TT_CACHE_DIR"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _lock(self, name: str) -> FileLock:
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{name}.lock")
+
+    def _paths(self) -> list[Path]:
+        try:
+            return sorted(path for path in (self.root / "entries").iterdir() if path.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _selected(self, names: Sequence[str]) -> list[Path]:
+        paths = self._paths()
+        for name in names:
+            if not any(name in path.name for path in paths):
+                raise ValueError(f"no entry of {self.root} has {name!r} in its name; see mochi-tt cache list")
+        return [path for path in paths if not names or any(name in path.name for name in names)]
+
+    def _describe(self, path: Path) -> Found:
+        entry = Entry(path)
+        about: dict[str, Any] = {}
+        try:
+            manifest = entry.manifest()
+            state = "unfinished" if manifest is None else "complete"
+            about = {} if manifest is None else manifest.about | {"tensors": len(manifest.tensors)}
+        except ValueError as error:
+            state, about = "unreadable", {"why": str(error)}
+        aside = Entry(path / "set-aside").size()
+        return Found(path.name, path, state, entry.size() - aside, aside, entry.last_used(), about)
+
+
+def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    report = progress
+    return lambda done, total: report(stage, done, total)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass

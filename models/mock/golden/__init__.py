@@ -6,8 +6,9 @@ several meshes may be open. Model code never imports this package.
 
 from models.mock.golden.engine import Engine
 from models.mock.golden.errors import GoldenError
+from models.mock.golden.rules import RULES, Rule
 
-__all__ = ["Engine", "GoldenError", "active", "install", "uninstall"]
+__all__ = ["RULES", "Engine", "GoldenError", "Rule", "active", "install", "uninstall"]
 
 _engine: Engine | None = None
 _count = 0

@@ -24,7 +24,6 @@ _TRANSPARENT = frozenset(
         "ttnn.Tensor.__getitem__",
         "ttnn.unsqueeze_to_4D",
         "ttnn.as_tensor",
-        "ttnn.dump_tensor",
         "ttnn.print",
     }
 )

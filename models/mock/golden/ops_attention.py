@@ -5,15 +5,23 @@ import torch
 from models.mock.golden.rules import MeshShards, Shards, local_rule, mesh_rule
 
 _SDPA = "ttnn/operations/transformer/sdpa/device/kernels"
+_MASK = f"{_SDPA}/dataflow/dataflow_common.hpp generate_noncausal_padded_mask (wheel)"
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """Softmax attention; the default scale is that of the tile-padded head width, as in the program factories."""
+    if scale is None:
+        scale = (_tiles(query.shape[-1]) * 32) ** -0.5
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
 
 
-@local_rule("ttnn.transformer.scaled_dot_product_attention", source=f"{_SDPA}/compute/sdpa.cpp")
+@local_rule("ttnn.transformer.scaled_dot_product_attention", source=f"{_SDPA}/compute/sdpa.cpp; {_MASK}")
 def attention(input_tensor_q, input_tensor_k, input_tensor_v, *, is_causal: bool = True, scale: float | None = None):
-    """Attention without a mask: all queries see all keys. Keys behind the logical length are masked by the kernel."""
+    """Attention without a mask: all queries see all keys.
+
+    Keys behind the logical length (the rest of the last tile or chunk) get minus infinity, column by column. Not
+    modelled: the approximate exponential, which is on unless the program config says ``exp_approx_mode=False``.
+    """
     if is_causal:
         raise ValueError("causal attention (the op's default) is not covered by this golden")
     if input_tensor_q.shape[1] != input_tensor_k.shape[1]:
@@ -32,7 +40,7 @@ def _require_rear(joint_strategy: str) -> None:
 
 @mesh_rule(
     "ttnn.transformer.ring_joint_scaled_dot_product_attention",
-    source=f"{_SDPA}/compute/ring_joint_sdpa.cpp",
+    source=f"{_SDPA}/dataflow/ring_joint_writer.cpp: global_n_partial_col, joint_l_partial_col",
 )
 def ring_joint_attention(
     input_tensor_q: MeshShards,
@@ -85,7 +93,7 @@ def ring_joint_attention(
 
 @local_rule(
     "ttnn.transformer.joint_scaled_dot_product_attention",
-    source=f"{_SDPA}/compute/joint_sdpa.cpp",
+    source=f"{_SDPA}/dataflow/joint_writer.cpp; {_MASK}",
 )
 def joint_attention(
     input_tensor_q,

@@ -37,6 +37,8 @@ def round_to(value: torch.Tensor, dtype: ttnn.DataType) -> torch.Tensor:
         packed = ttnn.from_torch(value.to(torch.float32), dtype=dtype, layout=ttnn.TILE_LAYOUT)
         return ttnn.to_torch(packed).to(torch.float32)
     if dtype in _INTEGERS:
+        if value.is_floating_point() and not bool((value == value.trunc()).all()):
+            raise ValueError(f"a value that is no whole number does not fit {dtype}")
         rounded = value.to(torch.int64)
         low, high = _INTEGERS[dtype]
         if rounded.numel() and (int(rounded.min()) < low or int(rounded.max()) > high):

@@ -61,7 +61,8 @@ class Store:
             GoldenError: the tensor is deallocated, was not written yet, or came to be in a way that golden execution
                 did not see.
         """
-        if not tensor.is_allocated():
+        # A view of a freed buffer still says that it is allocated, but has no buffer.
+        if not tensor.is_allocated() or tensor.buffer_unique_id() is None:
             raise golden_error(op, f"input {describe(tensor)} has been deallocated")
         entry = self._find(tensor)
         if entry is None:
@@ -165,8 +166,13 @@ def describe(tensor: ttnn.Tensor) -> str:
 def _alive(entry: Entry) -> bool:
     """Keep only handles that somebody else still holds; tell whether one is left."""
     handles = entry.handles
-    # Three references are ours here: the dict's, the loop variable's and getrefcount's own argument.
-    gone = [key for key, handle in handles.items() if sys.getrefcount(handle) <= 3]
+    gone = []
+    for key in handles:
+        # By key: an iterator over items would hold a reference of its own.
+        handle = handles[key]
+        # Three references are ours here: the dict's, this variable's and getrefcount's own argument.
+        if sys.getrefcount(handle) <= 3:
+            gone.append(key)
     for key in gone:
         del handles[key]
     return bool(handles)

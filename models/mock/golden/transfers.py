@@ -100,6 +100,14 @@ def _to_device(engine: Engine, call: Callable, operation: Any, args: tuple, kwar
     return result
 
 
+@_handler("ttnn.dump_tensor")
+def _dump(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
+    path, tensor = _pair(args, kwargs, "file_name", "tensor")
+    if _on_device(tensor):
+        tensor = download(engine, tensor, "ttnn.dump_tensor")
+    return call(operation, path, tensor)
+
+
 @_handler("ttnn.copy_host_to_device_tensor")
 def _copy_to_device(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
     result = call(operation, *args, **kwargs)
@@ -140,7 +148,7 @@ def _free(engine: Engine, tensor: ttnn.Tensor, free: Callable[[], Any]) -> Any:
     return result
 
 
-def _pair(args: tuple, kwargs: dict, *names: str) -> list[ttnn.Tensor]:
+def _pair(args: tuple, kwargs: dict, *names: str) -> list:
     values = list(args)
     return values + [kwargs[name] for name in names[len(values) :]]
 
@@ -173,7 +181,7 @@ def attach(engine: Engine) -> None:
 
         @functools.wraps(original)
         def method(tensor, *args, **kwargs):
-            if engine.inside or not ttnn.is_tensor_storage_on_device(tensor):
+            if (engine.inside and name != "__repr__") or not ttnn.is_tensor_storage_on_device(tensor):
                 return original(tensor, *args, **kwargs)
             return on_device(tensor, original, *args, **kwargs)
 
@@ -219,9 +227,9 @@ def attach(engine: Engine) -> None:
     @functools.wraps(ttnn.get_device_tensors)
     def get_device_tensors(tensor, *args, **kwargs):
         parts = _FUNCTIONS["get_device_tensors"](tensor, *args, **kwargs)
-        if _on_device(tensor) and tensor.is_allocated() and len(parts) > 1:
+        if _on_device(tensor) and tensor.is_allocated():
             for part in parts:
-                engine.store.alias(part, part=True)
+                engine.store.alias(part, part=len(parts) > 1)
         return parts
 
     ttnn.get_device_tensors = get_device_tensors

@@ -85,16 +85,20 @@ class HaloExchange:
         self.mesh = mesh
         self._masks: dict[tuple[int, int, int], ttnn.Tensor] = {}
 
-    def pad(self, x_BTHWC: ttnn.Tensor, extent: Extent, halos: Mapping[int, tuple[int, int]]) -> ttnn.Tensor:
+    def pad(
+        self, x_BTHWC: ttnn.Tensor, extent: Extent, halos: Mapping[int, tuple[int, int]], front: int = 0
+    ) -> ttnn.Tensor:
         """Pad the split dims named in ``halos`` by (before, after) positions of the neighbours.
 
         Beyond the first and the last real position the edge is repeated, exactly, wherever the last one lies. Dims
-        that are not split are left as they are.
+        that are not split are left as they are, but for ``front``.
 
         Args:
             x_BTHWC: [1, T, H, W, C] of each shard, fractured as ``extent`` says.
             extent: its sizes.
             halos: per dim of x how much to add. In time only what comes before; in space one row or column.
+            front: room for so many frames before the first of each shard, zeros; only where rows are split and time
+                is not (see `makes_front`).
 
         Returns:
             The padded shards, a new tensor; ``x_BTHWC`` itself where nothing is split.
@@ -111,13 +115,18 @@ class HaloExchange:
                     f"a halo of {max(before, after)} is wider than a shard of {extent[dim].local} "
                     f"({extent[dim].real} positions over {extent[dim].shards} chips): split this dim less"
                 )
-        padded = self._exchange(x_BTHWC, extent, wanted)
+        padded = self._exchange(x_BTHWC, extent, wanted, front)
         for dim, (before, after) in wanted.items():
             if after and extent[dim].is_uneven:
                 padded = self._repeat_edge(padded, dim, before, extent[dim])
         return padded
 
-    def _exchange(self, x: ttnn.Tensor, extent: Extent, halos: dict[int, tuple[int, int]]) -> ttnn.Tensor:
+    @staticmethod
+    def makes_front(extent: Extent) -> bool:
+        """Whether `pad` can make room for frames in the same pass: the exchange of rows can, that of columns cannot."""
+        return extent.time.shards == 1 and extent.height.shards > 1
+
+    def _exchange(self, x: ttnn.Tensor, extent: Extent, halos: dict[int, tuple[int, int]], front: int) -> ttnn.Tensor:
         dims = list(halos)
         return ttnn.experimental.neighbor_pad_async(
             x,
@@ -130,6 +139,7 @@ class HaloExchange:
             self.mesh.semaphores("halo barrier", 1),
             num_links=[self.mesh.num_links] * len(dims),
             topology=self.mesh.topology,
+            **({"t_front_pad": front} if front else {}),
         )
 
     def _repeat_edge(self, padded: ttnn.Tensor, dim: int, before: int, size: ShardedDim) -> ttnn.Tensor:
@@ -215,6 +225,8 @@ def write(x_BTHWC: ttnn.Tensor, part: ttnn.Tensor, dim: int, start: int) -> ttnn
 
 
 def _take(x: ttnn.Tensor, dim: int, start: int, stop: int) -> ttnn.Tensor:
+    if (start, stop) == (0, x.shape[dim]):
+        return ttnn.clone(x)  # A slice of everything would be x itself, and freed with it.
     begin, end = [0] * len(x.shape), list(x.shape)
     begin[dim], end[dim] = start, stop
     return ttnn.slice(x, begin, end)

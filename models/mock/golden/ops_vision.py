@@ -58,7 +58,7 @@ def _refuse_padded_point():
     "ttnn.experimental.neighbor_pad_async",
     source=f"{_NEIGHBOR_PAD}/minimal_default_reader.cpp, minimal_default_writer.cpp (edge chips repeat their outermost "
     "position or write zeros, others send theirs in order), phase2_w_reader.cpp (the second dim's halo includes the "
-    "first's)",
+    "first's), local_copy_writer.cpp (zeros in the first frames, time being the dim before the first padded one)",
 )
 def neighbor_pad_async(
     input_tensor: MeshShards,
@@ -74,9 +74,13 @@ def neighbor_pad_async(
     t_front_pad: int = 0,
 ) -> list[Shards]:
     """Each chip's shard between the ends of its neighbours' along one or two dims, on a line of chips."""
-    if logical_h or t_front_pad:
-        raise ValueError("logical_h and t_front_pad are not covered by this golden")
+    if logical_h:
+        raise ValueError("logical_h is not covered by this golden")
     shards = list(input_tensor.shards)
+    if t_front_pad:
+        before_dim = dim[0] - 1
+        room = torch.zeros_like(torch.cat([shards[0].narrow(before_dim, 0, 1)] * t_front_pad, dim=before_dim))
+        shards = [torch.cat([room, shard], dim=before_dim) for shard in shards]
     for d, before, after, axis in zip(dim, padding_left, padding_right, cluster_axis, strict=True):
         padded: Shards = list(shards)
         for group in input_tensor.groups(axis):

@@ -1,0 +1,71 @@
+"""The decoder's part of the VAE's configuration (Diffusers' `AutoencoderKLMochi` names)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of the decoder; defaults are Mochi 1 preview's. Per-block tuples are ordered as in Diffusers: output first.
+
+    ``latents_mean`` and ``latents_std`` are empty where the configuration has none: latents are then only divided by
+    ``scaling_factor``.
+    """
+
+    latent_channels: int = 12
+    out_channels: int = 3
+    decoder_block_out_channels: tuple[int, ...] = (128, 256, 512, 768)
+    layers_per_block: tuple[int, ...] = (3, 3, 4, 6, 3)
+    temporal_expansions: tuple[int, ...] = (1, 2, 3)
+    spatial_expansions: tuple[int, ...] = (2, 2, 2)
+    scaling_factor: float = 1.0
+    latents_mean: tuple[float, ...] = field(default=())
+    latents_std: tuple[float, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit together.
+
+        Raises:
+            ValueError: they do not.
+        """
+        channels = self.decoder_block_out_channels
+        if any(width % 32 for width in channels):
+            raise ValueError(
+                f"decoder_block_out_channels {list(channels)} must be multiples of 32, the number of groups"
+            )
+        stages = len(channels) - 1
+        if len(self.layers_per_block) != stages + 2:
+            raise ValueError(f"layers_per_block {list(self.layers_per_block)} must have {stages + 2} entries")
+        for name in ("temporal_expansions", "spatial_expansions"):
+            if len(getattr(self, name)) != stages:
+                raise ValueError(f"{name} {list(getattr(self, name))} must have {stages} entries")
+        if len(self.latents_mean) != len(self.latents_std) or len(self.latents_mean) not in (0, self.latent_channels):
+            raise ValueError(f"latents_mean and latents_std must both have {self.latent_channels} entries, or none")
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "DecoderConfig":
+        """Read a VAE's config.json.
+
+        Raises:
+            ValueError: the values do not fit together, or ask for another activation than SiLU.
+        """
+        if config.get("act_fn", "silu") not in ("silu", "swish"):
+            raise ValueError(f"act_fn {config['act_fn']!r} is not supported: the decoder knows silu")
+        known: dict[str, Any] = {}
+        for name in cls.__dataclass_fields__:
+            value = config.get(name)
+            if value is not None:
+                known[name] = tuple(value) if isinstance(value, (list, tuple)) else value
+        return cls(**known)
+
+    @property
+    def time_factor(self) -> int:
+        """Frames per latent frame."""
+        return prod(self.temporal_expansions)
+
+    @property
+    def space_factor(self) -> int:
+        """Rows per latent row."""
+        return prod(self.spatial_expansions)

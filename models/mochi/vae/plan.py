@@ -1,0 +1,89 @@
+"""What decoding needs in DRAM, and how many latent frames are decoded at a time.
+
+All of a chunk's levels are decoded before the next chunk begins; each convolution carries its last two input frames
+over, so that the result is that of one piece (`models.mochi.vae.blocks.Past`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import ttnn
+
+from models.mochi.vae.config import DecoderConfig
+from models.mochi.vae.split import Split
+from models.parallel import Mesh
+from models.parallel.halo import Extent
+
+_BF16 = 2
+# A row-major page is read in whole DRAM words: 3 output channels take 64 bytes.
+_PIXEL_BYTES = 64
+# Of the free DRAM, what tensors may take: the rest is fragmentation and small tables.
+_USABLE = 0.92
+
+
+def dram_free(mesh: Mesh) -> int:
+    """Free DRAM bytes of one chip."""
+    view = ttnn.get_memory_view(mesh.device, ttnn.BufferType.DRAM)
+    return view.total_bytes_free_per_bank * view.num_banks
+
+
+def levels(config: DecoderConfig, extent: Extent) -> Iterator[tuple[Extent, int, int, int]]:
+    """Yield (extent, channels, residual blocks, values that the level's end makes of a position), latent first."""
+    channels, layers = config.decoder_block_out_channels[::-1], config.layers_per_block[::-1]
+    factors = list(zip(config.temporal_expansions[::-1], config.spatial_expansions[::-1], strict=True))
+    for index, width in enumerate(channels):
+        blocks = layers[0] + layers[1] if index == 0 else layers[index + 1]
+        last = index == len(factors)
+        time, space = (1, 1) if last else factors[index]
+        yield extent, width, blocks, width if last else time * space * space * channels[index + 1]
+        extent = extent.times(time, space, space)
+
+
+def peak_bytes(config: DecoderConfig, extent: Extent, *, chunked: bool) -> int:
+    """Most DRAM bytes of activations that a chip holds at once, all of ``extent`` being decoded in one go.
+
+    In a residual block these are its input, a convolution's padded input and what that is made of or gives; at a
+    level's end the projection, twice over. With ``chunked`` the carried frames of all convolutions come on top.
+    """
+    peak = carried = 0
+    for size, channels, blocks, expanded in levels(config, extent):
+        time, rows, columns = (dim.local for dim in (size.time, size.height, size.width))
+        high, wide = rows + 2 * (size.height.shards > 1), columns + 2 * (size.width.shards > 1)
+        whole = time * rows * columns * channels * _BF16
+        padded = (time + 2) * high * wide * channels * _BF16
+        if size.time.shards == 1 and size.height.shards == 1 and size.width.shards > 1:
+            block = whole + 2 * padded  # time is padded first, then columns
+        else:
+            block = 2 * whole + padded
+        peak = max(peak, block, 2 * time * rows * columns * expanded * _BF16)
+        carried += 2 * blocks * 2 * high * wide * channels * _BF16
+    pixels = time * rows * columns * _PIXEL_BYTES
+    return max(peak, whole + pixels) + (carried if chunked else 0)
+
+
+def chunk_frames(config: DecoderConfig, split: Split, mesh: Mesh, size: tuple[int, int, int], free: int) -> int:
+    """Latent frames to decode at a time so that ``free`` bytes suffice: all of them, or equal chunks.
+
+    Raises:
+        ValueError: not even the shortest chunk fits.
+    """
+    frames, rows, columns = size
+    whole = split.extent(mesh, frames, rows, columns)
+    usable = int(free * _USABLE)
+    if peak_bytes(config, whole, chunked=False) <= usable:
+        return frames
+    shards = whole.time.shards
+    least = 2 if shards > 1 else 1
+
+    def needed(local: int) -> int:
+        time = replace(whole.time, real=local * shards, local=local)
+        return peak_bytes(config, replace(whole, time=time), chunked=True)
+
+    fitting = [local for local in range(least, whole.time.local) if needed(local) <= usable]
+    if not fitting:
+        raise ValueError(
+            f"latents of {frames}x{rows}x{columns} split {split} do not fit: {least} frames a chip take "
+            f"{needed(least) / 1e9:.1f} GB and {usable / 1e9:.1f} GB are free; use a smaller size or a larger mesh"
+        )
+    chunks = -(-whole.time.local // fitting[-1])
+    return max(-(-whole.time.local // chunks), least) * shards

@@ -1,0 +1,114 @@
+"""How a video is split over the mesh for decoding: which mesh axis shards time, rows or columns.
+
+A split is written ``t0h1``: time over mesh axis 0, rows over mesh axis 1. It has nothing to do with the transformer's
+SP and TP but the mesh.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from models.parallel import Axis, Mesh
+from models.parallel.halo import HEIGHT, TIME, WIDTH, Extent, ShardedDim
+
+_NAMES = {"t": TIME, "h": HEIGHT, "w": WIDTH}
+_FORM = "write it as t0h1: t (time), h (rows) or w (columns), each with the mesh axis that splits it, or none"
+# Frames that a causal convolution looks back, which must come from one neighbour.
+_PAST = 2
+# Splits that store up to so much more than the least are taken as equal in memory.
+_TOLERANCE = 1.1
+# Columns that do not divide cost a masked copy in every norm.
+_MASKED_COLUMNS = 1.1
+
+
+@dataclass(frozen=True)
+class Split:
+    """The dim of x_BTHWC that each mesh axis splits, by axis index, None where it splits nothing."""
+
+    dims: tuple[int | None, int | None]
+
+    def __post_init__(self) -> None:
+        """Check that the axes split different dims.
+
+        Raises:
+            ValueError: they split the same one.
+        """
+        if self.dims[0] is not None and self.dims[0] == self.dims[1]:
+            raise ValueError(f"split {self}: both mesh axes split the same dim; {_FORM}")
+
+    def __str__(self) -> str:
+        names = {dim: name for name, dim in _NAMES.items()}
+        return "".join(f"{names[dim]}{axis}" for axis, dim in enumerate(self.dims) if dim is not None) or "none"
+
+    @classmethod
+    def parse(cls, text: str) -> "Split":
+        """Read a split such as ``t0h1``, ``w1`` or ``none``.
+
+        Raises:
+            ValueError: the text is not a split.
+        """
+        wanted = text.strip().lower()
+        parts = re.findall(r"([thw])([01])", wanted)
+        dims: list[int | None] = [None, None]
+        for name, axis in parts:
+            dims[int(axis)] = _NAMES[name]
+        axes = [axis for _, axis in parts]
+        if (
+            (wanted != "none" and "".join(a + b for a, b in parts) != wanted)
+            or len(set(axes)) != len(axes)
+            or not wanted
+        ):
+            raise ValueError(f"split {text!r} is not a split: {_FORM}")
+        return cls((dims[0], dims[1]))
+
+    def extent(self, mesh: Mesh, frames: int, rows: int, columns: int) -> Extent:
+        """Sizes and shards of latents of ``frames x rows x columns``.
+
+        Each shard of time has at least the two frames that the next one looks back to; frames, rows and columns that
+        do not divide leave padding in the last shards.
+        """
+        axes: dict[int, Axis] = {}
+        for axis in (mesh.sp, mesh.tp):
+            dim = self.dims[axis.index]
+            if dim is not None:
+                axes[dim] = axis
+        return Extent(
+            ShardedDim.split(frames, axes.get(TIME), minimum=_PAST),
+            ShardedDim.split(rows, axes.get(HEIGHT)),
+            ShardedDim.split(columns, axes.get(WIDTH)),
+        )
+
+
+def choose_split(mesh: Mesh, frames: int, rows: int, columns: int) -> Split:
+    """Choose the split of latents of ``frames x rows x columns``.
+
+    The rule: memory first, then link bytes. Of all splits that use every mesh axis, those that store at most 10% more
+    positions per chip than the best (a masked copy counted for columns that do not divide); of those, the one whose
+    convolutions send the fewest positions over a link.
+    """
+    splits = list(_splits(mesh))
+    stored = {split: _stored(split.extent(mesh, frames, rows, columns)) for split in splits}
+    least = min(stored.values())
+    near = [split for split in splits if stored[split] <= _TOLERANCE * least]
+    return min(near, key=lambda split: (_sent(split.extent(mesh, frames, rows, columns)), stored[split]))
+
+
+def _splits(mesh: Mesh) -> Iterator[Split]:
+    rows, columns = mesh.layout.mesh_shape
+    for first in _NAMES.values() if rows > 1 else [None]:
+        for second in _NAMES.values() if columns > 1 else [None]:
+            if first is None or first != second:
+                yield Split((first, second))
+
+
+def _stored(extent: Extent) -> float:
+    positions = extent.time.local * extent.height.local * extent.width.local
+    return positions * (_MASKED_COLUMNS if extent.width.is_uneven else 1.0)
+
+
+def _sent(extent: Extent) -> int:
+    """Positions of one convolution's halos that go over a link in one direction, at the latent's size."""
+    time, rows, columns = extent.time.local, extent.height.local, extent.width.local
+    sent = _PAST * rows * columns if extent.time.shards > 1 else 0
+    sent += time * columns if extent.height.shards > 1 else 0
+    return sent + (time * rows if extent.width.shards > 1 else 0)

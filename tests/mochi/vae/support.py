@@ -1,0 +1,78 @@
+"""A small random VAE, its decoder on the mesh, and comparisons frame by frame."""
+
+import functools
+
+import torch
+
+from models.mochi.vae import MochiVaeDecoder
+from models.mochi.vae.config import DecoderConfig
+from models.reference.random_weights import randomize_
+from tests.support import StateDict, check
+
+# Two widths of group (1 and 2 or 3 channels), several blocks in one place, one in the others.
+SMALL = {
+    "encoder_block_out_channels": (32, 32, 32, 32),
+    "decoder_block_out_channels": (32, 64, 64, 96),
+    "layers_per_block": (1, 1, 1, 2, 1),
+    "add_attention_block": (False,) * 5,
+}
+
+
+@functools.cache
+def reference(dtype: torch.dtype = torch.float32):
+    from diffusers import AutoencoderKLMochi
+
+    model = AutoencoderKLMochi(**SMALL).eval()
+    randomize_(model.decoder, seed=4)
+    model.encoder = None
+    return model.to(dtype)
+
+
+class Component:
+    """The VAE component of a checkpoint, with some encoder weights that must not be claimed."""
+
+    def __init__(self):
+        self.config = dict(reference().config)
+        self._decoder = StateDict(reference().decoder, "decoder.")
+
+    def keys(self):
+        return [*self._decoder.keys(), "encoder.proj_in.weight"]
+
+    def shape(self, key):
+        return self._decoder.shape(key)
+
+    def tensor(self, key):
+        return self._decoder.tensor(key)
+
+
+def decoder(mesh, split: str | None = None) -> MochiVaeDecoder:
+    return MochiVaeDecoder.from_checkpoint(Component(), mesh, split=split)
+
+
+def config() -> DecoderConfig:
+    return DecoderConfig.from_dict(reference().config)
+
+
+def latents(*size: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(1, 12, *size, generator=torch.Generator().manual_seed(seed))
+
+
+@functools.cache
+def expected(size: tuple[int, ...], dtype: torch.dtype = torch.float32, *, keep_all_frames: bool = False):
+    """Raw frames [F, H, W, 3] of Diffusers' decoder."""
+    from models.mochi.vae.decoder import denormalise
+
+    model = reference(dtype)
+    model.drop_last_temporal_frames = not keep_all_frames
+    with torch.no_grad():
+        video = model.decode(denormalise(latents(*size), model.config).to(dtype), return_dict=False)[0]
+    return video.float()[0].permute(1, 2, 3, 0)
+
+
+def check_frames(actual: torch.Tensor, size: tuple[int, ...], *, keep_all_frames: bool = False) -> None:
+    """Every frame, and every pixel row and column next to a seam or an edge is among them, against Diffusers'."""
+    exact = expected(size, keep_all_frames=keep_all_frames)
+    rounded = expected(size, torch.bfloat16, keep_all_frames=keep_all_frames)
+    assert actual.shape == exact.shape
+    for frame in range(len(exact)):
+        check(actual[frame], exact[frame], rounded[frame])

@@ -1,0 +1,21 @@
+"""The whole decoder against Diffusers', over meshes, splits and sizes that do not divide."""
+
+import pytest
+import torch
+
+from models.mochi.vae import choose_split
+from tests.mochi.vae.support import check_frames, decoder, latents
+
+SIZES = [(1, 6, 6), (2, 6, 10), (3, 9, 13), (4, 7, 5)]
+
+
+def raw(ours, size, chunk=None) -> torch.Tensor:
+    return torch.cat(list(ours.chunks(latents(*size), chunk)), dim=1)[0]
+
+
+@pytest.mark.parametrize("mesh", ["1x1sp0tp1", "1x2sp0tp1", "2x4sp0tp1", "1x8sp0tp1", "4x8sp1tp0"], indirect=True)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_decoder(mesh, size):
+    """With the split of the rule, surplus frames included."""
+    print(choose_split(mesh, *size))
+    check_frames(raw(decoder(mesh), size), size, keep_all_frames=True)

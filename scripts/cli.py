@@ -10,6 +10,8 @@ import typer
 
 from models.mochi.defaults import Defaults
 from models.mochi.tiny import DEFAULTS as TINY
+from scripts import cache
+from scripts.cache import HELP
 from scripts.dry_run import dry_run
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -53,11 +55,15 @@ def generate(
     model: Annotated[
         str,
         typer.Option(
-            help="A Diffusers-layout directory, a Hugging Face id in the local cache (genmo/mochi-1-preview), or "
-            "the built-in tiny (random weights)."
+            help="A directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors file, a Hugging Face id in the "
+            "local cache (genmo/mochi-1-preview), or the built-in tiny (random weights)."
         ),
     ] = "tiny",
     variant: Annotated[str | None, typer.Option(help="Of the weight files, such as bf16.")] = None,
+    base: Annotated[str | None, typer.Option(help=HELP["base"])] = None,
+    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "bf16",
+    lora: Annotated[list[str] | None, typer.Option(help=HELP["lora"])] = None,
+    cache_dir: Annotated[str | None, typer.Option(help=HELP["cache_dir"])] = None,
     mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
     layout: Annotated[
         str | None,
@@ -84,6 +90,10 @@ def generate(
         negative_prompt=negative_prompt,
         model=model,
         variant=variant,
+        base=base,
+        precision=precision,
+        lora=tuple(lora or ()),
+        cache_dir=cache_dir,
         mesh=mesh,
         layout=layout,
         mode=mode,
@@ -118,6 +128,7 @@ def doctor() -> None:
 
 
 app.command("dry-run")(dry_run)
+cache.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,10 +27,11 @@ def dry_run(
     from models.device import open_mesh, parse_mesh, quiet_ttnn
 
     quiet_ttnn()
+    from models.mochi.config import config_named
     from models.mochi.transformer.widths import Widths
     from models.mochi.video import check_writable, write_json
     from models.parallel import Layout, Mesh
-    from models.perf.dry_run import config_named, dry_run_denoise, preview_geometry
+    from models.perf.dry_run import dry_run_denoise, preview_geometry
 
     config = config_named(model_config)
     geometry = preview_geometry(height, width, num_frames)

@@ -7,6 +7,9 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
+# Stages whose done and total are bytes.
+BYTE_STAGES = ("identify", "convert", "verify")
+
 
 class Reporter(Protocol):
     """Shows stages and lines; a context manager that leaves the terminal clean."""
@@ -18,7 +21,7 @@ class Reporter(Protocol):
     ) -> None: ...
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Show that `stage` is at `done` of `total`."""
+        """Show that `stage` is at `done` of `total`; both are bytes in `BYTE_STAGES`."""
         ...
 
     def line(self, text: str) -> None:
@@ -32,17 +35,32 @@ class BarReporter:
     def __init__(self) -> None:
         from rich.progress import (
             BarColumn,
+            DownloadColumn,
             MofNCompleteColumn,
             Progress,
+            ProgressColumn,
+            Task,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
+            TransferSpeedColumn,
         )
+        from rich.text import Text
+
+        class AmountColumn(ProgressColumn):
+            """Tensors, steps and frames are counted; bytes also have a rate."""
+
+            counted, size, rate = MofNCompleteColumn(), DownloadColumn(), TransferSpeedColumn()
+
+            def render(self, task: Task) -> Text:
+                if task.description not in BYTE_STAGES:
+                    return self.counted.render(task)
+                return Text.assemble(self.size.render(task), " ", self.rate.render(task))
 
         self._bars = Progress(
             TextColumn("{task.description:<8}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            AmountColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
@@ -92,11 +110,21 @@ class LineReporter:
         start = self._started.setdefault(stage, now)
         if first or done >= total or now - self._shown >= self._interval:
             self._shown = now
-            self.line(f"{stage} {done}/{total} ({now - start:.1f} s)")
+            self.line(f"{stage} {_amount(stage, done, total, now - start)}")
 
     def line(self, text: str) -> None:
         """Print a line at once."""
         print(text, file=self._stream, flush=True)
+
+
+def _amount(stage: str, done: int, total: int, seconds: float) -> str:
+    if stage not in BYTE_STAGES:
+        return f"{done}/{total} ({seconds:.1f} s)"
+    text = f"{done / 1e9:.2f}/{total / 1e9:.2f} GB ({seconds:.1f} s"
+    if seconds > 0.5 and 0 < done < total:
+        rate = done / seconds
+        text += f", {rate / 1e9:.2f} GB/s, {(total - done) / rate:.0f} s left"
+    return text + ")"
 
 
 def make_reporter() -> BarReporter | LineReporter:

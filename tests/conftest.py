@@ -1,6 +1,16 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep converted weights out of the user's cache; child processes inherit it."""
+    directory = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOCHI_TT_CACHE_DIR", str(directory))
+        yield directory
 
 
 @pytest.fixture(scope="session")

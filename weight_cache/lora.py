@@ -17,13 +17,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from models.layers.module import TensorSource
 from models.mochi.checkpoint_names import Piece, genmo_lora_targets
-from weight_cache.component import open_safetensors
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.layers.module import TensorSource
 
 _PEFT = re.compile(r"(?:(?:transformer|base_model\.model)\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 _GENMO = re.compile(r"(.+)\.lora_([AB])")
@@ -113,6 +114,8 @@ class LoraSource:
 
 
 def _read(lora: LoraRequest, source: TensorSource, layers: int) -> list[tuple[str, _Delta]]:
+    from weight_cache.component import open_safetensors
+
     handle = open_safetensors(lora.path)
     names, metadata = list(handle.keys()), handle.metadata() or {}
     pairs: dict[str, dict[str, str]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ class NamedMesh(Mesh):
     def __init__(self, layout: Layout) -> None:
         """Take the layout's word for everything."""
         self.layout = layout
+        self.fused = True
         self.sp = Axis(layout.sp_axis, layout.sp)
         self.tp = Axis(layout.tp_axis, layout.tp)
 
@@ -48,6 +49,10 @@ class Plan:
     chip_bytes: int
     by_dtype: dict[str, dict[str, int]]
     largest_bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        return asdict(self)
 
     def lines(self) -> list[str]:
         """The plan as text lines."""
@@ -127,10 +132,3 @@ def plan_transformer(config: TransformerConfig, layout: Layout, precision: str) 
     from models.mochi.transformer import MochiTransformer
 
     return plan(MochiTransformer(config, NamedMesh(layout)), "transformer", precision)
-
-
-def as_json(found: Plan) -> dict[str, Any]:
-    """A plan as plain data."""
-    from dataclasses import asdict
-
-    return asdict(found)

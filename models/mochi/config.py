@@ -71,3 +71,18 @@ class TransformerConfig:
     def patch_values(self) -> int:
         """Values in one latent patch."""
         return self.patch_size**2 * self.in_channels
+
+
+# Model configurations by name, for plans and dry runs without a checkpoint; "preview" is genmo/mochi-1-preview.
+CONFIGS = {"preview": TransformerConfig()}
+
+
+def config_named(name: str) -> TransformerConfig:
+    """The configuration of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in CONFIGS:
+        raise ValueError(f"model config {name!r} does not exist: choose one of {', '.join(sorted(CONFIGS))}")
+    return CONFIGS[name]

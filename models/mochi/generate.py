@@ -22,6 +22,7 @@ from models.mochi.video import check_writable, write_json, write_mp4
 if TYPE_CHECKING:
     from models.parallel import Layout
     from weight_cache.checkpoint import Checkpoint
+    from weight_cache.lora import LoraRequest
 
 OUTPUTS = Path("outputs")
 PACKAGES = ("mochi-tt", "ttnn", "torch", "diffusers", "transformers")
@@ -40,6 +41,10 @@ class Request:
     negative_prompt: str = ""
     model: str = "tiny"
     variant: str | None = None
+    base: str | None = None
+    precision: str = "bf16"
+    lora: tuple[str, ...] = ()
+    cache_dir: str | None = None
     mesh: str = "2x4"
     layout: str | None = None
     mode: str = "auto"
@@ -67,6 +72,7 @@ class Plan:
     guidance: list[float]
     checkpoint: Checkpoint
     layout: Layout
+    loras: tuple[LoraRequest, ...]
     out: Path
 
 
@@ -97,10 +103,14 @@ def plan(request: Request) -> Plan:
     from models.device import parse_mesh, quiet_ttnn
     from models.mochi.inputs import check_configs, resolve_layout
     from weight_cache.checkpoint import Checkpoint
+    from weight_cache.lora import LoraRequest
+    from weight_cache.precision import check_precision
 
     mode = resolve_mode(request.mode)
     mesh_shape = parse_mesh(request.mesh)
-    checkpoint = Checkpoint.open(request.model, request.variant)
+    check_precision(request.precision)
+    loras = tuple(LoraRequest.parse(text) for text in request.lora)
+    checkpoint = Checkpoint.open(request.model, request.variant, request.base)
     wanted = {name: value for name, value in asdict(request).items() if name in Defaults.__dataclass_fields__}
     settings = Defaults().overridden(checkpoint.optional_json(DEFAULTS_FILE)).overridden(wanted)
     if settings.fps < 1:
@@ -117,7 +127,7 @@ def plan(request: Request) -> Plan:
         component.check()
     out = Path(request.out) if request.out is not None else free_name(request.prompt, settings.seed)
     check_writable(out)
-    return Plan(request, mode, settings, geometry, sigmas, guidance, checkpoint, layout, out)
+    return Plan(request, mode, settings, geometry, sigmas, guidance, checkpoint, layout, loras, out)
 
 
 def run(
@@ -154,6 +164,10 @@ def run(
         layout=str(job.layout),
         mode=job.mode if request.mode != "auto" else "auto",  # type: ignore[arg-type]
         progress=report,
+        precision=request.precision,
+        loras=job.loras,
+        cache_dir=request.cache_dir,
+        say=say,
     ) as pipe:
         seconds["load"] = round(perf_counter() - start, 3)
         system = pipe.mesh.system

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,19 +19,24 @@ import numpy as np
 import torch
 
 from models.mochi import inputs
+from models.mochi.config import TransformerConfig
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.schedule import guidance_schedule, model_times, resolve_sigmas
 from models.mochi.text_encoder import HostTextEncoder, TextEmbeddings, TextEncoder, check_sequence_length
 from models.mochi.vae.decoder import HostVaeDecoder, VaeDecoder, to_uint8
 from weight_cache.checkpoint import Checkpoint
+from weight_cache.lora import LoraRequest
+from weight_cache.precision import check_precision
+from weight_cache.store import Store
 
 if TYPE_CHECKING:
     from models.device import Mode, OpenMesh
     from models.mochi.transformer import MochiTransformer
     from models.parallel import Layout
 
-# progress(stage, done, total): the stages are "load" (mesh, text encoder, VAE), "weights" (the transformer's),
-# "encode", "denoise" and "decode".
+# progress(stage, done, total): the stages are "load" (mesh, text encoder, VAE); "identify" (hashing the checkpoint),
+# "convert" and "verify" in bytes, each only where there is need; "weights" (the transformer's), "encode", "denoise" and
+# "decode".
 Progress = Callable[[str, int, int], None]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -92,33 +98,49 @@ class MochiPipeline:
         mode: Mode = "auto",
         variant: str | None = None,
         progress: Progress | None = None,
+        *,
+        base: str | None = None,
+        precision: str = "bf16",
+        loras: Sequence[LoraRequest] = (),
+        cache_dir: str | Path | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> MochiPipeline:
         """Load a checkpoint onto a mesh. Whatever can be checked is checked before weights are read.
 
+        The transformer's weights come from the store of converted weights (`weight_cache.store`), which is filled
+        first where it lacks them.
+
         Args:
-            directory: a Diffusers-layout directory, the id of one in the local Hugging Face cache, the name
-                `"tiny"`, or an open `Checkpoint`.
+            directory: a directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors file, the id of a checkpoint
+                in the local Hugging Face cache, the name `"tiny"`, or an open `Checkpoint`.
             mesh: shape such as `"2x4"`, opened here and closed with the pipeline; or an open mesh of
                 `models.device.open_mesh`, which stays open.
             layout: such as `"sp0tp1"`; chosen from the mesh and the number of heads by default.
             mode: `"hardware"`, `"golden"`, `"dry-run"`, or `"auto"` (hardware where there are cards).
             variant: of the weight files, such as `"bf16"`.
-            progress: called as `progress(stage, done, total)`, stages "load" and "weights".
+            progress: called as `progress(stage, done, total)`, stages up to "weights".
+            base: for Genmo's and ComfyUI's forms, where the components come from that they lack.
+            precision: of the transformer's weights, `"bf16"` or `"bf8"`; see `weight_cache.precision`.
+            loras: merged into the transformer's weights.
+            cache_dir: for the store; see `weight_cache.location` for the default.
+            say: called with a line for what the user should know, such as a damaged entry of the store.
 
         Raises:
             FileNotFoundError: checkpoint files are missing.
             ValueError: the checkpoint is of another model or damaged, the mesh or layout does not parse or
-                does not divide the heads.
+                does not divide the heads, there is no such precision, or a LoRA does not fit.
+            OSError: the store has no space or cannot be written.
             RuntimeError: the mesh cannot be opened.
         """
         from models.device import OpenMesh, open_mesh, parse_mesh, quiet_ttnn
 
         if isinstance(directory, Checkpoint):
-            if variant is not None:
-                raise ValueError("variant belongs to the checkpoint, which is already open: give it there")
+            if variant is not None or base is not None:
+                raise ValueError("variant and base belong to the checkpoint, which is already open: give them there")
             checkpoint = directory
         else:
-            checkpoint = Checkpoint.open(directory, variant)
+            checkpoint = Checkpoint.open(directory, variant, base)
+        check_precision(precision)
         if isinstance(mesh, OpenMesh):
             if mode not in ("auto", mesh.mode):
                 raise ValueError(f"mode {mode!r} was asked, but the open mesh is in mode {mesh.mode!r}")
@@ -144,10 +166,9 @@ class MochiPipeline:
             from models.parallel import Mesh
 
             on_mesh = Mesh(opened.device, chosen)
-            transformer = MochiTransformer.from_checkpoint(
-                checkpoint.transformer,
-                on_mesh,
-                on_parameter=lambda done, total: report("weights", done, total),
+            transformer = MochiTransformer(TransformerConfig.from_dict(checkpoint.transformer.config), on_mesh)
+            Store(cache_dir).load(
+                transformer, checkpoint.transformer, precision=precision, loras=loras, progress=report, say=say
             )
         except BaseException:
             if opened is not mesh:

@@ -8,15 +8,13 @@ import numpy as np
 import torch
 import ttnn
 
-from models.mochi.config import TransformerConfig
+from models.mochi.config import CONFIGS, TransformerConfig
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.sampling import guided
 from models.mochi.transformer import MochiTransformer
 from models.parallel import Mesh
 from models.perf.trace import Trace, dram_allocated, trace
 
-# Model configurations by name; "preview" is genmo/mochi-1-preview.
-CONFIGS = {"preview": TransformerConfig()}
 STEPS = 50
 GB = 1e9
 
@@ -69,17 +67,6 @@ class DryRun:
             )
         lines.append(f"DRAM peak     {self.dram_peak_bytes / GB:8.3f} GB")
         return lines
-
-
-def config_named(name: str) -> TransformerConfig:
-    """The configuration of that name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if name not in CONFIGS:
-        raise ValueError(f"model config {name!r} does not exist: choose one of {', '.join(sorted(CONFIGS))}")
-    return CONFIGS[name]
 
 
 def dry_run_denoise(

@@ -1,0 +1,173 @@
+"""`mochi-tt cache ...` and `mochi-tt download`: the store of converted weights, and where weights come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+HELP = {
+    "base": "For Genmo's and ComfyUI's forms: a Diffusers-layout checkpoint that holds the text encoder and tokenizer. "
+    "[default: genmo/mochi-1-preview in the local cache]",
+    "precision": "Of the transformer's stored weights: bf16, or bf8 (bfloat8_b for attention and feed-forward).",
+    "lora": "A LoRA's .safetensors file, or FILE:STRENGTH; may be given several times.",
+    "cache_dir": "Where converted weights are kept. [default: MOCHI_TT_CACHE_DIR, else TT_DIT_CACHE_DIR, else the "
+    "user's cache directory]",
+}
+_MODEL = "A checkpoint: directory, .safetensors file, Hugging Face id in the local cache, or tiny."
+_NAMES = "Parts of entries' names. [default: all]"
+_JSON = "Also write the result to this file."
+CacheDir = Annotated[str | None, typer.Option(help=HELP["cache_dir"])]
+Json = Annotated[str | None, typer.Option("--json", help=_JSON)]
+Names = Annotated[list[str] | None, typer.Argument(help=_NAMES)]
+
+app = typer.Typer(help="The store of converted weights.", rich_markup_mode=None, no_args_is_help=True)
+
+
+@app.command()
+def build(
+    model: Annotated[str, typer.Option(help=_MODEL)] = "tiny",
+    variant: Annotated[str | None, typer.Option(help="Of the weight files, such as bf16.")] = None,
+    base: Annotated[str | None, typer.Option(help=HELP["base"])] = None,
+    mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
+    layout: Annotated[str | None, typer.Option(help="Such as sp0tp1. [default: by the mesh]")] = None,
+    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "bf16",
+    lora: Annotated[list[str] | None, typer.Option(help=HELP["lora"])] = None,
+    cache_dir: CacheDir = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say how large it will be: no weights are read.")] = False,
+    model_config: Annotated[
+        str | None, typer.Option(help="With --plan: sizes of the model by name (preview) instead of --model.")
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """Convert a checkpoint's weights for a mesh, unless that was done before."""
+    from models.device import quiet_ttnn
+
+    quiet_ttnn()
+    from models.mochi.prepare import Job, build_weights, plan_weights
+    from scripts.progress import make_reporter
+
+    if model_config is not None and not plan:
+        raise ValueError("--model-config goes with --plan: without weights there is nothing to convert")
+    _check(json_file)
+    job = Job(model, variant, base, mesh, layout, precision, tuple(lora or ()), cache_dir, model_config)
+    if plan:
+        found = plan_weights(job)
+        print("\n".join(found.lines()))
+        _write(found.as_json(), json_file)
+        return
+    with make_reporter() as reporter:
+        built = build_weights(job, reporter.progress, lambda line: reporter.line(f"warning: {line}"))
+    print(f"{built['tensors']} tensors, {built['bytes'] / 1e9:.3f} GB in {built['path']}")
+    _write(built, json_file)
+
+
+@app.command("list")
+def list_(cache_dir: CacheDir = None, json_file: Json = None) -> None:
+    """Show what the store holds: state, size, age, mesh and precision."""
+    from weight_cache.store import Store
+
+    _check(json_file)
+    store = Store(cache_dir)
+    found = store.entries()
+    print(f"{store.root}: {len(found)} entries, {sum(e.bytes + e.set_aside_bytes for e in found) / 1e9:.3f} GB")
+    for entry in found:
+        value = entry.as_json()
+        print(
+            f"{entry.name}\n  {entry.state}, {entry.bytes / 1e9:.3f} GB, last used {value['age_days']:.1f} days ago, "
+            f"layout {value.get('layout', '?')}, precision {value.get('precision', '?')}, "
+            f"loras {', '.join(value.get('loras', [])) or 'none'}, from {value.get('source', '?')}"
+        )
+        if entry.set_aside_bytes:
+            print(f"  {entry.set_aside_bytes / 1e9:.3f} GB of damaged files set aside: mochi-tt cache prune")
+    _write({"store": str(store.root), "entries": [entry.as_json() for entry in found]}, json_file)
+
+
+@app.command()
+def verify(names: Names = None, cache_dir: CacheDir = None, json_file: Json = None) -> None:
+    """Read every stored file and compare its checksum; exit code 1 if any is damaged."""
+    from scripts.progress import make_reporter
+    from weight_cache.store import Store
+
+    _check(json_file)
+    with make_reporter() as reporter:
+        found = Store(cache_dir).verify(names or (), reporter.progress)
+    for name, wrong in found.items():
+        print(f"{name}: {'sound' if not wrong else f'{len(wrong)} files damaged'}")
+        for file, why in wrong.items():
+            print(f"  {file}: {why}")
+    _write({"entries": found}, json_file)
+    if any(found.values()):
+        print("damaged files are set aside and made again at the next use")
+        raise typer.Exit(1)
+
+
+@app.command()
+def prune(
+    names: Annotated[list[str] | None, typer.Argument(help="Also delete entries whose name contains this.")] = None,
+    older_than: Annotated[float | None, typer.Option(help="Also delete entries not used for so many days.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Delete every entry.")] = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Delete unfinished and unreadable entries and damaged files set aside, and others if asked."""
+    from weight_cache.store import Store
+
+    removed = Store(cache_dir).prune(names or (), older_than_days=older_than, everything=everything)
+    for entry in removed:
+        print(f"deleted {entry.name} ({entry.state}, {entry.bytes / 1e9:.3f} GB)")
+    if not removed:
+        print("no entry to delete")
+
+
+@app.command()
+def benchmark(
+    gigabytes: Annotated[float, typer.Option(min=0.01, help="Size of the synthetic checkpoint.")] = 4.0,
+    mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
+    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "bf16",
+    folder: Annotated[str | None, typer.Option(help="Scratch folder. [default: the system's]")] = None,
+    json_file: Json = None,
+) -> None:
+    """Measure conversion and loading on a synthetic checkpoint made on the spot: memory, and rates as ratios."""
+    from models.device import quiet_ttnn
+
+    quiet_ttnn()
+    from models.mochi.cache_benchmark import run_benchmark
+
+    _check(json_file)
+    found = run_benchmark(gigabytes, mesh, precision, Path(folder) if folder else None, print)
+    _write(found, json_file)
+
+
+def download(
+    repository: Annotated[str, typer.Argument(help="Hugging Face id.")] = "genmo/mochi-1-preview",
+    variant: Annotated[str, typer.Option(help="Of the weight files; components without it come plain.")] = "bf16",
+    genmo: Annotated[bool, typer.Option("--genmo", help="Genmo's own files instead of Diffusers' layout.")] = False,
+    directory: Annotated[str | None, typer.Option(help="Where to. [default: the Hugging Face cache]")] = None,
+) -> None:
+    """Fetch a checkpoint from the Hugging Face hub, without what this program does not read."""
+    from weight_cache.download import download as fetch
+
+    where = fetch(repository, variant=variant or None, genmo=genmo, directory=directory)
+    print(f"{repository} is in {where}")
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the commands to the program's."""
+    parent.add_typer(app, name="cache")
+    parent.command("download")(download)
+
+
+def _check(json_file: str | None) -> None:
+    if json_file is not None:
+        from models.mochi.video import check_writable
+
+        check_writable(Path(json_file), ".json")
+
+
+def _write(value: Any, json_file: str | None) -> None:
+    if json_file is not None:
+        from models.mochi.video import write_json
+
+        write_json(value, Path(json_file))
+        print(f"wrote {json_file}")

@@ -5,7 +5,7 @@ import torch
 from models.mock.golden.rules import MeshShards, Shards, local_rule, mesh_rule
 
 _SDPA = "ttnn/operations/transformer/sdpa/device/kernels"
-_MASK = f"{_SDPA}/dataflow/dataflow_common.hpp generate_noncausal_padded_mask (wheel)"
+_MASK = f"{_SDPA}/dataflow/dataflow_common.hpp generate_noncausal_padded_mask"
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:

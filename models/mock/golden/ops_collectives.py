@@ -13,7 +13,7 @@ from models.mock.golden.rules import MeshShards, Shards, mesh_rule
 _OPERATIONS = "ttnn/operations"
 _REDUCE_SOURCE = (
     f"{_OPERATIONS}/ccl/reduce_scatter/reduce_scatter.cpp; "
-    f"{_OPERATIONS}/experimental/ccl/reduce_scatter_minimal_async/device/kernels/line_reduction.cpp (wheel)"
+    f"{_OPERATIONS}/experimental/ccl/reduce_scatter_minimal_async/device/kernels/line_reduction.cpp"
 )
 
 
@@ -76,7 +76,7 @@ def _reduce_scatter(x: MeshShards, dim: int, cluster_axis: int | None, dtype: tt
 
 @mesh_rule(
     "ttnn.all_gather",
-    source=f"{_OPERATIONS}/ccl/all_gather docstring; upstream tests/nightly/t3000/ccl/test_minimal_all_gather_async.py",
+    source=f"{_OPERATIONS}/ccl/all_gather/all_gather_nanobind.cpp",
 )
 def all_gather(input_tensor: MeshShards, dim: int, *, cluster_axis: int | None = None) -> Shards:
     """Concatenate the group's shards along ``dim`` in mesh order, on every device of the group."""
@@ -138,7 +138,7 @@ def all_reduce(input_tensor: MeshShards, *, cluster_axis: int | None = None) -> 
     return out
 
 
-@mesh_rule("ttnn.mesh_partition", source=f"{_OPERATIONS}/ccl/mesh_partition docstring")
+@mesh_rule("ttnn.mesh_partition", source=f"{_OPERATIONS}/ccl/mesh_partition/mesh_partition_nanobind.cpp")
 def mesh_partition(input_tensor: MeshShards, dim: int, cluster_axis: int | None = None) -> Shards:
     """Each device keeps its own chunk of ``dim``, by its position along ``cluster_axis``; nothing travels."""
     return _scatter(input_tensor, dim, cluster_axis)

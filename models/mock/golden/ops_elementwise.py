@@ -13,10 +13,11 @@ import ttnn
 from models.mock.golden.rounding import is_integer, to_tf32
 from models.mock.golden.rules import local_rule
 
-_BINARY_NG = "eltwise/binary_ng/device"
+_BINARY_NG = "ttnn/operations/eltwise/binary_ng/device"
 _BINARY_SOURCE = (
-    f"ttnn/operations/{_BINARY_NG}/binary_ng_device_operation.cpp is_binary_sfpu_op and binary_ng_utils.cpp "
-    f"pack_scalar_runtime_arg (upstream); {_BINARY_NG}/kernels/compute/eltwise_binary_no_bcast.cpp (wheel)"
+    f"{_BINARY_NG}/kernels/compute/eltwise_binary_no_bcast.cpp; which engine: upstream "
+    "eltwise/binary_ng/device/binary_ng_device_operation.cpp is_binary_sfpu_op; scalars: upstream "
+    "eltwise/binary_ng/device/binary_ng_utils.cpp pack_scalar_runtime_arg"
 )
 _SFPU = "tt_metal/hw/ckernels/wormhole_b0/metal/llk_api/llk_sfpu"
 
@@ -112,8 +113,7 @@ def sin(input_tensor):
 
 @local_rule(
     "ttnn.typecast",
-    source="eltwise/unary/device/kernels/compute (typecast) and llk_sfpu/ckernel_sfpu_typecast.h (wheel): "
-    "float32 to bfloat16 rounds to nearest even",
+    source=f"{_SFPU}/ckernel_sfpu_typecast.h",
     dtypes=True,
 )
 def typecast(input_tensor, dtype, output_dtype=None, *, dtypes: list):

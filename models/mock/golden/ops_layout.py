@@ -4,10 +4,10 @@ import torch
 
 from models.mock.golden.rules import local_rule
 
-_MOVEMENT = "data_movement"
+_MOVEMENT = "ttnn/operations/data_movement"
 
 
-@local_rule("ttnn.slice", source=f"{_MOVEMENT}/slice docstring: PyTorch slicing with starts, ends and steps")
+@local_rule("ttnn.slice", source=f"{_MOVEMENT}/slice/slice_nanobind.cpp: PyTorch slicing with starts, ends, steps")
 def slice_(
     input_tensor,
     slice_start=None,
@@ -26,7 +26,7 @@ def slice_(
     return input_tensor[tuple(slice(int(b), int(e), int(s)) for b, e, s in zip(begin, end, step, strict=True))]
 
 
-@local_rule("ttnn.concat", source=f"{_MOVEMENT}/concat docstring: torch.concat")
+@local_rule("ttnn.concat", source=f"{_MOVEMENT}/concat/concat_nanobind.cpp: torch.concat")
 def concat(tensors, dim: int = 0, *, groups: int = 1):
     """The tensors joined along ``dim``."""
     if groups != 1:
@@ -34,49 +34,49 @@ def concat(tensors, dim: int = 0, *, groups: int = 1):
     return torch.cat(list(tensors), dim=dim)
 
 
-@local_rule("ttnn.reshape", source=f"{_MOVEMENT}/reshape_view docstring: torch.reshape of the logical shape")
+@local_rule("ttnn.reshape", source=f"{_MOVEMENT}/reshape_view/reshape_nanobind.cpp: of the logical shape")
 def reshape(input_tensor, shape):
     """The same values in row-major order under another logical shape."""
     return input_tensor.reshape(tuple(shape))
 
 
-@local_rule("ttnn.permute", source=f"{_MOVEMENT}/permute docstring: torch.permute")
+@local_rule("ttnn.permute", source=f"{_MOVEMENT}/permute/permute_nanobind.cpp: torch.permute")
 def permute(input_tensor, dims):
     """The same values with dims reordered."""
     return input_tensor.permute(tuple(dims))
 
 
-@local_rule("ttnn.to_layout", source="core/to_layout docstring: values unchanged")
+@local_rule("ttnn.to_layout", source="the docstring of ttnn.to_layout: values unchanged")
 def to_layout(tensor, layout, dtype=None, memory_config=None, sub_core_grids=None):
     """The same values, tiled or not."""
     return tensor
 
 
-@local_rule("ttnn.to_memory_config", source="core/to_memory_config docstring: values unchanged")
+@local_rule("ttnn.to_memory_config", source="the docstring of ttnn.to_memory_config: values unchanged")
 def to_memory_config(tensor, memory_config, dtype=None, output_tensor=None):
     """The same values elsewhere."""
     return tensor
 
 
-@local_rule("ttnn.clone", source=f"{_MOVEMENT}/clone docstring: a copy")
+@local_rule("ttnn.clone", source=f"{_MOVEMENT}/clone/clone_nanobind.cpp: a copy")
 def clone(input):
     """A copy."""
     return input
 
 
-@local_rule("ttnn.tilize", "ttnn.untilize", source=f"{_MOVEMENT}/tilize, {_MOVEMENT}/untilize docstrings")
+@local_rule("ttnn.tilize", "ttnn.untilize", source=f"{_MOVEMENT}/tilize/tilize_nanobind.cpp")
 def tilize(input_tensor):
     """The same values, tiled or not."""
     return input_tensor
 
 
-@local_rule("ttnn.copy", source=f"{_MOVEMENT}/copy docstring: input_a's values into input_b", buffers=("input_b",))
+@local_rule("ttnn.copy", source=f"{_MOVEMENT}/copy/copy_nanobind.cpp: a into b", buffers=("input_b",))
 def copy(input_a, input_b=None):
     """``input_a``'s values in the second tensor's buffer, whose handle is the result."""
     return input_a
 
 
-@local_rule("ttnn.pad", source=f"{_MOVEMENT}/pad docstring: torch.nn.functional.pad, constant")
+@local_rule("ttnn.pad", source=f"{_MOVEMENT}/pad/pad_nanobind.cpp: constant padding")
 def pad(input_tensor, padding, value):
     """Constant padding, given as (before, after) per dim."""
     if padding and not isinstance(padding[0], (list, tuple)):
@@ -89,19 +89,19 @@ def _filled(shape, value: float) -> torch.Tensor:
     return torch.full(tuple(shape), float(value))
 
 
-@local_rule("ttnn.zeros", source="creation docstrings")
+@local_rule("ttnn.zeros", source="the docstrings of ttnn.zeros, ttnn.ones and ttnn.full")
 def zeros(shape):
     """Zeros."""
     return _filled(shape, 0.0)
 
 
-@local_rule("ttnn.ones", source="creation docstrings")
+@local_rule("ttnn.ones", source="the docstrings of ttnn.zeros, ttnn.ones and ttnn.full")
 def ones(shape):
     """Ones."""
     return _filled(shape, 1.0)
 
 
-@local_rule("ttnn.full", source="creation docstrings")
+@local_rule("ttnn.full", source="the docstrings of ttnn.zeros, ttnn.ones and ttnn.full")
 def full(shape, fill_value):
     """One value throughout."""
     return _filled(shape, fill_value)

@@ -9,6 +9,10 @@ import torch
 from models.mock.golden.rules import local_rule
 
 _NORM = "ttnn/operations/normalization"
+_REDUCE = (
+    "ttnn/operations/reduction/generic/device/kernels/compute/reduce.cpp; fill_implicit_tile_padding before it: "
+    "upstream reduction/generic/generic_reductions.cpp"
+)
 _TILE = 32
 
 
@@ -24,21 +28,21 @@ def _row(vector: torch.Tensor, width: int) -> torch.Tensor:
     return vector.reshape(-1)
 
 
-@local_rule("ttnn.sum", source="reduction/generic/device/kernels (wheel) and docstring: torch.sum times scalar")
+@local_rule("ttnn.sum", source=_REDUCE)
 def sum_(input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0):
-    """Sum over ``dim`` (all dims without one), times ``scalar``. The op fills tile padding with zeros first."""
+    """Sum over ``dim`` (all dims without one), times ``scalar``. Tile padding counts as zeros."""
     dims = tuple(range(input_tensor.ndim)) if dim is None else dim
     return input_tensor.sum(dim=dims, keepdim=keepdim) * scalar
 
 
-@local_rule("ttnn.mean", source="reduction/generic/device/kernels (wheel) and docstring: torch.mean times scalar")
+@local_rule("ttnn.mean", source=_REDUCE)
 def mean(input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0):
     """Mean over ``dim``, times ``scalar``. Padding rows are zeros and the divisor is the logical size."""
     dims = tuple(range(input_tensor.ndim)) if dim is None else dim
     return input_tensor.mean(dim=dims, keepdim=keepdim) * scalar
 
 
-@local_rule("ttnn.rms_norm", source=f"{_NORM}/rmsnorm docstring; layernorm/device/kernels/compute/layernorm.cpp")
+@local_rule("ttnn.rms_norm", source=f"{_NORM}/layernorm/device/kernels/compute/layernorm.cpp")
 def rms_norm(input_tensor, *, epsilon: float = 1e-12, weight=None, bias=None):
     """``x / sqrt(mean(x^2) + epsilon) * weight + bias`` over the logical width."""
     scale = torch.rsqrt(input_tensor.square().mean(-1, keepdim=True) + epsilon)

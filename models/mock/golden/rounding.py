@@ -2,6 +2,11 @@
 
 Golden values are carried as float32 (or int64 for integer dtypes) and hold only numbers that the op's real output
 dtype can represent.
+
+Where the device differs: Wormhole's packer takes float32 to bfloat16 by rounding to nearest with ties away from zero,
+flushes denormals and turns NaN into infinity (tt-isa-documentation ``WormholeB0/.../Packers/FormatConversion.md``,
+early conversion, with the settings of ``cpack_common.h`` in the wheel's ``tt_llk_wormhole_b0``). Goldens round ties
+to even, as PyTorch and the host do, keep denormals, and keep NaN so that it is seen.
 """
 
 import torch
@@ -50,8 +55,9 @@ def round_to(value: torch.Tensor, dtype: ttnn.DataType) -> torch.Tensor:
 def to_tf32(value: torch.Tensor) -> torch.Tensor:
     """Truncate float32 values to the 19 bits (1 + 8 + 10) that Wormhole's matrix engine reads of a float32 operand.
 
-    Source: tt-metal ``tech_reports/matrix_engine/matrix_engine.md`` and ``tt_llk_wormhole_b0`` (unpack-to-source of
-    Float32 is Tf32).
+    Source: upstream tt-metal ``tech_reports/matrix_engine/matrix_engine.md``, and tt-isa-documentation
+    ``WormholeB0/.../Unpackers/FormatConversion.md`` (FP32 reaches SrcA and SrcB as TF32). That the low bits are cut
+    off and not rounded is our reading; rounding would halve the error.
     """
     return (value.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
 

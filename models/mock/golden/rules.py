@@ -77,6 +77,10 @@ class Rule:
         variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         return frozenset(p.name for p in inspect.signature(self.function).parameters.values() if p.kind not in variable)
 
+    def default_of(self, name: str) -> Any:
+        """Default of the parameter ``name``; `inspect.Parameter.empty` if it has none."""
+        return inspect.signature(self.function).parameters[name].default
+
 
 RULES: dict[str, Rule] = {}
 

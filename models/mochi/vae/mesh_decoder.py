@@ -151,12 +151,16 @@ class MochiVaeDecoder(Module):
         ttnn.deallocate(frames_BTHWC)
         return whole[:, : size.time.real, : size.height.real, : size.width.real].float()
 
-    def chunks(self, latents_BCTHW: torch.Tensor, chunk: int | None = None) -> Iterator[torch.Tensor]:
-        """Decode latents chunk by chunk, in order of time: raw frames [1, F, 8 H, 8 W, 3], surplus ones included.
+    def chunks(self, latents_BCTHW: torch.Tensor, chunk: int | None = None) -> Iterator[tuple[ttnn.Tensor, Extent]]:
+        """Decode latents chunk by chunk, in order of time.
 
         Args:
             latents_BCTHW: normalised latents [1, C, T, H, W].
             chunk: latent frames at a time; from the DRAM left (`chunk_frames`) if None.
+
+        Yields:
+            What the call gives, and the extent of the chunk's latents. Free it, or hand it to `download_frames`,
+            before the next.
 
         Raises:
             ValueError: ``chunk`` does not fill the shards, or the latents do not fit.
@@ -171,7 +175,12 @@ class MochiVaeDecoder(Module):
             part = latents_BCTHW[:, :, start : start + chunk]
             past.more = start + chunk < frames
             extent = split.extent(self.mesh, part.shape[2], rows, columns)
-            yield self.download_frames(self(self.upload_latents(part, extent), extent, past), extent)
+            yield self(self.upload_latents(part, extent), extent, past), extent
+
+    def raw_frames(self, latents_BCTHW: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
+        """Host frames [1, 6 T, 8 H, 8 W, 3] as the network gives them, surplus ones included; see `chunks`."""
+        parts = [self.download_frames(frames, extent) for frames, extent in self.chunks(latents_BCTHW, chunk)]
+        return torch.cat(parts, dim=1)
 
     def decode(
         self, latents_BCTHW: torch.Tensor, *, keep_all_frames: bool = False, chunk: int | None = None
@@ -190,7 +199,7 @@ class MochiVaeDecoder(Module):
             ValueError: latents of another shape or type, or with values that are not finite, or that do not fit.
         """
         check_latents(latents_BCTHW, self.config.latent_channels)
-        video = torch.cat(list(self.chunks(latents_BCTHW, chunk)), dim=1)
+        video = self.raw_frames(latents_BCTHW, chunk)
         if not keep_all_frames:
             video = video[:, self.config.time_factor - 1 :]
         return (video / 2 + 0.5).clamp_(0, 1).numpy()

@@ -10,7 +10,7 @@ SIZES = [(1, 6, 6), (2, 6, 10), (3, 9, 13), (4, 7, 5)]
 
 
 def raw(ours, size, chunk=None) -> torch.Tensor:
-    return torch.cat(list(ours.chunks(latents(*size), chunk)), dim=1)[0]
+    return ours.raw_frames(latents(*size), chunk)[0]
 
 
 @pytest.mark.parametrize("mesh", ["1x1sp0tp1", "1x2sp0tp1", "2x4sp0tp1", "1x8sp0tp1", "4x8sp1tp0"], indirect=True)

@@ -67,9 +67,16 @@ class Rule:
 
     @functools.cached_property
     def positional(self) -> tuple[str, ...]:
-        """Names of the parameters that can be given by position."""
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        return tuple(p.name for p in inspect.signature(self.function).parameters.values() if p.kind in kinds)
+        """Names of the parameters that can be given by position.
+
+        What ``*args`` would swallow behind them is not counted. A function that takes ``*args`` alone is a wrapper
+        that hands everything on, so its arguments get made-up names.
+        """
+        parameters = inspect.signature(self.function).parameters.values()
+        named = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+        if not named and any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            return tuple(f"argument_{index}" for index in range(8))
+        return named
 
     @functools.cached_property
     def names(self) -> frozenset[str]:

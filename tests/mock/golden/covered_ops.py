@@ -5,6 +5,7 @@ from collections.abc import Iterable
 _TRANSFORMER = ("", "joint_", "ring_joint_")
 COVERED = {
     *(f"ttnn.{name}" for name in ("add", "subtract", "multiply", "rsub", "add_", "subtract_", "multiply_")),
+    *(f"ttnn.{name}" for name in ("eq", "ne", "gt", "ge", "lt", "le")),
     *(f"ttnn.{name}" for name in ("silu", "tanh", "cos", "sin", "typecast")),
     *(f"ttnn.{name}" for name in ("linear", "matmul", "mean", "sum", "rms_norm")),
     *(f"ttnn.{norm}_norm_{when}_all_gather" for norm in ("rms", "layer") for when in ("pre", "post")),

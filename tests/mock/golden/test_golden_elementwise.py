@@ -61,6 +61,13 @@ def test_mixed_dtypes(chips, dtype):
     chips.check(ttnn.multiply(x, y, dtype=dtype), torch.mul, a, b, dtype=dtype)
 
 
+@pytest.mark.parametrize("name", ["eq", "ne", "gt", "ge", "lt", "le"])
+def test_comparisons(chips, name):
+    a, b = ([v.round() for v in chips.random(1, 1, 32, 64, seed=s)] for s in "ab")
+    out = getattr(ttnn, name)(chips.put(a), chips.put(b))
+    chips.check(out, lambda p, q: getattr(torch, name)(p, q).float(), a, b)
+
+
 def test_in_place(chips):
     a, b = chips.random(1, 1, 32, 32, seed=1), chips.random(1, 1, 32, 32, seed=2)
     for name, reference in (("add_", torch.add), ("subtract_", torch.sub), ("multiply_", torch.mul)):

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+PLAIN = "-plain"
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # Read by OpenMP when torch loads it: golden matrices are small, and threads that spin while they wait take the
@@ -37,7 +39,7 @@ def _chips(item: pytest.Item) -> int:
     from models.parallel import Layout
 
     try:
-        rows, cols = Layout.parse(item.callspec.params["mesh"]).mesh_shape  # type: ignore[attr-defined]
+        rows, cols = Layout.parse(item.callspec.params["mesh"].removesuffix(PLAIN)).mesh_shape  # type: ignore[attr-defined]
     except (AttributeError, KeyError, TypeError, ValueError):
         return 0  # the test wants no mesh of ours
     return rows * cols
@@ -59,7 +61,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def open_layout() -> Iterator[Callable]:
-    """Open the mesh of a layout such as ``2x4sp0tp1``, once per session; real cards where there are some."""
+    """Open the mesh of a layout such as ``2x4sp0tp1``, once per session; real cards where there are some.
+
+    With ``-plain`` behind it, layers compose single ops instead of using fused ones.
+    """
     from models.device import OpenMesh, open_mesh
     from models.parallel import Layout, Mesh
 
@@ -67,9 +72,9 @@ def open_layout() -> Iterator[Callable]:
 
     def open_(layout_text: str) -> Mesh:
         if layout_text not in opened:
-            layout = Layout.parse(layout_text)
+            layout = Layout.parse(layout_text.removesuffix(PLAIN))
             device = open_mesh(layout.mesh_shape)
-            opened[layout_text] = (device, Mesh(device.device, layout))
+            opened[layout_text] = (device, Mesh(device.device, layout, fused=not layout_text.endswith(PLAIN)))
         return opened[layout_text][1]
 
     yield open_

@@ -4,7 +4,8 @@ from models.layers.attention import Heads, joint_attention
 from models.layers.feed_forward import SwiGLUFeedForward
 from models.layers.linear import ColumnParallelLinear, RowParallelLinear
 from models.layers.module import Module, Parameter, TensorSource
-from models.layers.normalization import HeadRMSNorm, layer_norm, rms_norm
+from models.layers.normalization import HeadRMSNorm, layer_norm, rms_norm, split_heads
+from models.layers.rotary import RotaryTable
 from models.layers.width import Width
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Heads",
     "Module",
     "Parameter",
+    "RotaryTable",
     "RowParallelLinear",
     "SwiGLUFeedForward",
     "TensorSource",
@@ -20,4 +22,5 @@ __all__ = [
     "joint_attention",
     "layer_norm",
     "rms_norm",
+    "split_heads",
 ]

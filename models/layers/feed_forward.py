@@ -19,10 +19,10 @@ class SwiGLUFeedForward(Module):
         super().__init__(mesh)
         self.prefix = f"{name}."
         inner_width = Width.sharded(inner, mesh.tp.size)
-        self.up_gate = ColumnParallelLinear(mesh, ["net.0.proj"], width, inner_width, chunks=2)
+        self.up_gate = ColumnParallelLinear(mesh, ["net.0.proj"], width, inner_width, chunks=2, swiglu=True)
         self.down = RowParallelLinear(mesh, "net.2", inner_width, width)
 
     def __call__(self, x: ttnn.Tensor) -> ttnn.Tensor:
-        """x [1, B, M, D] replicated over TP -> y [1, B, M, D / TP] fractured over TP."""
-        up, gate = self.up_gate.split(self.up_gate(x))
-        return self.down.fractured(ttnn.multiply(up, ttnn.silu(gate)))
+        """x [1, 1, M, D / TP] fractured over TP -> y, shaped and placed like x."""
+        (inner,) = self.up_gate.gathered(x)
+        return self.down.fractured(inner)

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import ttnn
 
 from models.layers import compute
+from models.layers.matmul import gathered_matmul, plain_gathered_matmul
 from models.layers.module import Module, Parameter
 from models.layers.width import Width
-from models.parallel import Mesh, all_reduce, reduce_scatter
+from models.parallel import TILE, Mesh, all_reduce, reduce_scatter
 
 
 def fuse_columns(parts: Sequence, shards: int):
@@ -19,6 +20,18 @@ def fuse_columns(parts: Sequence, shards: int):
 
     split = [part.chunk(shards, dim=-1) for part in parts]
     return torch.cat([chunks[s] for s in range(shards) for chunks in split], dim=-1)
+
+
+def tile_pairs(first, second):
+    """Interleave the column tiles of two host matrices [in, out]: ``first`` tile 0, ``second`` tile 0, ...
+
+    It is the order in which the fused SwiGLU of ttnn's minimal_matmul wants (gate, up): kernel
+    ``minimal_matmul/device/kernels/compute_metal2.cpp``, ``swiglu_block``.
+    """
+    import torch
+
+    pairs = torch.stack([part.unflatten(-1, (-1, TILE)) for part in (first, second)], dim=-2)
+    return pairs.flatten(-3)
 
 
 class ColumnParallelLinear(Module):
@@ -40,6 +53,7 @@ class ColumnParallelLinear(Module):
         bias: bool = False,
         kernel: tuple[int, ...] | None = None,
         flatten: Callable | None = None,
+        swiglu: bool = False,
     ) -> None:
         """Declare the layer.
 
@@ -53,16 +67,19 @@ class ColumnParallelLinear(Module):
             kernel: the checkpoint weight's shape where it is not [out, in], such as a strided convolution's;
                 ``flatten`` then makes [out, in] of it.
             flatten: see ``kernel``.
+            swiglu: the two chunks are (up, gate) of a gated product, which `gathered` then computes.
         """
         super().__init__(mesh)
         self.parts = len(names) * chunks
         self.local_width = out_width.padded // mesh.tp.size
-        shards = mesh.tp.size
+        self.swiglu = swiglu
+        shards, paired = mesh.tp.size, swiglu and mesh.fused
 
         def weight(*matrices):
             flat = [flatten(matrix) if flatten is not None else matrix for matrix in matrices]
             parts = [chunk for matrix in flat for chunk in matrix.chunk(chunks, dim=0)]
-            return fuse_columns([in_width.pad(out_width.pad(p.T, 1), 0) for p in parts], shards)
+            padded = [in_width.pad(out_width.pad(p.T, 1), 0) for p in parts]
+            return tile_pairs(padded[1], padded[0]) if paired else fuse_columns(padded, shards)
 
         def fused_bias(*vectors):
             parts = [chunk for vector in vectors for chunk in vector.chunk(chunks, dim=0)]
@@ -86,6 +103,21 @@ class ColumnParallelLinear(Module):
             dtype=dtype,
             compute_kernel_config=compute.matrix(),
         )
+
+    def gathered(self, x: ttnn.Tensor) -> list[ttnn.Tensor]:
+        """Gather x [1, 1, M, in / TP] fractured over TP and multiply: one [1, 1, M, out / TP] per part, fractured.
+
+        With SwiGLU there is one output, ``up * silu(gate)``.
+        """
+        bias = self.bias.tensor if self.has_bias else None
+        if self.mesh.fused:
+            parts = 1 if self.swiglu else self.parts
+            return gathered_matmul(x, self.weight.tensor, self.mesh, bias=bias, parts=parts, swiglu=self.swiglu)
+        outputs = plain_gathered_matmul(x, self.weight.tensor, self.mesh, bias=bias, parts=self.parts)
+        if not self.swiglu:
+            return outputs
+        up, gate = outputs
+        return [ttnn.multiply(up, ttnn.silu(gate))]
 
     def split(self, y: ttnn.Tensor) -> list[ttnn.Tensor]:
         """Cut a fused output into its parts, each [1, B, M, out / TP] fractured over TP."""

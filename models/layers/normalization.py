@@ -4,6 +4,7 @@ import ttnn
 
 from models.layers import compute
 from models.layers.module import Module, Parameter
+from models.layers.rotary import RotaryTable
 from models.layers.width import Width
 from models.parallel import Mesh, all_reduce, gather
 
@@ -15,10 +16,37 @@ def rms_norm(x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, width: Width, eps:
     `Width.norm_factor`. Formula: ``x / sqrt(mean(x^2) + eps) * weight`` (arXiv:1910.07467), statistics in float32.
     """
     config = compute.accurate()
+    if mesh.fused:
+        return fused_rms_norm(x, weight, mesh, eps * width.eps_factor)
     stats = ttnn.rms_norm_pre_all_gather(x, dtype=ttnn.float32, compute_kernel_config=config)
     stats = gather(stats, mesh, dim=3, over=mesh.tp)
     return ttnn.rms_norm_post_all_gather(
         x, stats, epsilon=eps * width.eps_factor, weight=weight, compute_kernel_config=config
+    )
+
+
+def fused_rms_norm(x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, eps: float) -> ttnn.Tensor:
+    """`rms_norm` in one op, statistics exchanged inside it; ``eps`` already corrected for padding."""
+    axis = mesh.tp.index if mesh.tp.size > 1 else None
+    stats = None
+    if axis is not None:
+        stats = mesh.alternating(
+            ("rms_norm_stats", tuple(x.shape)),
+            lambda: ttnn.experimental.dit_fused_distributed_rmsnorm_create_stats_buffer(
+                x, axis, mesh.device, weight=weight, num_links=mesh.num_links
+            ),
+        )
+    return ttnn.experimental.dit_fused_distributed_rmsnorm(
+        x,
+        axis,
+        mesh.device,
+        mesh.semaphores("rms_norm", 1),
+        topology=mesh.topology,
+        epsilon=eps,
+        weight=weight,
+        persistent_output_buffer=stats,
+        num_preferred_links=mesh.num_links,
+        compute_kernel_config=compute.accurate(),
     )
 
 
@@ -52,16 +80,55 @@ def _centred(x: ttnn.Tensor, mesh: Mesh, width: Width) -> ttnn.Tensor:
 
 
 class HeadRMSNorm(Module):
-    """Root-mean-square norm of each attention head with a learned weight, local to every chip."""
+    """Split into attention heads and norm each with a learned weight, then optionally rotate; local to every chip."""
 
-    def __init__(self, mesh: Mesh, name: str, head_width: Width, eps: float) -> None:
+    def __init__(self, mesh: Mesh, name: str, heads: int, head_width: Width, eps: float) -> None:
+        """Declare the norm.
+
+        Args:
+            mesh: the mesh.
+            name: checkpoint module of the weight.
+            heads: attention heads over all shards.
+            head_width: one head.
+            eps: added to the mean square.
+        """
         super().__init__(mesh)
+        self.heads = heads // mesh.tp.size
         self.eps = eps * head_width.eps_factor
+        # The fused op wants the weight once per head of the chip.
+        repeats = self.heads if mesh.fused else 1
         self.weight = Parameter(
             {f"{name}.weight": (head_width.size,)},
-            lambda vector: head_width.pad(vector * head_width.norm_factor, 0)[None, None, None],
+            lambda vector: head_width.pad(vector * head_width.norm_factor, 0).repeat(repeats)[None, None, None],
         )
 
-    def __call__(self, x: ttnn.Tensor) -> ttnn.Tensor:
-        """x [1, H / TP, M, E] -> same, normed over E."""
-        return ttnn.rms_norm(x, weight=self.weight.tensor, epsilon=self.eps, compute_kernel_config=compute.accurate())
+    def __call__(self, x: ttnn.Tensor, rope: RotaryTable | None = None) -> ttnn.Tensor:
+        """x [1, 1, M, H E / TP] fractured over TP -> [1, H / TP, M, E], normed over E and rotated by ``rope``."""
+        if not self.mesh.fused or self.heads == 1:  # the fused op wants at least two heads
+            normed = ttnn.rms_norm(
+                split_heads(x, self.heads),
+                weight=self.weight.tensor,
+                epsilon=self.eps,
+                compute_kernel_config=compute.accurate(),
+            )
+            return normed if rope is None else rope.apply(normed)
+        return ttnn.experimental.dit_fused_distributed_rmsnorm(
+            x,
+            None,
+            self.mesh.device,
+            self.mesh.semaphores("rms_norm", 1),
+            epsilon=self.eps,
+            weight=self.weight.tensor,
+            num_heads_per_device=self.heads,
+            per_head_norm=True,
+            transformation_mat=rope.rotate if rope else None,
+            rope_cos=rope.cos if rope else None,
+            rope_sin=rope.sin if rope else None,
+            compute_kernel_config=compute.accurate(),
+        )
+
+
+def split_heads(x: ttnn.Tensor, heads: int) -> ttnn.Tensor:
+    """[1, 1, M, heads E] -> [1, heads, M, E]."""
+    split, *_ = ttnn.experimental.nlp_create_qkv_heads(x, num_heads=heads, num_kv_heads=0, transpose_k_heads=False)
+    return split

@@ -1,13 +1,15 @@
 """A mesh device with its layout: where tensors lie, and the resources that collectives need."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import ttnn
 
 from models.parallel.layout import Layout
 
 TILE = 32
+_T = TypeVar("_T")
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -26,8 +28,14 @@ class Axis:
 class Mesh:
     """A ttnn mesh device, its `Layout`, and the collective resources that live as long as it does."""
 
-    def __init__(self, device: ttnn.MeshDevice, layout: Layout) -> None:
+    def __init__(self, device: ttnn.MeshDevice, layout: Layout, *, fused: bool = True) -> None:
         """Bind ``device`` to ``layout``.
+
+        Args:
+            device: an open mesh.
+            layout: which axis does what.
+            fused: let layers use fused ops (a gather inside a matrix product, a norm with its exchange); otherwise
+                they compose the same from single ops, which is what the fused ones are tested against.
 
         Raises:
             ValueError: the layout is for another mesh shape.
@@ -37,14 +45,14 @@ class Mesh:
             raise ValueError(f"layout {layout} is not for the open mesh {shape[0]}x{shape[1]}: use its own shape")
         self.device = device
         self.layout = layout
+        self.fused = fused
         self.sp = Axis(layout.sp_axis, layout.sp)
         self.tp = Axis(layout.tp_axis, layout.tp)
         grid = device.compute_with_storage_grid_size()
         self.grid = (grid.x, grid.y)
         self.topology = ttnn.Topology.Linear
         self.num_links = 1
-        self._semaphores: dict[str, list] = {}
-        self._buffers: dict[tuple, ttnn.Tensor] = {}
+        self._alternating: dict[Hashable, tuple[list, int]] = {}
 
     def upload(
         self,
@@ -118,33 +126,46 @@ class Mesh:
         joined_rows = [_join(row, by_axis[1]) for row in grid]
         return _join(joined_rows, by_axis[0])
 
+    def alternating(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """One of two long-lived resources under ``key``, the other one at the next call; ``make`` makes each once.
+
+        A chip may be a collective ahead of its neighbour: with one resource its next message could overwrite what the
+        neighbour still reads. With two, the barrier of the collective in between keeps them apart.
+        """
+        made, turn = self._alternating.get(key, ([], 0))
+        if len(made) < 2:
+            made.append(make())
+        self._alternating[key] = (made, turn + 1)
+        return made[turn % 2]
+
     def semaphores(self, name: str, count: int) -> list:
-        """Global semaphores for the collective ``name``, made on first use and kept."""
-        if name not in self._semaphores:
-            cores = ttnn.CoreRangeSet(
-                {ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(self.grid[0] - 1, self.grid[1] - 1))}
-            )
-            self._semaphores[name] = [ttnn.create_global_semaphore(self.device, cores, 0) for _ in range(count)]
-        return self._semaphores[name]
+        """``count`` global semaphores for the collective ``name``, in turn from two sets."""
+        columns, rows = self.grid
+
+        def make() -> list:
+            corner = ttnn.CoreCoord(columns - 1, rows - 1)
+            cores = ttnn.CoreRangeSet({ttnn.CoreRange(ttnn.CoreCoord(0, 0), corner)})
+            return [ttnn.create_global_semaphore(self.device, cores, 0) for _ in range(count)]
+
+        return self.alternating(("semaphores", name, count), make)
 
     def buffer(self, name: str, shape: Sequence[int], dtype: ttnn.DataType) -> ttnn.Tensor:
-        """A persistent DRAM buffer of one device's ``shape``, made on first use and kept.
+        """A persistent DRAM buffer of one device's ``shape``, in turn from two.
 
-        The same name, shape and dtype give the same buffer: whatever a collective left in it is overwritten by the
-        next that uses it, so two values alive at once need two names.
+        A result that lies in it is overwritten at the second next call with the same name, shape and dtype.
         """
-        key = (name, tuple(shape), dtype)
-        if key not in self._buffers:
-            self._buffers[key] = ttnn.allocate_tensor_on_device(
-                ttnn.Shape(list(shape)), dtype, ttnn.TILE_LAYOUT, self.device
-            )
-        return self._buffers[key]
+        return self.alternating(
+            ("buffer", name, tuple(shape), dtype),
+            lambda: ttnn.allocate_tensor_on_device(ttnn.Shape(list(shape)), dtype, ttnn.TILE_LAYOUT, self.device),
+        )
 
     def release(self) -> None:
-        """Free the persistent buffers (another geometry wants others)."""
-        for buffer in self._buffers.values():
-            ttnn.deallocate(buffer)
-        self._buffers.clear()
+        """Free the persistent buffers (another geometry wants others) and semaphores."""
+        for made, _ in self._alternating.values():
+            for resource in made:
+                if isinstance(resource, ttnn.Tensor):
+                    ttnn.deallocate(resource)
+        self._alternating.clear()
 
 
 def _join(parts: list, dim: int | None):

@@ -29,11 +29,15 @@ _BYTES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Per chip: matrix ``flops``, ``dram_bytes`` read and written, ``link_bytes`` on the busiest directed link."""
+    """Per chip: matrix ``flops``, ``dram_bytes`` read and written, ``link_bytes`` on the busiest directed link.
+
+    ``exposed_link_bytes`` is the part of the link bytes that the op does not overlap with its own arithmetic.
+    """
 
     flops: float = 0.0
     dram_bytes: float = 0.0
     link_bytes: float = 0.0
+    exposed_link_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,20 @@ def elementwise(call: Call) -> Cost:
     return Cost(dram_bytes=traffic(*call.inputs, *call.outputs))
 
 
-@cost_rule("ttnn.linear", "ttnn.matmul", "ttnn.experimental.minimal_matmul")
+def _exposed(link_bytes: float) -> dict[str, float]:
+    return {"link_bytes": link_bytes, "exposed_link_bytes": link_bytes}
+
+
+@cost_rule(
+    "ttnn.linear",
+    "ttnn.matmul",
+    "ttnn.experimental.minimal_matmul",
+    "ttnn.experimental.minimal_matmul_split",
+)
 def _matmul(call: Call) -> Cost:
-    inner = call.inputs[0].padded_shape[-1]
-    flops = 2 * inner * sum(math.prod(out.padded_shape) for out in call.outputs)
+    x, weight = call.inputs[:2]
+    columns = weight.padded_shape[-2] if call.kwargs.get("transpose_b") else weight.padded_shape[-1]
+    flops = 2 * math.prod(x.padded_shape) * columns
     return Cost(flops=flops, dram_bytes=traffic(*call.inputs, *call.outputs))
 
 
@@ -103,19 +117,40 @@ def _part(call: Call) -> Cost:
 @cost_rule("ttnn.all_gather", "ttnn.experimental.all_gather_async")
 def _all_gather(call: Call) -> Cost:
     shard, whole = nbytes(call.inputs[0]), nbytes(call.outputs[0])
-    return Cost(dram_bytes=shard + whole, link_bytes=(call.chips() - 1) * shard)
+    return Cost(dram_bytes=shard + whole, **_exposed((call.chips() - 1) * shard))
 
 
 @cost_rule("ttnn.reduce_scatter", "ttnn.experimental.reduce_scatter_minimal_async")
 def _reduce_scatter(call: Call) -> Cost:
     whole, shard = nbytes(call.inputs[0]), nbytes(call.outputs[0])
-    return Cost(dram_bytes=whole + shard, link_bytes=(call.chips() - 1) * shard)
+    return Cost(dram_bytes=whole + shard, **_exposed((call.chips() - 1) * shard))
 
 
 @cost_rule("ttnn.all_reduce")
 def _all_reduce(call: Call) -> Cost:
     whole, chips = nbytes(call.outputs[0]), call.chips()
-    return Cost(dram_bytes=2 * whole, link_bytes=2 * (chips - 1) * whole / chips)
+    return Cost(dram_bytes=2 * whole, **_exposed(2 * (chips - 1) * whole / chips))
+
+
+@cost_rule("ttnn.experimental.all_gather_minimal_matmul_async")
+def _gathered_matmul(call: Call) -> Cost:
+    """The gathered input is written to its buffer as it arrives, beside the product, and read from there."""
+    x, weight = call.inputs[:2]
+    chips = call.chips()
+    flops = 2 * chips * math.prod(x.padded_shape) * weight.padded_shape[-1]
+    dram = traffic(*call.inputs, *call.outputs) + 2 * (chips - 1) * nbytes(x)
+    return Cost(flops=flops, dram_bytes=dram, link_bytes=(chips - 1) * nbytes(x))
+
+
+@cost_rule("ttnn.experimental.dit_fused_distributed_rmsnorm")
+def _fused_norm(call: Call) -> Cost:
+    """One float32 statistic per row travels; the exchange is between the op's two passes."""
+    axis = call.args[1] if len(call.args) > 1 else call.kwargs.get("cluster_axis")
+    if axis is None:
+        return elementwise(call)
+    chips = call.outputs[0].device().shape[axis]
+    statistics = 4 * math.prod(list(call.outputs[0].padded_shape)[:-1])
+    return Cost(dram_bytes=elementwise(call).dram_bytes, **_exposed((chips - 1) * statistics))
 
 
 def _attention_flops(queries: float, keys: float, heads: int, width: int) -> float:

@@ -62,7 +62,8 @@ class DryRun:
         for name, stage in self.stages.items():
             lines.append(
                 f"{name:<13} {stage.device_calls} device calls, {stage.total('flops') / 1e12:.2f} TFLOP, "
-                f"DRAM {stage.total('dram_bytes') / GB:.2f} GB moved, links {stage.total('link_bytes') / GB:.3f} GB, "
+                f"DRAM {stage.total('dram_bytes') / GB:.2f} GB moved, "
+                f"links {stage.total('link_bytes') / GB:.2f} GB, {stage.total('exposed_link_bytes') / GB:.2f} exposed, "
                 f"peak {stage.dram_peak_bytes / GB:.3f} GB, host {stage.host_seconds:.3f} s"
             )
         lines.append(f"DRAM peak     {self.dram_peak_bytes / GB:8.3f} GB")

@@ -25,6 +25,7 @@ _HOST = frozenset(
         "ttnn.deallocate",
         "ttnn.copy_host_to_device_tensor",
         "ttnn.allocate_tensor_on_device",
+        "ttnn.experimental.dit_fused_distributed_rmsnorm_create_stats_buffer",
     }
 )
 # Scratch that a caller hands over is not an operand.
@@ -58,7 +59,7 @@ class Trace:
         return len(self.records)
 
     def total(self, what: str) -> float:
-        """Sum of ``flops``, ``dram_bytes`` or ``link_bytes``."""
+        """Sum of one field of `Cost`, such as ``flops``."""
         return sum(getattr(record.cost, what) for record in self.records)
 
     def summary(self) -> dict[str, float]:
@@ -68,6 +69,7 @@ class Trace:
             "flops": self.total("flops"),
             "dram_bytes": self.total("dram_bytes"),
             "link_bytes": self.total("link_bytes"),
+            "exposed_link_bytes": self.total("exposed_link_bytes"),
             "dram_peak_bytes": self.dram_peak_bytes,
             "host_dispatch_seconds": round(self.host_seconds, 4),
         }

@@ -63,10 +63,20 @@ def test_layout_of_another_mesh_is_refused(mesh):
 
 
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)
-def test_persistent_buffers_are_kept_by_name_and_shape(mesh):
-    first = mesh.buffer("k", (1, 2, 64, 32), ttnn.bfloat16)
-    assert mesh.buffer("k", (1, 2, 64, 32), ttnn.bfloat16) is first
-    assert mesh.buffer("v", (1, 2, 64, 32), ttnn.bfloat16) is not first
-    assert mesh.semaphores("ring", 2) is mesh.semaphores("ring", 2)
+def test_persistent_resources_alternate(mesh):
+    """Two buffers in turn, so that a chip that is one collective ahead does not overwrite what another still reads."""
+
+    def k():
+        return mesh.buffer("k", (1, 2, 64, 32), ttnn.bfloat16)
+
+    first, second = k(), k()
+    assert first is not second
+    assert k() is first
+    assert k() is second
+    other = mesh.buffer("v", (1, 2, 64, 32), ttnn.bfloat16)
+    assert other is not first
+    assert other is not second
+    assert mesh.semaphores("ring", 2) is not mesh.semaphores("ring", 2)
     mesh.release()
-    assert mesh.buffer("k", (1, 2, 64, 32), ttnn.bfloat16).is_allocated()
+    assert not first.is_allocated()
+    assert k().is_allocated()

@@ -2,13 +2,12 @@
 
 import ttnn
 
-from models.layers import Module, SwiGLUFeedForward, Width, rms_norm
+from models.layers import Module, RotaryTable, SwiGLUFeedForward, Width, rms_norm
 from models.mochi.config import TransformerConfig
 from models.mochi.transformer.attention import JointAttention
 from models.mochi.transformer.conditioning import Modulation, at_step
-from models.mochi.transformer.rope import RotaryTable
 from models.mochi.transformer.widths import Widths
-from models.parallel import Mesh, gather
+from models.parallel import Mesh
 
 _EPS = 1e-6
 _KINDS = ("scale", "gate", "scale", "gate")
@@ -23,13 +22,12 @@ class Stream(Module):
         self.feed_forward = feed_forward
 
     def modulated(self, x: ttnn.Tensor, weight: ttnn.Tensor) -> ttnn.Tensor:
-        """Norm x [1, 1, M, width / TP] with ``weight`` and gather it: [1, 1, M, width], replicated over TP."""
-        x = rms_norm(x, weight, self.mesh, self.width, _EPS)
-        return gather(x, self.mesh, dim=3, over=self.mesh.tp)
+        """Norm x [1, 1, M, width / TP] with ``weight`` [1, 1, 1, width / TP]."""
+        return rms_norm(x, weight, self.mesh, self.width, _EPS)
 
     def gated(self, residual: ttnn.Tensor, x: ttnn.Tensor, gate: ttnn.Tensor) -> ttnn.Tensor:
         """``residual + norm(x) * gate``, all [1, 1, M, width / TP]."""
-        return ttnn.add(residual, rms_norm(x, gate, self.mesh, self.width, _EPS))
+        return ttnn.add(residual, self.modulated(x, gate))
 
     def finish(self, residual: ttnn.Tensor, attended: ttnn.Tensor, weights: list[ttnn.Tensor]) -> ttnn.Tensor:
         """Add attention's output and the feed-forward to the residual; ``weights`` are gate, scale, gate."""

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import ttnn
 
-from models.layers import ColumnParallelLinear, Module, RowParallelLinear, Width, layer_norm
+from models.layers import ColumnParallelLinear, Module, RotaryTable, RowParallelLinear, Width, layer_norm
 from models.mochi.config import TransformerConfig
 from models.mochi.transformer.block import TransformerBlock
 from models.mochi.transformer.conditioning import Conditioning, Modulation, at_step
-from models.mochi.transformer.rope import RotaryEmbedding, RotaryTable, padded_tokens
+from models.mochi.transformer.rope import RotaryEmbedding, padded_tokens
 from models.mochi.transformer.widths import Widths
 from models.parallel import Mesh
 

@@ -6,12 +6,11 @@ that the whole image has the area of 192 x 192.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import ttnn
 
-from models.layers import Module, Parameter, Width
+from models.layers import Module, Parameter, RotaryTable, Width
 from models.mochi.config import TransformerConfig
 from models.parallel import TILE, Mesh, round_up
 
@@ -32,19 +31,6 @@ def positions(frames: int, rows: int, columns: int) -> np.ndarray:
 
     grid = np.meshgrid(np.arange(frames), centres(rows), centres(columns), indexing="ij")
     return np.stack([axis.reshape(-1) for axis in grid])
-
-
-@dataclass(frozen=True)
-class RotaryTable:
-    """``cos`` and ``sin`` [1, H / TP, N / SP, E], each pair's value twice; ``rotate`` [1, 1, 32, 32] turns pairs."""
-
-    cos: ttnn.Tensor
-    sin: ttnn.Tensor
-    rotate: ttnn.Tensor
-
-    def apply(self, x: ttnn.Tensor) -> ttnn.Tensor:
-        """Rotate x [1, H / TP, N / SP, E], fractured like the table."""
-        return ttnn.experimental.rotary_embedding_llama(x, self.cos, self.sin, self.rotate, is_decode_mode=False)
 
 
 class RotaryEmbedding(Module):

@@ -23,6 +23,7 @@ def install() -> Engine:
             ops_attention,
             ops_collectives,
             ops_elementwise,
+            ops_fused,
             ops_layout,
             ops_matrix,
             ops_norm,

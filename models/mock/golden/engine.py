@@ -28,7 +28,14 @@ _TRANSPARENT = frozenset(
     }
 )
 # Ops that allocate and promise no contents. Reading one before writing it is an error in the model, found as such.
-_ALLOCATING = frozenset({"ttnn.empty", "ttnn.empty_like", "ttnn.allocate_tensor_on_device"})
+_ALLOCATING = frozenset(
+    {
+        "ttnn.empty",
+        "ttnn.empty_like",
+        "ttnn.allocate_tensor_on_device",
+        "ttnn.experimental.dit_fused_distributed_rmsnorm_create_stats_buffer",
+    }
+)
 
 
 class Engine:

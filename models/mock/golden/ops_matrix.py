@@ -23,7 +23,7 @@ def nlp_create_qkv_heads(
     input, input_kv=None, *, num_heads: int, num_kv_heads: int | None = None, transpose_k_heads: bool = True
 ):
     """Split fused ``[q | k | v]`` columns of [B, 1, S, 3 heads d] into three [B, heads, S, d]."""
-    kv_heads = num_kv_heads or num_heads
+    kv_heads = num_heads if num_kv_heads is None else num_kv_heads
     if input_kv is not None:
         raise ValueError("input_kv is not covered by this golden")
     width = input.shape[-1] // (num_heads + 2 * kv_heads)

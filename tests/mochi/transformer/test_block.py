@@ -20,7 +20,7 @@ from models.reference.random_weights import randomize_
 from models.reference.transformer import MODULATION_GAINS
 from tests.support import SMALL, StateDict, check, config_of, in_both, randn, reference
 
-MESHES = ["1x1sp0tp1", "1x2sp0tp1", "2x4sp0tp1", "2x4sp1tp0", "4x8sp1tp0"]
+MESHES = ["1x1sp0tp1", "1x2sp0tp1", "2x4sp0tp1", "2x4sp0tp1-plain", "2x4sp1tp0", "4x8sp1tp0"]
 GRID = (2, 3, 5)
 TOKENS = 30
 CONFIG = config_of(reference(**SMALL))
@@ -33,7 +33,7 @@ def pad(x: torch.Tensor, width: Width) -> torch.Tensor:
 class Streams:
     """Inputs of both streams on the mesh, and their way back."""
 
-    def __init__(self, mesh, config, length: int, *, fractured: bool, tokens: int = TOKENS):
+    def __init__(self, mesh, config, length: int, *, tokens: int = TOKENS):
         self.mesh, self.tokens = mesh, tokens
         self.widths = Widths.of(config, mesh.tp.size)
         self.spatial = randn(1, tokens, config.inner_dim, seed=3)
@@ -41,9 +41,8 @@ class Streams:
         rows = padded_tokens(tokens, mesh.sp.size)
         padded = torch.zeros(1, 1, rows, self.widths.visual.padded)
         padded[0, 0, :tokens] = pad(self.spatial[0], self.widths.visual)
-        tp = 3 if fractured else None
-        self.spatial_device = mesh.upload(padded, sp=2, tp=tp)
-        self.text_device = mesh.upload(pad(self.text[None], self.widths.text), tp=tp)
+        self.spatial_device = mesh.upload(padded, sp=2, tp=3)
+        self.text_device = mesh.upload(pad(self.text[None], self.widths.text), tp=3)
 
     def spatial_back(self, x) -> torch.Tensor:
         return self.mesh.download(x, sp=2, tp=3)[0, :, : self.tokens, : self.widths.visual.size].float()
@@ -154,7 +153,7 @@ def test_modulation(mesh):
 def test_attention(mesh, length, last):
     index = 3 if last else 0
     model = reference(**SMALL)
-    streams = Streams(mesh, CONFIG, length, fractured=False)
+    streams = Streams(mesh, CONFIG, length)
     mask = torch.ones(1, length, dtype=torch.bool)
 
     def run(dtype, spatial, text):
@@ -189,7 +188,7 @@ def test_feed_forward(mesh, stream):
     padded = Width.sharded(width, mesh.tp.size)
     ours = SwiGLUFeedForward(mesh, name, padded, inner)
     ours.load(StateDict(getattr(reference(**SMALL).transformer_blocks[0], name), f"{name}."))
-    out = ours(mesh.upload(pad(x[None], padded)))
+    out = ours(mesh.upload(pad(x[None], padded), tp=3))
     check(mesh.download(out, tp=3)[0, ..., :width].float(), exact, rounded, max_rmse=0.02)
 
 
@@ -197,7 +196,7 @@ def run_block(mesh, model_of, config, index: int, length: int, grid=GRID) -> Non
     """Compare one block; ``model_of(dtype)`` gives the reference's blocks, frequencies and rope."""
     last = index == config.num_layers - 1
     tokens = grid[0] * grid[1] * grid[2]
-    streams = Streams(mesh, config, length, fractured=True, tokens=tokens)
+    streams = Streams(mesh, config, length, tokens=tokens)
     embedding = randn(1, config.inner_dim, seed=8)
     mask = torch.ones(1, length, dtype=torch.bool)
 
@@ -269,7 +268,7 @@ def test_patch_embed(mesh):
 @pytest.mark.parametrize("mesh", MESHES, indirect=True)
 def test_final_layer(mesh):
     model = reference(**SMALL)
-    streams = Streams(mesh, CONFIG, 1, fractured=True)
+    streams = Streams(mesh, CONFIG, 1)
     embedding = randn(1, CONFIG.inner_dim, seed=8)
 
     def run(dtype, spatial, embedding):

@@ -1,0 +1,284 @@
+"""The store end to end: what it gives back is what was put in, whatever happened to its files meanwhile."""
+
+import json
+import os
+import resource
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import ttnn
+
+from tests.support import randn
+from tests.weight_cache.helpers import assert_same, copy_store, declared, from_store, in_memory, only_entry
+from weight_cache import convert as conversion
+from weight_cache.component import Component
+from weight_cache.manifest import FORMAT_VERSION
+from weight_cache.store import Store
+
+MESH = "2x4sp0tp1"
+SMALL = pytest.mark.parametrize("mesh", [MESH], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def component(tiny):
+    return Component(tiny / "transformer")
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory, open_layout, component):
+    """A store with one sound entry; do not write in it."""
+    cache = tmp_path_factory.mktemp("filled")
+    Store(cache).build(declared(open_layout(MESH), component), component)
+    return cache
+
+
+@pytest.fixture
+def expected(open_layout, component):
+    return in_memory(open_layout(MESH), component)
+
+
+def predict(model):
+    """One forward of the whole model."""
+    from models.mochi.sampling import pack_latents
+
+    grid = model.grid(2, 3, 5)
+    prompt = model.prepare(randn(7, model.config.text_embed_dim, seed=2), [300.0])
+    state = model.upload_patches(pack_latents(randn(1, 12, 2, 6, 10, seed=1), 2))
+    return model.download_patches(model(state, prompt, 0, grid), grid.tokens)
+
+
+@pytest.mark.parametrize("mesh", ["2x4sp0tp1", "4x8sp1tp0"], indirect=True)
+@pytest.mark.parametrize("precision", ["bf16", "bf8"])
+def test_loaded_is_bit_equal_to_converted_in_memory(mesh, component, tmp_path, precision):
+    direct = in_memory(mesh, component, precision)
+    loaded, _ = from_store(mesh, component, tmp_path, precision=precision)
+    assert_same(loaded, direct)
+    again, lines = from_store(mesh, component, tmp_path, precision=precision)
+    assert lines == []
+    assert_same(again, direct)
+    assert (predict(again) == predict(direct)).all()
+    packed = {name for name, _, p in again.parameters() if p.tensor.dtype == ttnn.bfloat8_b}
+    assert bool(packed) == (precision == "bf8")
+    assert all("attention" in name or "feed_forward" in name for name in packed)
+
+
+@SMALL
+def test_what_is_there_is_not_converted_again(mesh, component, filled, tmp_path, monkeypatch):
+    filled = copy_store(filled, tmp_path / "store")
+    monkeypatch.setattr(conversion, "convert", lambda *_, **__: pytest.fail("converted again"))
+    model, _ = from_store(mesh, component, filled)
+    assert_same(model, in_memory(mesh, component))
+
+
+@SMALL
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted", "emptied"])
+def test_damaged_files_are_set_aside_and_made_again(mesh, component, filled, expected, tmp_path, damage, monkeypatch):
+    cache = copy_store(filled, tmp_path / "store")
+    from_store(mesh, component, cache)  # Its checksums are known from here on.
+    entry = only_entry(cache)
+    victim = sorted(entry.tensors.iterdir())[17]
+    content = victim.read_bytes()
+    if damage == "deleted":
+        victim.unlink()
+    elif damage == "flipped":
+        victim.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
+    else:
+        victim.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
+    written = []
+    monkeypatch.setattr(conversion, "_write", lambda *a, _write=conversion._write: written.append(a[2]) or _write(*a))
+    model, lines = from_store(mesh, component, cache)
+    assert len(lines) == 1
+    assert victim.name in lines[0]
+    assert "set aside" in lines[0]
+    assert written == [victim.name.removesuffix(".tensorbin")], "only what was damaged is converted"
+    assert victim.read_bytes() == content
+    assert len(list((entry.path / "set-aside").glob(f"*/{victim.name}"))) == (damage != "deleted")
+    assert_same(model, expected)
+
+
+@SMALL
+def test_damage_that_hides_its_time_is_found_on_demand_and_on_first_use(mesh, component, filled, expected, tmp_path):
+    cache = copy_store(filled, tmp_path / "store")
+    entry = only_entry(cache)
+    victim = sorted(entry.tensors.iterdir())[3]
+    stat = victim.stat()
+    content = bytearray(victim.read_bytes())
+    content[-40] ^= 1
+    victim.write_bytes(content)
+    os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (wrong,) = Store(cache).verify().values()
+    assert wrong == {victim.name: "its checksum is wrong"}
+    model, lines = from_store(mesh, component, cache)
+    assert "checksum" in lines[0]
+    assert_same(model, expected)
+    assert list(Store(cache).verify().values()) == [{}]
+
+
+@SMALL
+@pytest.mark.parametrize("damage", ["version", "garbage", "foreign", "escape", "fields"])
+def test_a_manifest_that_cannot_be_trusted_is_not(mesh, component, filled, expected, tmp_path, damage):
+    cache = copy_store(filled, tmp_path / "store")
+    path = only_entry(cache).manifest_path
+    value = json.loads(path.read_text())
+    if damage == "version":
+        value["format"] = FORMAT_VERSION + 1
+    elif damage == "foreign":
+        value["key_fields"]["layout"]["sp_axis"] = 1
+    elif damage == "escape":
+        value["tensors"][0]["file"] = "../../../../etc/passwd"
+    elif damage == "fields":
+        del value["tensors"][0]["sha256"]
+    path.write_text("{" if damage == "garbage" else json.dumps(value))
+    model, lines = from_store(mesh, component, cache)
+    assert len(lines) == 1
+    assert "cannot be used" in lines[0]
+    assert_same(model, expected)
+    assert json.loads(path.read_text())["format"] == FORMAT_VERSION
+
+
+@SMALL
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_leaves_no_debris_and_is_resumed(mesh, component, expected, tmp_path, stop, monkeypatch):
+    def progress(stage, done, total):
+        if stage == "convert" and done > total / 2:
+            raise stop
+
+    with pytest.raises(stop):
+        Store(tmp_path).load(declared(mesh, component), component, progress=progress)
+    entry = only_entry(tmp_path)
+    assert entry.manifest() is None
+    left = {path.name for path in entry.path.rglob("*") if path.is_file()}
+    assert not [name for name in left if name.startswith(".tmp-")]
+    written = []
+    monkeypatch.setattr(conversion, "_write", lambda *a, _write=conversion._write: written.append(a[2]) or _write(*a))
+    model, _ = from_store(mesh, component, tmp_path)
+    assert 0 < len(written) < len(list(expected.parameters()))
+    assert_same(model, expected)
+
+
+@SMALL
+def test_a_full_disk_is_said_and_what_was_finished_is_kept(mesh, component, expected, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Files beyond this size fail as on a full disk (EFBIG instead of ENOSPC).
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(OSError, match="make room and run it again"):
+            from_store(mesh, component, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    entry = only_entry(tmp_path)
+    assert entry.manifest() is None
+    assert not list(entry.tensors.glob(".tmp-*"))
+    model, _ = from_store(mesh, component, tmp_path)
+    assert_same(model, expected)
+
+
+@SMALL
+def test_a_small_file_system_fills_up(mesh, component, expected, tmp_path, monkeypatch):
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    cache = tmp_path / "small"
+    cache.mkdir()
+    if libc.mount(b"tmpfs", str(cache).encode(), b"tmpfs", 0, b"size=6m"):
+        pytest.skip("mounting a tmpfs needs privileges")
+    try:
+        with pytest.raises(OSError, match=r"no space .* 0\.03 GB are needed"):
+            from_store(mesh, component, cache)
+        assert not any(path.is_file() for path in only_entry(cache).tensors.iterdir())
+        monkeypatch.setattr(conversion, "free_bytes", lambda path: 10**12)
+        with pytest.raises(OSError, match="make room and run it again"):
+            from_store(mesh, component, cache)
+        assert only_entry(cache).manifest() is None
+        assert libc.mount(b"tmpfs", str(cache).encode(), b"tmpfs", 32, b"size=64m") == 0
+        model, _ = from_store(mesh, component, cache)
+        assert_same(model, expected)
+    finally:
+        libc.umount2(str(cache).encode(), 2)
+
+
+@SMALL
+def test_space_is_checked_before_anything_is_written(mesh, component, tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion, "free_bytes", lambda path: 20_000_000)
+    monkeypatch.setattr(ttnn, "dump_tensor", lambda *_: pytest.fail("written"))
+    with pytest.raises(OSError, match=r"0\.03 GB are needed .* 0\.02 GB are free"):
+        from_store(mesh, component, tmp_path)
+
+
+class Unprivileged:
+    """For a block, this process may write nowhere."""
+
+    def __enter__(self):
+        os.seteuid(65534)
+
+    def __exit__(self, *_):
+        os.seteuid(0)
+
+
+@pytest.fixture
+def read_only(filled, component):
+    """A sound store that cannot be written, and its weights, both where everyone may read."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = copy_store(filled, Path(folder) / "store")
+        weights = Path(shutil.copytree(component.directory, Path(folder) / "transformer"))
+        os.chmod(folder, 0o755)
+        for path, _, files in os.walk(folder):
+            os.chmod(path, 0o555)
+            for file in files:
+                os.chmod(Path(path) / file, 0o444)
+        yield cache, Component(weights)
+        for path, _, _ in os.walk(folder):
+            os.chmod(path, 0o755)
+
+
+@SMALL
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's privileges for a while")
+def test_a_read_only_store_can_be_read_but_not_filled(mesh, expected, read_only):
+    cache, component = read_only
+    with Unprivileged():
+        model, lines = from_store(mesh, component, cache)
+        with pytest.raises(OSError, match=r"cannot be written .* MOCHI_TT_CACHE_DIR"):
+            from_store(mesh, component, cache, precision="bf8")
+    assert lines == []
+    assert_same(model, expected)
+    assert len(Store(cache).entries()) == 1
+
+
+@SMALL
+def test_weights_that_do_not_fit_are_refused_before_the_store_is_touched(mesh, component, tmp_path):
+    model = declared(mesh, component)
+    other = Component(component.directory)
+    other.config["num_layers"] = 5
+    with pytest.raises(ValueError, match=r"missing \(transformer_blocks\.3\.attn1\.to_add_out"):
+        Store(tmp_path).load(declared(mesh, other), other)
+    with pytest.raises(ValueError, match="precision 'int4' does not exist"):
+        Store(tmp_path).load(model, component, precision="int4")
+    assert not (tmp_path / "mochi-weights").exists()
+
+
+@SMALL
+def test_list_and_prune(mesh, component, filled, tmp_path):
+    cache = copy_store(filled, tmp_path / "store")
+    store = Store(cache)
+    (sound,) = store.entries()
+    assert (sound.state, sound.about["layout"], sound.about["precision"]) == ("complete", MESH, "bf16")
+    assert sound.bytes == sum(p.stat().st_size for p in sound.path.rglob("*") if p.is_file())
+    assert store.prune() == []
+
+    store.build(declared(mesh, component), component, precision="bf8")
+    unfinished = next(e for e in store.entries() if "bf8" in e.name)
+    (unfinished.path / "manifest.json").unlink()
+    assert [e.state for e in store.entries()] == ["complete", "unfinished"]
+    with store._lock(unfinished.name):
+        assert store.prune() == [], "another process is working on it"
+    assert [e.name for e in store.prune()] == [unfinished.name]
+    assert [e.name for e in store.entries()] == [sound.name]
+
+    assert store.prune(older_than_days=1) == []
+    os.utime(sound.path / "manifest.json", (0, 0))
+    with pytest.raises(ValueError, match="no entry"):
+        store.prune(["nothing-like-it"])
+    assert [e.name for e in store.prune(older_than_days=1)] == [sound.name]
+    assert store.entries() == []

@@ -1,0 +1,185 @@
+"""Keys: what tells two sets of weights apart, and what must not."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.mochi.config import TransformerConfig, config_named
+from models.mochi.transformer import MochiTransformer
+from models.parallel import Layout
+from tests.weight_cache.helpers import fields
+from weight_cache import digest, key, location
+from weight_cache.component import Component
+from weight_cache.digest import DigestMemory
+from weight_cache.key import entry_key
+from weight_cache.lora import LoraRequest
+from weight_cache.plan import NamedMesh, plan, plan_transformer
+
+
+@pytest.fixture
+def component(tiny, tmp_path):
+    """A copy of the tiny transformer."""
+    return Component(shutil.copytree(tiny / "transformer", tmp_path / "transformer"))
+
+
+@pytest.fixture
+def lora(tmp_path):
+    path = tmp_path / "lora.safetensors"
+    save_file({"a": torch.ones(1)}, path)
+    return path
+
+
+def test_every_difference_makes_another_key(component, lora, tmp_path):
+    digests = tmp_path / "digests.json"
+    variants = [
+        dict(layout=layout, precision=precision)
+        for layout, precision in itertools.product(
+            ("1x1sp0tp1", "1x2sp0tp1", "2x1sp0tp1", "2x2sp0tp1", "2x2sp1tp0", "2x4sp0tp1", "2x4sp1tp0", "4x8sp1tp0"),
+            ("bf16", "bf8"),
+        )
+    ]
+    other = tmp_path / "other.safetensors"
+    save_file({"a": torch.zeros(1)}, other)
+    variants += [
+        dict(loras=[LoraRequest(path, strength)]) for path, strength in itertools.product((lora, other), (1.0, 0.5))
+    ]
+    variants.append(dict(loras=[LoraRequest(lora), LoraRequest(other)]))
+    variants.append(dict(loras=[LoraRequest(other), LoraRequest(lora)]))
+    keys = [entry_key(fields(component, digests, **variant)) for variant in variants]
+    assert len(set(keys)) == len(variants)
+    assert [entry_key(fields(component, digests, **variant)) for variant in variants] == keys
+
+
+def test_each_field_of_a_layout_is_in_the_key_by_name():
+    @dataclasses.dataclass(frozen=True)
+    class Later(Layout):
+        pipeline_axis: int = 0
+
+    named = key.layout_fields(Later((2, 4), 0, 1, pipeline_axis=1))
+    assert named == {"mesh_shape": [2, 4], "sp_axis": 0, "tp_axis": 1, "pipeline_axis": 1}
+
+
+def test_a_path_or_a_day_makes_no_difference(component, tiny, tmp_path):
+    elsewhere = shutil.copytree(tiny / "transformer", tmp_path / "else" / "where" / "transformer")
+    for path in elsewhere.iterdir():
+        path.touch()
+    first = fields(component, tmp_path / "1.json")
+    assert fields(Component(elsewhere), tmp_path / "2.json") == first
+    assert str(tmp_path) not in json.dumps(first)
+
+
+@pytest.mark.parametrize("change", ["weight", "name", "config"])
+def test_another_content_makes_another_key(component, tmp_path, change):
+    before = entry_key(fields(component, tmp_path / "digests.json"))
+    path = sorted(component.directory.glob("*.safetensors"))[0]
+    if change == "config":
+        component.config["some_new_setting"] = 1
+    else:
+        tensors = load_file(path)
+        name = sorted(tensors)[0]
+        if change == "weight":
+            tensors[name].view(-1)[0] += 1
+        else:
+            tensors["x"] = torch.zeros(1)
+        save_file(tensors, path)
+    changed = Component(component.directory)
+    changed.config = component.config
+    assert entry_key(fields(changed, tmp_path / "digests.json")) != before
+
+
+def test_ttnn_format_and_conversion_code_are_in_the_key(component, tmp_path, monkeypatch):
+    before = fields(component, tmp_path / "digests.json")
+    assert before["ttnn"] == "0.81.1"
+    monkeypatch.setattr(key, "FORMAT_VERSION", key.FORMAT_VERSION + 1)
+    monkeypatch.setattr(key.importlib.metadata, "version", lambda name: "9.9")
+    monkeypatch.setattr(key, "_source_digest", lambda name: f"changed {name}")
+    after = fields(component, tmp_path / "digests.json")
+    assert {name for name in before if before[name] != after[name]} == {"format", "ttnn", "code"}
+
+
+def test_comments_and_docstrings_of_the_conversion_do_not_matter_but_code_does(tmp_path, monkeypatch):
+    sources = iter(
+        [
+            '"""One."""\ndef f(x):\n    return x  # a\n',
+            'def f(x):\n    """Two."""\n    return x\n',
+            "def f(x):\n    return x + 1\n",
+        ]
+    )
+    monkeypatch.setattr(key.inspect, "getsource", lambda module: next(sources))
+    first, second, third = (key._source_digest.__wrapped__("weight_cache.key") for _ in range(3))
+    assert first == second != third
+
+
+def test_the_code_that_a_parameter_is_converted_by_is_found():
+    model = MochiTransformer(config_named("preview"), NamedMesh(Layout((2, 4), 0, 1)))
+    seen, names = set(), set()
+    for _, _, parameter in model.parameters():
+        if parameter.convert is not None:
+            names.update(key._modules_of(parameter.convert, seen))
+    assert {"models.layers.linear", "models.layers.width", "models.mochi.transformer.model"} <= names
+
+
+def test_digests_are_remembered_until_a_file_is_touched(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    memory = DigestMemory(tmp_path / "digests.json")
+    first = memory.of([path])[path]
+    hashed = []
+    monkeypatch.setattr(digest, "sha256", lambda p, *_, _old=digest.sha256: hashed.append(p) or _old(p))
+    moved = path.rename(tmp_path / "moved")
+    assert DigestMemory(tmp_path / "digests.json").of([moved])[moved] == first
+    assert hashed == []
+    moved.write_bytes(b"two")
+    assert memory.of([moved])[moved] != first
+    (tmp_path / "digests.json").write_text("[damaged")
+    assert memory.of([moved])[moved] != first
+    assert len(hashed) == 2
+
+
+def test_the_directory_is_asked_for_when_it_is_used(monkeypatch):
+    import platformdirs
+
+    monkeypatch.delenv("MOCHI_TT_CACHE_DIR", raising=False)
+    monkeypatch.delenv("TT_DIT_CACHE_DIR", raising=False)
+    folder = location.FOLDER
+    assert location.store_directory() == platformdirs.user_cache_path("mochi-tt") / folder
+    monkeypatch.setenv("TT_DIT_CACHE_DIR", "/third")
+    assert location.store_directory() == Path("/third") / folder
+    monkeypatch.setenv("MOCHI_TT_CACHE_DIR", "/second")
+    assert location.store_directory() == Path("/second") / folder
+    assert location.store_directory("/first") == Path("/first") / folder
+    monkeypatch.setenv("MOCHI_TT_CACHE_DIR", "")
+    assert location.store_directory() == Path("/third") / folder
+
+
+def test_the_full_model_is_planned_without_weights():
+    config = config_named("preview")
+    bf16, bf8 = (plan_transformer(config, Layout((2, 4), 0, 1), precision) for precision in ("bf16", "bf8"))
+    assert 10.0e9 < bf16.parameters < 10.1e9
+    assert bf16.disk_bytes == pytest.approx(2 * bf16.parameters, rel=0.01)
+    assert bf16.chip_bytes == pytest.approx(bf16.disk_bytes / 4, rel=0.01)
+    assert set(bf16.by_dtype) == {"BFLOAT16", "FLOAT32"}
+    assert set(bf8.by_dtype) == {"BFLOAT16", "BFLOAT8_B", "FLOAT32"}
+    # Attention and feed-forwards of 48 blocks, less the last block's missing text output and feed-forward.
+    visual = 4 * 3072 * 3072 + 3 * 3072 * 8192
+    text = 3 * 1536 * 3072 + 3072 * 1536 + 3 * 1536 * 4096
+    large = 48 * (visual + text) - 3072 * 1536 - 3 * 1536 * 4096
+    assert bf16.disk_bytes - bf8.disk_bytes == large * 2 - large * 1088 // 1024
+    assert plan_transformer(config, Layout((4, 8), 1, 0), "bf16").chip_bytes == bf16.chip_bytes
+    assert plan_transformer(config, Layout((1, 1), 0, 1), "bf16").chip_bytes > 4 * 0.99 * bf16.chip_bytes
+
+
+@pytest.mark.parametrize("sizes", [{}, {"attention_head_dim": 20, "num_attention_heads": 6}])
+def test_a_plan_reads_no_weights_and_counts_all_parameters(sizes):
+    from tests.support import SMALL, reference
+
+    model = reference(**(SMALL | sizes))
+    config = TransformerConfig.from_dict(dict(model.config))
+    found = plan(MochiTransformer(config, NamedMesh(Layout((1, 2), 0, 1))), "transformer", "bf16")
+    assert found.parameters == sum(p.numel() for p in model.parameters())

@@ -4,11 +4,13 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
+from loguru import logger
 
 PLAIN = "-plain"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    logger.disable("ttnn")  # it prints its configuration when imported
     # Read by OpenMP when torch loads it: golden matrices are small, and threads that spin while they wait take the
     # cores from whatever else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -1,6 +1,6 @@
 """TTNN building blocks. Shape suffixes are explained in `models.layers.width`."""
 
-from models.layers.attention import Heads, joint_attention
+from models.layers.attention import Heads, attention_program, joint_attention
 from models.layers.feed_forward import SwiGLUFeedForward
 from models.layers.linear import ColumnParallelLinear, RowParallelLinear
 from models.layers.module import Module, Parameter, TensorSource
@@ -19,6 +19,7 @@ __all__ = [
     "SwiGLUFeedForward",
     "TensorSource",
     "Width",
+    "attention_program",
     "joint_attention",
     "layer_norm",
     "rms_norm",

@@ -8,9 +8,10 @@ import ttnn
 from models.layers import compute
 from models.parallel import TILE, Mesh, round_up
 
-# Largest chunks that fit L1 with head width 128 in bfloat16 and keep the matrix engine busy; short sequences take less.
-_Q_CHUNK = 128
-_K_CHUNK = 512
+# Largest chunks of queries and of keys, in elements: 128 and 512 rows of head width 128, which fit L1 in bfloat16 and
+# keep the matrix engine busy. Short sequences and wide heads take fewer rows.
+_Q_CHUNK = 128 * 128
+_K_CHUNK = 512 * 128
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def joint_attention(
         raise ValueError(f"{visual.rows} visual rows for {tokens} tokens: without SP there must be no padding rows")
     # The binding takes a float32 and refuses a Python float that is not exactly one.
     scale = struct.unpack("f", struct.pack("f", scale))[0]
-    config = _program(mesh, visual, rows=mesh.grid[1])
+    config = attention_program(mesh, visual.q, visual.k, core_rows=mesh.grid[1])
     if text is None:
         out = ttnn.transformer.scaled_dot_product_attention(
             visual.q,
@@ -94,7 +95,7 @@ def _ring(
         persistent_output_buffer_v=mesh.buffer("ring_attention_v", gathered, visual.v.dtype),
         joint_strategy="rear",
         logical_n=tokens,
-        program_config=_program(mesh, visual, rows=compute_rows),
+        program_config=attention_program(mesh, visual.q, visual.k, core_rows=compute_rows),
         scale=scale,
         compute_kernel_config=compute.matrix(),
         dim=2,
@@ -108,12 +109,16 @@ def _ring(
     return spatial, joint if text else None
 
 
-def _program(mesh: Mesh, visual: Heads, *, rows: int) -> ttnn.SDPAProgramConfig:
-    padded = round_up(visual.rows, TILE)
+def attention_program(mesh: Mesh, q: ttnn.Tensor, k: ttnn.Tensor, *, core_rows: int) -> ttnn.SDPAProgramConfig:
+    """Chunk sizes for queries and keys [1, H, M, E] on ``core_rows`` rows of the grid, with the exact exponential."""
+
+    def chunk(x: ttnn.Tensor, elements: int) -> int:
+        return max(TILE, min(elements // x.shape[3], _power_of_two(round_up(x.shape[2], TILE))))
+
     return ttnn.SDPAProgramConfig(
-        compute_with_storage_grid_size=ttnn.CoreCoord(mesh.grid[0], rows),
-        q_chunk_size=min(_Q_CHUNK, _power_of_two(padded)),
-        k_chunk_size=min(_K_CHUNK, _power_of_two(padded)),
+        compute_with_storage_grid_size=ttnn.CoreCoord(mesh.grid[0], core_rows),
+        q_chunk_size=chunk(q, _Q_CHUNK),
+        k_chunk_size=chunk(k, _K_CHUNK),
         exp_approx_mode=False,
     )
 

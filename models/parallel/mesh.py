@@ -68,16 +68,7 @@ class Mesh:
         Raises:
             ValueError: a split dim is not divisible by its axis.
         """
-        import torch
-
-        dims = self._split_dims(host, sp, tp)
-        if dims == [None, None]:
-            mapper = ttnn.ReplicateTensorToMesh(self.device)
-        else:
-            mapper = ttnn.ShardTensor2dMesh(self.device, mesh_shape=self.layout.mesh_shape, dims=tuple(dims))
-        return ttnn.from_torch(
-            torch.as_tensor(host), device=self.device, dtype=dtype, layout=layout, mesh_mapper=mapper
-        )
+        return ttnn.to_device(self.distribute(host, dtype=dtype, layout=layout, sp=sp, tp=tp), self.device)
 
     def distribute(
         self,
@@ -93,12 +84,14 @@ class Mesh:
         Raises:
             ValueError: a split dim is not divisible by its axis.
         """
+        import torch
+
         shape = ttnn.MeshShape(*self.layout.mesh_shape)
         rows, cols = self._split_dims(host, sp, tp)
         mapper = ttnn.create_mesh_mapper(
             shape, ttnn.MeshMapperConfig(row_dim=rows, col_dim=cols, mesh_shape_override=shape)
         )
-        return ttnn.from_torch(host, dtype=dtype, layout=layout, mesh_mapper=mapper)
+        return ttnn.from_torch(torch.as_tensor(host), dtype=dtype, layout=layout, mesh_mapper=mapper)
 
     def _split_dims(self, host, sp: int | None, tp: int | None) -> list[int | None]:
         """The dim of ``host`` that each mesh axis splits."""

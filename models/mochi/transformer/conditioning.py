@@ -9,7 +9,7 @@ import math
 import numpy as np
 import ttnn
 
-from models.layers import ColumnParallelLinear, Module, Width, compute
+from models.layers import ColumnParallelLinear, Module, Width, attention_program, compute
 from models.mochi.config import POOL_HEADS, TransformerConfig
 from models.mochi.transformer.widths import Widths
 from models.parallel import Mesh, gather
@@ -54,7 +54,13 @@ class CaptionPool(Module):
         q = self._heads(self.to_q(pooled))
         k, v = (self._heads(part) for part in self.to_kv.split(self.to_kv(tokens)))
         out = ttnn.transformer.scaled_dot_product_attention(
-            q, k, v, is_causal=False, scale=self.scale, compute_kernel_config=compute.accurate()
+            q,
+            k,
+            v,
+            is_causal=False,
+            scale=self.scale,
+            program_config=attention_program(self.mesh, q, k, core_rows=self.mesh.grid[1]),
+            compute_kernel_config=compute.accurate(),
         )
         out = ttnn.experimental.nlp_concat_heads(out)
         return self.to_out(gather(out, self.mesh, dim=3, over=self.mesh.tp))

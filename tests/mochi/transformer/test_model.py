@@ -6,6 +6,7 @@ import torch
 from models.mochi.sampling import pack_latents, unpack_latents
 from models.mochi.transformer import MochiTransformer
 from models.reference.metrics import relative_rmse
+from tests.mock.golden.covered_ops import uncovered
 from tests.support import SMALL, StateDict, check, config_of, in_both, randn, reference
 
 TIMES = [30.0, 512.7, 990.0]
@@ -137,6 +138,19 @@ def test_attending_to_padding_is_caught(mesh, monkeypatch):
     exact, rounded = expect(latents, features, 1, **SMALL)
     with pytest.raises(AssertionError):
         check(actual, exact, rounded, min_pcc=0.999, max_rmse=0.04)
+
+
+@pytest.mark.parametrize("mesh", ["1x1sp0tp1", "2x4sp0tp1", "2x4sp0tp1-plain"], indirect=True)
+def test_every_op_has_a_tested_golden(mesh):
+    from models.mock import golden
+
+    engine = golden.active()
+    if engine is None:
+        pytest.skip("this machine has cards: numbers come from them, not from golden functions")
+    engine.ops_seen.clear()
+    compare(mesh, (2, 6, 10), 7, step=1, **SMALL)
+    assert engine.ops_seen
+    assert not uncovered(engine.ops_seen)
 
 
 @pytest.mark.parametrize("mesh", ["1x2sp0tp1"], indirect=True)

@@ -15,6 +15,8 @@ COVERED = {
     *(f"ttnn.{name}" for name in ("all_gather", "reduce_scatter", "all_reduce", "mesh_partition")),
     *(f"ttnn.experimental.{name}" for name in ("all_gather_async", "reduce_scatter_minimal_async")),
     *(f"ttnn.experimental.{name}" for name in ("nlp_create_qkv_heads", "nlp_concat_heads", "rotary_embedding_llama")),
+    *(f"ttnn.experimental.{name}" for name in ("minimal_matmul", "minimal_matmul_split")),
+    *(f"ttnn.experimental.{name}" for name in ("all_gather_minimal_matmul_async", "dit_fused_distributed_rmsnorm")),
     *(f"ttnn.transformer.{kind}scaled_dot_product_attention" for kind in _TRANSFORMER),
 }
 

@@ -53,9 +53,12 @@ class GenmoFile:
             ValueError: not a safetensors file, or fp8 weights without scales in a file that has scales.
         """
         self.path = path
-        self.prefix = prefix
-        names = _names(path)
-        names = {n.removeprefix(prefix) for n in names if n.startswith(prefix) or not n.startswith(neighbours)}
+        self._stored = {
+            name.removeprefix(prefix): name
+            for name in _names(path)
+            if name.startswith(prefix) or not name.startswith(neighbours)
+        }
+        names = set(self._stored)
         self.scales = {}
         for name in names:
             module, _, last = name.rpartition(".")
@@ -98,13 +101,10 @@ class GenmoFile:
         return value.float() * scale
 
     def _slice(self, key: str) -> Any:
-        return self._handle.get_slice(self._stored(key))
+        return self._handle.get_slice(self._stored[key])
 
     def _get(self, key: str) -> torch.Tensor:
-        return self._handle.get_tensor(self._stored(key))
-
-    def _stored(self, key: str) -> str:
-        return self.prefix + key
+        return self._handle.get_tensor(self._stored[key])
 
 
 class RepackagedComponent(Component):

@@ -14,7 +14,7 @@ from models.parallel import TILE, round_up
 
 @dataclass(frozen=True)
 class Width:
-    """``groups`` groups of features, each padded with zeros to ``padded_group``.
+    """``groups`` groups of features, each padded with zeros to ``padded_group``, and ``extra_groups`` of zeros.
 
     Zero weights make the padding exact: padded features stay zero through linear layers, SwiGLU and modulation.
     A mean over the padded group is too small by ``size / padded``, which `eps_factor` and `norm_factor` undo.
@@ -23,6 +23,7 @@ class Width:
     size: int
     groups: int
     padded_group: int
+    extra_groups: int = 0
 
     @classmethod
     def sharded(cls, size: int, tp: int) -> "Width":
@@ -30,9 +31,12 @@ class Width:
         return cls(size, 1, round_up(size, TILE * tp))
 
     @classmethod
-    def heads(cls, heads: int, head_width: int) -> "Width":
-        """One group per attention head, each padded to whole tiles; shards are whole heads."""
-        return cls(heads * head_width, heads, round_up(head_width, TILE))
+    def heads(cls, heads: int, head_width: int, tp: int = 1) -> "Width":
+        """One group per attention head, each padded to whole tiles; shards are whole heads, ``tp`` of them.
+
+        Where the shards do not divide the heads there are heads of zeros, which attend to zeros and yield zeros.
+        """
+        return cls(heads * head_width, heads, round_up(head_width, TILE), round_up(heads, tp) - heads)
 
     @classmethod
     def plain(cls, size: int) -> "Width":
@@ -42,7 +46,7 @@ class Width:
     @property
     def padded(self) -> int:
         """Features as stored, over all shards."""
-        return self.groups * self.padded_group
+        return (self.groups + self.extra_groups) * self.padded_group
 
     @property
     def is_padded(self) -> bool:
@@ -51,13 +55,13 @@ class Width:
 
     @property
     def eps_factor(self) -> float:
-        """What epsilon must be multiplied by in a root mean square over the padded group."""
-        return self.size / self.padded
+        """What epsilon must be multiplied by in a root mean square over a padded group."""
+        return self.size / self.groups / self.padded_group
 
     @property
     def norm_factor(self) -> float:
-        """What the weight of a root-mean-square norm over the padded group must be multiplied by."""
-        return sqrt(self.size / self.padded)
+        """What the weight of a root-mean-square norm over a padded group must be multiplied by."""
+        return sqrt(self.eps_factor)
 
     def pad(self, tensor, dim: int):
         """Pad dim ``dim`` of a host tensor from `size` to `padded`, group by group."""
@@ -65,6 +69,7 @@ class Width:
             return tensor
         dim %= tensor.ndim
         grouped = tensor.unflatten(dim, (self.groups, -1))
-        padded = tensor.new_zeros(*grouped.shape[: dim + 1], self.padded_group, *grouped.shape[dim + 2 :])
-        padded.narrow(dim + 1, 0, grouped.shape[dim + 1]).copy_(grouped)
+        sides = (self.groups + self.extra_groups, self.padded_group)
+        padded = tensor.new_zeros(*grouped.shape[:dim], *sides, *grouped.shape[dim + 2 :])
+        padded.narrow(dim, 0, self.groups).narrow(dim + 1, 0, grouped.shape[dim + 1]).copy_(grouped)
         return padded.flatten(dim, dim + 1)

@@ -1,7 +1,7 @@
 """From a prompt to T5 features.
 
-`TextEncoder` is what the pipeline needs. `HostTextEncoder` does it with PyTorch on the host; the TTNN encoder
-on the mesh will take its place behind the same interface.
+`TextEncoder` is what the pipeline needs. `MeshTextEncoder` does it on the mesh; `HostTextEncoder`, in PyTorch on the
+host, is the oracle of its tests.
 
 Shapes: B batch (1), L text tokens (padded), D width of the T5 features.
 """
@@ -17,6 +17,7 @@ import torch
 from weight_cache.host import load_module
 
 if TYPE_CHECKING:
+    from models.mochi.t5 import T5Encoder
     from weight_cache.checkpoint import Checkpoint
 
 MAX_SEQUENCE_LENGTH = 256
@@ -54,10 +55,10 @@ class TextEncoder(Protocol):
 
 
 class HostTextEncoder:
-    """T5 in PyTorch, float32, on the host.
+    """T5 in PyTorch, float32, on the host: the oracle of `MeshTextEncoder`.
 
-    A stand-in for the TTNN encoder, which will replace it behind `TextEncoder`. Weights stored in float32 are
-    used from the mapped file; others are converted, which for T5 XXL takes 19 GB of memory.
+    Weights stored in float32 are used from the mapped file; others are converted, which for T5 XXL takes 19 GB of
+    memory.
     """
 
     def __init__(self, tokenizer: Any, model: torch.nn.Module):
@@ -77,12 +78,7 @@ class HostTextEncoder:
 
         component = checkpoint.text_encoder
         config = T5Config.from_dict(component.config)
-        tokenizer = _load_tokenizer(checkpoint.tokenizer)
-        if len(tokenizer) > config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {len(tokenizer)} tokens, the text encoder {config.vocab_size}: "
-                f"they are not of one checkpoint ({checkpoint.directory})"
-            )
+        tokenizer = load_tokenizer(checkpoint)
         with torch.device("meta"):
             model = T5EncoderModel(config)
         tied = {
@@ -116,8 +112,7 @@ class HostTextEncoder:
         """
         check_sequence_length(max_sequence_length)
         if prompt == "":
-            embeds = torch.zeros(1, max_sequence_length, self.width)
-            return TextEmbeddings(embeds, torch.zeros(1, max_sequence_length, dtype=torch.bool), 0)
+            return _no_tokens(max_sequence_length, self.width)
         # `verbose=False`: the tokenizer would warn about lengths in its own words.
         whole = self.tokenizer(prompt, verbose=False).input_ids
         tokens = self.tokenizer(
@@ -133,13 +128,67 @@ class HostTextEncoder:
         )
 
 
+class MeshTextEncoder:
+    """T5 on the mesh in TTNN: see `models.mochi.t5`."""
+
+    def __init__(self, tokenizer: Any, model: T5Encoder):
+        """Wrap a `transformers` T5 tokenizer and a loaded encoder."""
+        self.tokenizer = tokenizer
+        self.model = model
+
+    @property
+    def width(self) -> int:
+        """D, the width of the features."""
+        return self.model.config.d_model
+
+    def encode(self, prompt: str, max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> TextEmbeddings:
+        """Features of one prompt; see `HostTextEncoder.encode`. Padding tokens are not encoded: theirs are zeros.
+
+        Raises:
+            ValueError: `max_sequence_length` is out of range.
+        """
+        check_sequence_length(max_sequence_length)
+        embeddings = _no_tokens(max_sequence_length, self.width)
+        if prompt == "":
+            return embeddings
+        # `verbose=False`: the tokenizer would warn about lengths in its own words.
+        whole = self.tokenizer(prompt, verbose=False).input_ids
+        ids = self.tokenizer(prompt, max_length=max_sequence_length, truncation=True).input_ids
+        features_1LD = self.model.mesh.download(self.model(ids))[0].float()
+        embeddings.embeds[:, : len(ids)] = features_1LD
+        embeddings.mask[:, : len(ids)] = True
+        cut = max(0, len(whole) - max_sequence_length)
+        return TextEmbeddings(embeddings.embeds, embeddings.mask, num_tokens=len(ids), num_truncated=cut)
+
+
+def _no_tokens(length: int, width: int) -> TextEmbeddings:
+    return TextEmbeddings(torch.zeros(1, length, width), torch.zeros(1, length, dtype=torch.bool), 0)
+
+
 def check_sequence_length(length: int) -> None:
     """Raise ValueError unless `length` is an integer from 1 to 256."""
     if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= MAX_SEQUENCE_LENGTH:
         raise ValueError(f"max_sequence_length {length!r} must be an integer from 1 to {MAX_SEQUENCE_LENGTH}")
 
 
-def _load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """Load the `tokenizer` component and check that it belongs to the text encoder.
+
+    Raises:
+        ValueError: it cannot be read, or has more tokens than the text encoder.
+        FileNotFoundError: its files are missing.
+    """
+    tokenizer = _read_tokenizer(checkpoint.tokenizer)
+    vocabulary = checkpoint.text_encoder.config["vocab_size"]
+    if len(tokenizer) > vocabulary:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the text encoder {vocabulary}: "
+            f"they are not of one checkpoint ({checkpoint.directory})"
+        )
+    return tokenizer
+
+
+def _read_tokenizer(directory: Path) -> Any:
     from transformers import T5Tokenizer
 
     if not any((directory / name).is_file() for name in ("spiece.model", "tokenizer.json")):

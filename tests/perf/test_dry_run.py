@@ -66,7 +66,7 @@ def test_a_layout_that_does_not_fit_fails(tmp_path):
     ("arguments", "message"),
     [
         (["--model-config", "huge"], "model config 'huge' does not exist: choose one of preview"),
-        (["--mesh", "3x3"], "TP=3 does not divide"),
+        (["--mesh", "5x5"], "TP=5 does not divide"),
         (["--num-frames", "8"], "num_frames 8 must be 6k + 1"),
         (["--json", "report.txt"], "must end with .json"),
     ],

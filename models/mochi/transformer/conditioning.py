@@ -34,7 +34,7 @@ class CaptionPool(Module):
         super().__init__(mesh)
         self.prefix = "time_embed.pooler."
         self.width = config.text_embed_dim
-        self.heads = POOL_HEADS // mesh.tp.size
+        self.heads = widths.pool.padded // widths.pool.padded_group // mesh.tp.size
         self.scale = (config.text_embed_dim // POOL_HEADS) ** -0.5
         self.to_q = ColumnParallelLinear(mesh, ["to_q"], widths.caption, widths.pool, bias=True)
         self.to_kv = ColumnParallelLinear(mesh, ["to_kv"], widths.caption, widths.pool, chunks=2, bias=True)

@@ -22,16 +22,16 @@ class Widths:
         """Widths for ``tp`` tensor shards.
 
         Raises:
-            ValueError: TP does not divide the heads of the attention or of the caption pool.
+            ValueError: TP does not divide the attention heads.
         """
-        for name, heads in (("attention", config.num_attention_heads), ("caption-pool", POOL_HEADS)):
-            if heads % tp:
-                raise ValueError(f"TP={tp} does not divide the model's {heads} {name} heads: choose another layout")
+        heads = config.num_attention_heads
+        if heads % tp:
+            raise ValueError(f"TP={tp} does not divide the model's {heads} attention heads: choose another layout")
         return cls(
             visual=Width.sharded(config.inner_dim, tp),
             text=Width.sharded(config.pooled_projection_dim, tp),
             heads=Width.heads(config.num_attention_heads, config.attention_head_dim),
             head=Width.heads(1, config.attention_head_dim),
             caption=Width.plain(config.text_embed_dim),
-            pool=Width.heads(POOL_HEADS, config.text_embed_dim // POOL_HEADS),
+            pool=Width.heads(POOL_HEADS, config.text_embed_dim // POOL_HEADS, tp),
         )

@@ -27,6 +27,7 @@ def install() -> Engine:
             ops_layout,
             ops_matrix,
             ops_norm,
+            ops_text,
             ops_vision,
         )
 

@@ -11,6 +11,7 @@ COVERED = {
     *(f"ttnn.{norm}_norm_{when}_all_gather" for norm in ("rms", "layer") for when in ("pre", "post")),
     *(f"ttnn.{name}" for name in ("slice", "squeeze", "concat", "reshape", "permute", "pad", "copy", "clone")),
     *(f"ttnn.{name}" for name in ("to_layout", "to_memory_config", "tilize", "untilize", "reallocate")),
+    *(f"ttnn.{name}" for name in ("embedding", "gelu", "softmax")),
     *(f"ttnn.{name}" for name in ("zeros", "ones", "full")),
     *(f"ttnn.{name}" for name in ("all_gather", "reduce_scatter", "all_reduce", "mesh_partition")),
     *(f"ttnn.experimental.{name}" for name in ("all_gather_async", "reduce_scatter_minimal_async")),

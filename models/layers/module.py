@@ -140,12 +140,17 @@ class Module:
                     step = f"{name}.{index}" if isinstance(value, list) else name
                     yield from child._walk(f"{path}{step}.", prefix + child.prefix)
 
+    def part_of(self, source: TensorSource) -> TensorSource:
+        """The tensors of a checkpoint component that are this module's, under the names it uses: all of them here."""
+        return source
+
     def load(self, source: TensorSource, *, on_parameter: Callable[[int, int], None] | None = None) -> None:
-        """Load every parameter from ``source``, which must hold exactly the model's tensors.
+        """Load every parameter from ``source``; its `part_of` must hold exactly the model's tensors.
 
         Raises:
             ValueError: tensors missing, left over, or of another shape; the message names them in full.
         """
+        source = self.part_of(source)
         parameters = list(self.parameters())
         check_sources(parameters, source)
         for index, (_, prefix, parameter) in enumerate(parameters):

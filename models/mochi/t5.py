@@ -122,8 +122,12 @@ class T5Encoder(Module):
             ValueError: the configuration or the weights do not fit.
         """
         model = cls(T5Config.from_dict(checkpoint.config), mesh)
-        model.load(Untied(checkpoint), on_parameter=on_parameter)
+        model.load(checkpoint, on_parameter=on_parameter)
         return model
+
+    def part_of(self, source: TensorSource) -> TensorSource:
+        """All of a T5 encoder's tensors; the embedding under one name."""
+        return _Untied(source)
 
     def __call__(self, ids) -> ttnn.Tensor:
         """Encode.
@@ -201,7 +205,7 @@ class T5Norm(Module):
         return rms_norm(ttnn.typecast(x, ttnn.bfloat16), self.weight.tensor, self.mesh, self.width, self.eps)
 
 
-class Untied:
+class _Untied:
     """A T5 checkpoint without the second name of its embedding, which some files have and some have alone."""
 
     def __init__(self, source: TensorSource) -> None:
@@ -210,7 +214,8 @@ class Untied:
 
     def keys(self):
         """Names of all tensors, the embedding as ``shared.weight``."""
-        return [key for key in self._source.keys() if key != _TIED] + (["shared.weight"] if self._only_tied else [])
+        names = set(self._source.keys()) - {_TIED}
+        return names | {"shared.weight"} if self._only_tied else names
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of one tensor."""

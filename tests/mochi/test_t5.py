@@ -7,7 +7,7 @@ import torch
 from transformers import T5Config as ReferenceConfig
 from transformers import T5EncoderModel
 
-from models.mochi.t5 import T5Config, T5Encoder, Untied, position_buckets
+from models.mochi.t5 import T5Config, T5Encoder, position_buckets
 from models.reference.metrics import relative_rmse
 from models.reference.random_weights import randomize_
 from tests.support import StateDict, check
@@ -28,7 +28,7 @@ def reference(dtype=torch.float32, **sizes):
 def build(mesh, **sizes) -> T5Encoder:
     model = reference(**sizes)
     ours = T5Encoder(T5Config.from_dict(model.config.to_dict()), mesh)
-    ours.load(Untied(StateDict(model)))
+    ours.load(StateDict(model))
     return ours
 
 
@@ -64,6 +64,21 @@ def test_matches_transformers(mesh, sizes, length):
         rounded = reference(torch.bfloat16, **sizes)(padded, attention_mask=mask).last_hidden_state[:, :length]
     features = mesh.download(build(mesh, **sizes)(ids[0]))[0].float()
     check(features, exact, rounded, max_rmse=0.03)
+
+
+@pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)
+@pytest.mark.parametrize("name", ["shared.weight", "encoder.embed_tokens.weight"])
+def test_the_embedding_may_have_either_name(mesh, name):
+    class OneName(StateDict):
+        def _weights(self):
+            other = {"shared.weight", "encoder.embed_tokens.weight"} - {name}
+            return {key: value for key, value in super()._weights().items() if key not in other}
+
+    model = reference(**SIZES)
+    ours = T5Encoder(T5Config.from_dict(model.config.to_dict()), mesh)
+    ours.load(OneName(model))
+    both = mesh.download(build(mesh, **SIZES)([5, 6, 7]))
+    assert torch.equal(mesh.download(ours([5, 6, 7])), both)
 
 
 def test_meshes_agree(open_layout):

@@ -136,7 +136,7 @@ def _block_sizes(size: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
     def powers(limit: int, most: int) -> list[int]:
         return [2**i for i in range(most) if 2**i < 2 * limit]
 
-    for frames in powers(size[0], 3):
+    for frames in powers(size[0], 6):
         for rows in powers(size[1], 6):
             for columns in powers(size[2], 6):
                 if TILE <= frames * rows * columns <= 8 * TILE or frames * rows * columns >= math.prod(size):

@@ -37,10 +37,15 @@ class FrameGroupNorm(Module):
         self.weight = Parameter({f"{name}.weight": (channels,)}, row, dtype=ttnn.float32)
         self.bias = Parameter({f"{name}.bias": (channels,)}, row, dtype=ttnn.float32)
 
-    def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent) -> ttnn.Tensor:
-        """x [1, T, H, W, C] bfloat16 per chip, fractured as ``extent`` says -> the same shape and placement."""
+    def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent, *, consume: bool = False) -> ttnn.Tensor:
+        """x [1, T, H, W, C] bfloat16 per chip, fractured as ``extent`` says -> the same shape and placement.
+
+        ``consume``: x is freed, as soon as it can be.
+        """
         scale, shift = self._affine(self.sums(x_BTHWC, extent), extent)
         scaled = ttnn.multiply(x_BTHWC, scale)
+        if consume:
+            ttnn.deallocate(x_BTHWC)
         out = ttnn.add(scaled, shift, activations=[ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)])
         for tensor in (scaled, scale, shift):
             ttnn.deallocate(tensor)

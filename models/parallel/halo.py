@@ -147,7 +147,9 @@ class HaloExchange:
         source = before + size.last_size - 1
         edge = _take(padded, dim, source, source + 1)
         beyond = _take(padded, dim, source + 1, source + 2)
-        return self.overwrite(padded, edge, beyond, dim, source + 1, size.axis, size.last_shard)
+        padded = self.overwrite(padded, edge, beyond, dim, source + 1, size.axis, size.last_shard)
+        ttnn.deallocate(edge)
+        return padded
 
     def overwrite(
         self,
@@ -161,12 +163,11 @@ class HaloExchange:
     ) -> ttnn.Tensor:
         """Write ``new`` into x from position ``start`` of ``dim`` on the chips of one ``shard``, in place.
 
-        ``old`` is what lies there: the other chips write it back. Both are freed. The choice is made by products with
-        0 and 1 and one sum, which are exact.
+        ``old`` (freed) is what lies there: the other chips write it back. The choice is made by products with 0 and 1
+        and one sum, which are exact.
         """
         here, elsewhere = (self._mask(axis, shard, x.shape[-1], value) for value in (1, 0))
         chosen = ttnn.add(ttnn.multiply(new, here), ttnn.multiply(old, elsewhere))
-        ttnn.deallocate(new)
         ttnn.deallocate(old)
         return write(x, chosen, dim, start)
 

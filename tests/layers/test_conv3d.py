@@ -43,7 +43,7 @@ WIDTHS = [(768, 768), (512, 512), (256, 256), (128, 128), (160, 96)]
 
 
 @pytest.mark.parametrize("channels", WIDTHS, ids=str)
-@pytest.mark.parametrize("size", [(2, 1, 1), (1, 8, 14), (14, 15, 106), (84, 120, 848)], ids=str)
+@pytest.mark.parametrize("size", [(2, 1, 1), (7, 1, 2), (1, 8, 14), (14, 15, 106), (84, 120, 848)], ids=str)
 @pytest.mark.parametrize("cores", [64, 72, 56])
 def test_blocking_fits(channels, size, cores):
     """Any size gets a block that fits L1, in channel blocks that the size has no say in."""

@@ -37,21 +37,40 @@ class Shared:
         self.sums.release()
 
 
-@dataclass
 class Past:
     """The causal state between chunks of frames: per convolution the last two frames it has seen.
 
-    ``more``: another chunk follows, so that the state is kept. A chunk that is followed by another fills all shards.
+    Its tensors are allocated before any chunk is decoded, so that they do not lie scattered between the activations.
     """
 
-    more: bool = False
-    frames: dict[int, ttnn.Tensor] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._frames: dict[int, ttnn.Tensor] = {}
+        self._written: set[int] = set()
+        self.more = False
+
+    def allocate(self, conv: "CausalConv3d", extent: Extent) -> None:
+        """Make room for what one convolution carries over, its input being of ``extent``."""
+        shape = ttnn.Shape(conv.past_shape(extent))
+        device = conv.mesh.device
+        buffer = ttnn.allocate_tensor_on_device(shape, ttnn.bfloat16, ttnn.ROW_MAJOR_LAYOUT, device)
+        self._frames[id(conv)] = buffer
+
+    def earlier(self, conv: "CausalConv3d") -> ttnn.Tensor | None:
+        """What the convolution carried over from the chunk before; None in the first chunk. Not to be freed."""
+        return self._frames[id(conv)] if id(conv) in self._written else None
+
+    def keep(self, conv: "CausalConv3d", last: ttnn.Tensor) -> None:
+        """Carry over ``last`` (freed)."""
+        ttnn.copy(last, self._frames[id(conv)])
+        ttnn.deallocate(last)
+        self._written.add(id(conv))
 
     def release(self) -> None:
         """Free the frames."""
-        for tensor in self.frames.values():
+        for tensor in self._frames.values():
             ttnn.deallocate(tensor)
-        self.frames.clear()
+        self._frames.clear()
+        self._written.clear()
 
 
 class CausalConv3d(Module):
@@ -74,39 +93,43 @@ class CausalConv3d(Module):
         ttnn.deallocate(padded)
         return out
 
+    def past_shape(self, extent: Extent) -> list[int]:
+        """Shape of what is carried over per chip: two frames, with halos in space where time is split."""
+        around = 2 if extent.time.shards > 1 else 0
+        rows, columns = (size.local + around * (size.shards > 1) for size in (extent.height, extent.width))
+        return [1, _PAST, rows, columns, self.conv.in_channels]
+
     def _whole_time(self, x: ttnn.Tensor, extent: Extent, past: Past) -> ttnn.Tensor:
         """Pad x, whose frames all lie on each chip, by the past and by the neighbours' rows and columns."""
-        earlier = past.frames.pop(id(self), None)
-        if earlier is None:
-            first = take_frames(x, 0, 1)
-            earlier = ttnn.concat([first, first], dim=TIME)
-            ttnn.deallocate(first)
-        if past.more:
-            past.frames[id(self)] = _last(earlier, x)
+        carried = past.earlier(self)
+        earlier = carried if carried is not None else _twice_the_first(x)
+        last = _last(earlier, x) if past.more else None
         if self.halo.makes_front(extent):
             padded = self.halo.pad(x, extent, _HALOS, front=_PAST)
-            around = self.halo.pad(earlier, extent, _HALOS)
             ttnn.deallocate(x)
+            write(padded, self.halo.pad(earlier, extent, _HALOS), TIME, 0)
+        else:
+            whole = ttnn.concat([earlier, x], dim=TIME)
+            ttnn.deallocate(x)
+            padded = self.halo.pad(whole, extent, _HALOS)
+            if padded is not whole:
+                ttnn.deallocate(whole)
+        if carried is None:
             ttnn.deallocate(earlier)
-            return write(padded, around, TIME, 0)
-        whole = ttnn.concat([earlier, x], dim=TIME)
-        ttnn.deallocate(x)
-        ttnn.deallocate(earlier)
-        padded = self.halo.pad(whole, extent, _HALOS)
-        if padded is not whole:
-            ttnn.deallocate(whole)
+        if last is not None:
+            past.keep(self, last)
         return padded
 
     def _split_time(self, x: ttnn.Tensor, extent: Extent, past: Past) -> ttnn.Tensor:
         """Pad x, whose frames lie on several chips: the past comes from the chip before, on the first from ``past``."""
         padded = self.halo.pad(x, extent, _HALOS)
         ttnn.deallocate(x)
-        earlier = past.frames.pop(id(self), None)
-        if past.more:
-            past.frames[id(self)] = self._last_of_all(padded, extent)
+        earlier = past.earlier(self)
         if earlier is not None:
             repeated = take_frames(padded, 0, _PAST)
             padded = self.halo.overwrite(padded, earlier, repeated, TIME, 0, extent.time.axis, 0)
+        if past.more:
+            past.keep(self, self._last_of_all(padded, extent))
         return padded
 
     def _last_of_all(self, padded: ttnn.Tensor, extent: Extent) -> ttnn.Tensor:
@@ -119,6 +142,13 @@ class CausalConv3d(Module):
         ttnn.deallocate(mine)
         ttnn.deallocate(ends)
         return last
+
+
+def _twice_the_first(x: ttnn.Tensor) -> ttnn.Tensor:
+    first = take_frames(x, 0, 1)
+    both = ttnn.concat([first, first], dim=TIME)
+    ttnn.deallocate(first)
+    return both
 
 
 def _last(earlier: ttnn.Tensor, x: ttnn.Tensor) -> ttnn.Tensor:
@@ -142,12 +172,14 @@ class ResBlock(Module):
         self.norm2 = FrameGroupNorm(shared.mesh, "norm2.norm_layer", channels, shared.sums)
         self.conv2 = CausalConv3d(shared, "conv2", channels, channels)
 
+    def convolutions(self) -> list[CausalConv3d]:
+        """Its causal convolutions."""
+        return [self.conv1, self.conv2]
+
     def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent, past: Past) -> ttnn.Tensor:
         """x [1, T, H, W, C] -> the same shape and placement."""
         hidden = self.conv1(self.norm1(x_BTHWC, extent), extent, past)
-        normed = self.norm2(hidden, extent)
-        ttnn.deallocate(hidden)
-        hidden = self.conv2(normed, extent, past)
+        hidden = self.conv2(self.norm2(hidden, extent, consume=True), extent, past)
         out = ttnn.add(x_BTHWC, hidden)
         ttnn.deallocate(x_BTHWC)
         ttnn.deallocate(hidden)

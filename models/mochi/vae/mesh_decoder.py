@@ -171,11 +171,29 @@ class MochiVaeDecoder(Module):
             chunk = chunk_frames(self.config, split, self.mesh, (frames, rows, columns), dram_free(self.mesh))
         _check_chunk(chunk, frames, split.extent(self.mesh, frames, rows, columns))
         past = Past()
-        for start in range(0, frames, chunk):
-            part = latents_BCTHW[:, :, start : start + chunk]
-            past.more = start + chunk < frames
-            extent = split.extent(self.mesh, part.shape[2], rows, columns)
-            yield self(self.upload_latents(part, extent), extent, past), extent
+        if chunk < frames:
+            self._allocate(past, split.extent(self.mesh, chunk, rows, columns))
+        try:
+            for start in range(0, frames, chunk):
+                part = latents_BCTHW[:, :, start : start + chunk]
+                past.more = start + chunk < frames
+                extent = split.extent(self.mesh, part.shape[2], rows, columns)
+                yield self(self.upload_latents(part, extent), extent, past), extent
+        finally:
+            past.release()
+
+    def _allocate(self, past: Past, extent: Extent) -> None:
+        for block in self.block_in:
+            for conv in block.convolutions():
+                past.allocate(conv, extent)
+        for up_block in self.up_blocks:
+            for block in up_block.resnets:
+                for conv in block.convolutions():
+                    past.allocate(conv, extent)
+            extent = extent.times(*up_block.factors)
+        for block in self.block_out:
+            for conv in block.convolutions():
+                past.allocate(conv, extent)
 
     def raw_frames(self, latents_BCTHW: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
         """Host frames [1, 6 T, 8 H, 8 W, 3] as the network gives them, surplus ones included; see `chunks`."""

@@ -43,7 +43,8 @@ def peak_bytes(config: DecoderConfig, extent: Extent, *, chunked: bool) -> int:
     """Most DRAM bytes of activations that a chip holds at once, all of ``extent`` being decoded in one go.
 
     In a residual block these are its input, a convolution's padded input and what that is made of or gives; at a
-    level's end the projection, twice over. With ``chunked`` the carried frames of all convolutions come on top.
+    level's end the projection, twice over. One more of the largest is added, since a tensor wants one free block and
+    those that live lie between the holes. With ``chunked`` the carried frames of all convolutions come on top.
     """
     peak = carried = 0
     for size, channels, blocks, expanded in levels(config, extent):
@@ -52,10 +53,10 @@ def peak_bytes(config: DecoderConfig, extent: Extent, *, chunked: bool) -> int:
         whole = time * rows * columns * channels * _BF16
         padded = (time + 2) * high * wide * channels * _BF16
         if size.time.shards == 1 and size.height.shards == 1 and size.width.shards > 1:
-            block = whole + 2 * padded  # time is padded first, then columns
+            block = whole + 4 * padded  # time is padded first, then columns
         else:
-            block = 2 * whole + padded
-        peak = max(peak, block, 2 * time * rows * columns * expanded * _BF16)
+            block = 2 * whole + 2 * padded
+        peak = max(peak, block, 3 * time * rows * columns * expanded * _BF16)
         carried += 2 * blocks * 2 * high * wide * channels * _BF16
     pixels = time * rows * columns * _PIXEL_BYTES
     return max(peak, whole + pixels) + (carried if chunked else 0)

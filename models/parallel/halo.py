@@ -6,6 +6,7 @@ size does not divide, the last shards end in padding, or hold nothing else. What
 `HaloExchange` makes the one row of it that a convolution can see equal to the true edge.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -127,20 +128,25 @@ class HaloExchange:
         return extent.time.shards == 1 and extent.height.shards > 1
 
     def _exchange(self, x: ttnn.Tensor, extent: Extent, halos: dict[int, tuple[int, int]], front: int) -> ttnn.Tensor:
-        dims = list(halos)
-        return ttnn.experimental.neighbor_pad_async(
-            x,
+        # Without the batch dim, frames are the outermost one, whose halo the op can send over several links; but room
+        # for frames in front is made with it only.
+        without = int(TIME in halos)
+        shape = list(x.shape)[without:]
+        dims = [dim - without for dim in halos]
+        padded = ttnn.experimental.neighbor_pad_async(
+            ttnn.reshape(x, shape),
             dims,
-            [halos[d][0] for d in dims],
-            [halos[d][1] for d in dims],
+            [before for before, _ in halos.values()],
+            [after for _, after in halos.values()],
             "replicate",
-            [self._axis(extent[d]).index for d in dims],
+            [self._axis(extent[dim]).index for dim in halos],
             self.mesh.semaphores("halo", 2)[: len(dims)],
             self.mesh.semaphores("halo barrier", 1),
-            num_links=[self.mesh.num_links] * len(dims),
+            num_links=[_links(shape, dim - without, self._axis(extent[dim])) for dim in halos],
             topology=self.mesh.topology,
             **({"t_front_pad": front} if front else {}),
         )
+        return ttnn.reshape(padded, [1, *padded.shape][-5:])
 
     def _repeat_edge(self, padded: ttnn.Tensor, dim: int, before: int, size: ShardedDim) -> ttnn.Tensor:
         """Overwrite the first position past the real end by the last real one, on the chip where that lies."""
@@ -193,6 +199,11 @@ class HaloExchange:
         for mask in self._masks.values():
             ttnn.deallocate(mask)
         self._masks.clear()
+
+
+def _links(shape: list[int], dim: int, axis: Axis) -> int:
+    """Links that the op can share a halo among: by what lies before ``dim``, or by positions where nothing does."""
+    return min(axis.links, math.prod(shape[:dim]) if dim else math.prod(shape[1:-1]))
 
 
 def upload(

@@ -25,7 +25,7 @@ def _conv3d(call: Call) -> Cost:
 @cost_rule("ttnn.experimental.neighbor_pad_async")
 def _neighbor_pad(call: Call) -> Cost:
     x, out = call.inputs[0], call.outputs[0]
-    dims, before, after = call.args[1:4]
+    dims, before, after = call.args[1:4]  # as HaloExchange calls it
     links = sum(
         max(left, right) * nbytes(x) / x.padded_shape[dim] for dim, left, right in zip(dims, before, after, strict=True)
     )

@@ -88,8 +88,12 @@ class MochiVaeDecoder(Module):
             FileNotFoundError: a file is missing.
         """
         decoder = cls(DecoderConfig.from_dict(component.config), mesh, split=split)
-        decoder.load(_DecoderPart(component), on_parameter=on_parameter)
+        decoder.load(component, on_parameter=on_parameter)
         return decoder
+
+    def part_of(self, source: TensorSource) -> TensorSource:
+        """The decoder's tensors of the VAE; the encoder's are others' business."""
+        return _DecoderPart(source)
 
     def _fold_normalisation(self, weight, bias):
         """Let the first convolution undo the latents' normalisation: ``W (z std / scale + mean) + b``."""

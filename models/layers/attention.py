@@ -100,7 +100,7 @@ def _ring(
         compute_kernel_config=compute.matrix(),
         dim=2,
         multi_device_global_semaphore=mesh.semaphores("ring_attention", 2),
-        num_links=mesh.num_links,
+        num_links=mesh.sp.links,
         cluster_axis=mesh.sp.index,
         mesh_device=mesh.device,
         topology=mesh.topology,

@@ -33,7 +33,7 @@ def fused_rms_norm(x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, eps: float) 
         stats = mesh.alternating(
             ("rms_norm_stats", tuple(x.shape)),
             lambda: ttnn.experimental.dit_fused_distributed_rmsnorm_create_stats_buffer(
-                x, axis, mesh.device, weight=weight, num_links=mesh.num_links
+                x, axis, mesh.device, weight=weight, num_links=mesh.tp.links
             ),
         )
     return ttnn.experimental.dit_fused_distributed_rmsnorm(
@@ -45,7 +45,7 @@ def fused_rms_norm(x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, eps: float) 
         epsilon=eps,
         weight=weight,
         persistent_output_buffer=stats,
-        num_preferred_links=mesh.num_links,
+        num_preferred_links=mesh.tp.links,
         compute_kernel_config=compute.accurate(),
     )
 

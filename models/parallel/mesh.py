@@ -19,10 +19,11 @@ def round_up(value: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class Axis:
-    """One mesh axis in its role: ``index`` in the mesh, ``size`` in chips."""
+    """One mesh axis in its role: ``index`` in the mesh, ``size`` in chips, Ethernet ``links`` between neighbours."""
 
     index: int
     size: int
+    links: int = 1
 
 
 class Mesh:
@@ -46,13 +47,17 @@ class Mesh:
         self.device = device
         self.layout = layout
         self.fused = fused
-        self.sp = Axis(layout.sp_axis, layout.sp)
-        self.tp = Axis(layout.tp_axis, layout.tp)
+        self.sp = self._axis(layout.sp_axis)
+        self.tp = self._axis(layout.tp_axis)
         grid = device.compute_with_storage_grid_size()
         self.grid = (grid.x, grid.y)
         self.topology = ttnn.Topology.Linear
-        self.num_links = 1
         self._alternating: dict[Hashable, tuple[list, int]] = {}
+
+    def _axis(self, index: int) -> Axis:
+        """One axis of the layout, with as many links as the fabric has between its chips."""
+        size = self.layout.mesh_shape[index]
+        return Axis(index, size, ttnn.get_num_links(self.device, index) if size > 1 else 1)
 
     def upload(
         self,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import ttnn
 
 from models.layers.module import Module, Parameter, TensorSource, check_sources
-from weight_cache.digest import ByteProgress, sha256
+from weight_cache.digest import ByteProgress, checksum
 from weight_cache.entry import TEMPORARY, Entry, free_bytes
 from weight_cache.manifest import Manifest, TensorRecord
 from weight_cache.plan import data_bytes, disk_bytes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 # Tensors read ahead and not yet written may take this much; one larger tensor is let through alone.
-AHEAD_BYTES = 512 << 20
+AHEAD_BYTES = 896 << 20
 _SPARE_BYTES = 16 << 20
 
 
@@ -181,5 +181,5 @@ def _record(path: Path, name: str, parameter: Parameter) -> TensorRecord:
         sp=parameter.sp,
         tp=parameter.tp,
         bytes=path.stat().st_size,
-        sha256=sha256(path),
+        checksum=checksum(path),
     )

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from time import strftime
 
-from weight_cache.digest import ByteProgress, hash_files, signature
+from weight_cache.digest import ByteProgress, checksum, hash_files, signature
 from weight_cache.manifest import Manifest, TensorRecord, write_atomically
 
 TEMPORARY = ".tmp-"
@@ -80,8 +80,10 @@ class Entry:
         todo = {self.file(r): r for r in records if known.get(r.file) != signatures[r.file]}
         if not todo:
             return {}
-        hashes = hash_files(list(todo), progress)
-        wrong = {record.file: "its checksum is wrong" for path, record in todo.items() if hashes[path] != record.sha256}
+        hashes = hash_files(list(todo), progress, checksum)
+        wrong = {
+            record.file: "its checksum is wrong" for path, record in todo.items() if hashes[path] != record.checksum
+        }
         right = {r.file: signatures[r.file] for r in todo.values() if r.file not in wrong}
         # A read-only store is checked at each use.
         with contextlib.suppress(OSError):

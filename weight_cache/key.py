@@ -58,6 +58,7 @@ def key_fields(
         "config": {name: value for name, value in component.config.items() if not name.startswith("_")},
         "files": sorted([header_digest(path), hashes[path]] for path in component.files),
         "layout": layout_fields(module.mesh.layout),
+        "fused": module.mesh.fused,  # fused products want their columns in another order
         "precision": precision,
         "parameters": parameter_fields(module),
         "loras": [{"sha256": hashes[lora.path], "strength": lora.strength} for lora in loras],

@@ -26,7 +26,7 @@ class TensorRecord:
     sp: int | None
     tp: int | None
     bytes: int
-    sha256: str
+    checksum: str
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TensorRecord:

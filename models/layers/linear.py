@@ -16,10 +16,8 @@ def fuse_columns(parts: Sequence, shards: int):
 
     Shard s then holds ``[part_0 shard s | part_1 shard s | ...]``.
     """
-    import torch
-
-    split = [part.chunk(shards, dim=-1) for part in parts]
-    return torch.cat([chunks[s] for s in range(shards) for chunks in split], dim=-1)
+    split = [part.mT.chunk(shards, dim=-2) for part in parts]
+    return _join_rows([chunks[shard] for shard in range(shards) for chunks in split]).mT
 
 
 def tile_pairs(first, second):
@@ -28,10 +26,20 @@ def tile_pairs(first, second):
     It is the order in which the fused SwiGLU of ttnn's minimal_matmul wants (gate, up): kernel
     ``minimal_matmul/device/kernels/compute_metal2.cpp``, ``swiglu_block``.
     """
-    import torch
+    split = [part.mT.split(TILE, dim=-2) for part in (first, second)]
+    return _join_rows([tile for pair in zip(*split, strict=True) for tile in pair]).mT
 
-    pairs = torch.stack([part.unflatten(-1, (-1, TILE)) for part in (first, second)], dim=-2)
-    return pairs.flatten(-3)
+
+def _join_rows(rows: list):
+    """Join host matrices [out_i, in]. Checkpoint matrices are [out, in], so this is one plain copy.
+
+    ``torch.cat`` would do the same, but imports half of torch's compiler when it is asked for shapes only.
+    """
+    sizes = [row.shape[-2] for row in rows]
+    joined = rows[0].new_empty(*rows[0].shape[:-2], sum(sizes), rows[0].shape[-1])
+    for target, row in zip(joined.split(sizes, dim=-2), rows, strict=True):
+        target.copy_(row)
+    return joined
 
 
 class ColumnParallelLinear(Module):

@@ -6,6 +6,7 @@ is ever held on the host.
 """
 
 from collections.abc import Callable, Iterator
+from math import prod
 from typing import Protocol
 
 import ttnn
@@ -74,7 +75,10 @@ class Parameter:
         """Shape over all shards, as `read` gives it."""
         import torch
 
-        return tuple(self._converted([torch.empty(shape, device="meta") for shape in self.sources.values()]).shape)
+        # Arithmetic on the meta device imports half of torch's compiler, so that small tensors are cheaper for real.
+        small = sum(map(prod, self.sources.values())) < 1 << 18
+        parts = [torch.zeros(shape, device="cpu" if small else "meta") for shape in self.sources.values()]
+        return tuple(self._converted(parts).shape)
 
     def read(self, source: TensorSource, prefix: str):
         """Read the sources and convert them: a host ``torch.Tensor`` over all shards."""

@@ -31,7 +31,7 @@ from weight_cache.store import Store
 weights, cache, where, number = sys.argv[1:5]
 places = {
     "dump": (ttnn, "dump_tensor"), "rename": (convert.os, "replace"), "journal": (entry.Entry, "append"),
-    "read": (convert.Parameter, "read"), "hash": (convert, "sha256"), "manifest": (manifest.Manifest, "write"),
+    "read": (convert.Parameter, "read"), "hash": (convert, "checksum"), "manifest": (manifest.Manifest, "write"),
     "finish": (entry.Entry, "finish"), "start": (entry.Entry, "start"),
 }
 if where in places:
@@ -112,7 +112,7 @@ def test_a_killed_conversion_is_resumed(mesh, component, tmp_path):
 def test_a_conversion_killed_at_many_points_is_resumed(mesh, component, tmp_path, where):
     numbers = {"manifest": [1], "finish": [1], "start": [1]}.get(where, [1, 2, 11, 30])
     points = [(where, number) for number in numbers]
-    killed_then_rerun(component, tmp_path, [*points, ("journal", 5)] if where != "journal" else points, mesh)
+    killed_then_rerun(component, tmp_path, [("journal", 5), *points] if where != "journal" else points, mesh)
 
 
 @pytest.mark.parametrize("mesh", [MESH], indirect=True)

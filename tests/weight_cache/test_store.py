@@ -129,7 +129,7 @@ def test_a_manifest_that_cannot_be_trusted_is_not(mesh, component, filled, expec
     elif damage == "escape":
         value["tensors"][0]["file"] = "../../../../etc/passwd"
     elif damage == "fields":
-        del value["tensors"][0]["sha256"]
+        del value["tensors"][0]["checksum"]
     path.write_text("{" if damage == "garbage" else json.dumps(value))
     model, lines = from_store(mesh, component, cache)
     assert len(lines) == 1

@@ -17,10 +17,14 @@ def dry_run(
     num_frames: Annotated[int, typer.Option(help="6k + 1.")] = 163,
     num_steps: Annotated[int, typer.Option(min=1, help="Steps that modulations are prepared for.")] = 50,
     text_tokens: Annotated[int, typer.Option(min=1, max=256, help="Tokens of each prompt.")] = 256,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="encode, denoise or decode; may be repeated. [default: all]")
+    ] = None,
+    vae_split: Annotated[str | None, typer.Option(help="How the decoder is split. [default: by the size]")] = None,
     blocks: Annotated[int | None, typer.Option(min=1, help="Build only so many blocks. [default: all]")] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="Also write the report to this file.")] = None,
 ) -> None:
-    """Build the transformer at full size on a mock mesh and run one guided step: no weights, no numbers.
+    """Put all models at full size on a mock mesh and run the stages of one video: no weights, no numbers.
 
     ttnn validates every op, builds its program and allocates its buffers, and fails where the real machine would.
     """
@@ -31,7 +35,8 @@ def dry_run(
     from models.mochi.transformer.widths import Widths
     from models.mochi.video import check_writable, write_json
     from models.parallel import Layout, Mesh
-    from models.perf.dry_run import dry_run_denoise, preview_geometry
+    from models.perf.dry_run import STAGES, preview_geometry
+    from models.perf.dry_run import dry_run as run
 
     config = config_named(model_config)
     geometry = preview_geometry(height, width, num_frames)
@@ -39,13 +44,19 @@ def dry_run(
     chosen = Layout.parse(layout, shape) if layout else Layout.default(shape, config.num_attention_heads)
     chosen.check_heads(config.num_attention_heads)
     Widths.of(config, chosen.tp)
+    stages = tuple(stage) if stage else STAGES
+    for name in stages:
+        if name not in STAGES:
+            raise ValueError(f"--stage {name!r} does not exist: choose from {', '.join(STAGES)}")
     target = Path(json_file) if json_file else None
     if target is not None:
         check_writable(target, ".json")
     with open_mesh(shape, "dry-run") as opened:
-        report = dry_run_denoise(
+        report = run(
             Mesh(opened.device, chosen),
             geometry,
+            stages=stages,
+            split=vae_split,
             config=config,
             blocks=blocks,
             text_tokens=text_tokens,

@@ -88,14 +88,20 @@ def dry_run_decode(
     before = dram_allocated(mesh.device)
     decoder = MochiVaeDecoder(config or DecoderConfig(), mesh, split=split)
     decoder.allocate()
-    weights = dram_allocated(mesh.device) - before
-    latents = torch.zeros(geometry.latent_shape)
-    sizes = []
     try:
-        with trace(mesh.device) as made:
-            for frames, extent in decoder.chunks(latents, chunk):
-                sizes.append(extent.time.real)
-                ttnn.deallocate(frames)
-        return DecodeRun(made, decoder.split_for(*latents.shape[2:]), tuple(sizes), weights)
+        return trace_decode(decoder, geometry, chunk, weight_bytes=dram_allocated(mesh.device) - before)
     finally:
         decoder.release()
+
+
+def trace_decode(
+    decoder: MochiVaeDecoder, geometry: Geometry, chunk: int | None = None, *, weight_bytes: int = 0
+) -> DecodeRun:
+    """Decode a video with a decoder whose parameters are allocated; see `dry_run_decode`."""
+    latents = torch.zeros(geometry.latent_shape)
+    sizes = []
+    with trace(decoder.mesh.device) as made:
+        for frames, extent in decoder.chunks(latents, chunk):
+            sizes.append(extent.time.real)
+            ttnn.deallocate(frames)
+    return DecodeRun(made, decoder.split_for(*latents.shape[2:]), tuple(sizes), weight_bytes)

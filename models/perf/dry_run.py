@@ -1,7 +1,7 @@
 """Full-size dry runs: the real program with parameters of the true shapes, no weights and no numbers."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,24 +11,35 @@ import ttnn
 from models.mochi.config import CONFIGS, TransformerConfig
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.sampling import guided
+from models.mochi.t5 import T5Config, T5Encoder
 from models.mochi.transformer import MochiTransformer
+from models.mochi.vae import MochiVaeDecoder
+from models.mochi.vae.config import DecoderConfig
 from models.parallel import Mesh
+from models.perf.decode import trace_decode
 from models.perf.trace import Trace, dram_allocated, trace
 
+STAGES = ("encode", "denoise", "decode")
 STEPS = 50
+# The text encoder of Mochi 1 preview, T5 v1.1 XXL.
+T5_XXL = T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a dry run found, per chip. ``stages`` maps a stage to its trace; memory is in bytes."""
+    """What a dry run found, per chip.
+
+    ``weights`` maps a component to its bytes, all resident through the whole run; ``stages`` a stage to its trace;
+    ``details`` a stage to what else there is to say of it. Memory is in bytes.
+    """
 
     mesh: str
     geometry: Geometry
     blocks: int
-    tokens: int
-    weight_bytes: int
+    weights: dict[str, int]
     stages: dict[str, Trace]
+    details: dict[str, dict]
 
     @property
     def dram_peak_bytes(self) -> int:
@@ -43,89 +54,126 @@ class DryRun:
             "height": self.geometry.height,
             "width": self.geometry.width,
             "num_frames": self.geometry.num_frames,
-            "visual_tokens": self.tokens,
+            "visual_tokens": self.geometry.num_tokens,
             "blocks": self.blocks,
-            "weight_bytes": self.weight_bytes,
+            "weight_bytes": self.weights,
             "dram_peak_bytes": self.dram_peak_bytes,
-            "stages": {name: {**stage.summary(), "ops": stage.by_op()} for name, stage in self.stages.items()},
+            "stages": {
+                name: {**stage.summary(), **self.details.get(name, {}), "ops": stage.by_op()}
+                for name, stage in self.stages.items()
+            },
         }
 
     def lines(self) -> list[str]:
         """The report as text lines."""
         g = self.geometry
+        weights = ", ".join(f"{name} {size / GB:.2f}" for name, size in self.weights.items())
         lines = [
             "dry run: every op validated and every buffer allocated by ttnn on a mock mesh; no numbers, no silicon",
-            f"{self.mesh}, {g.width}x{g.height}, {g.num_frames} frames, {self.tokens} visual tokens, "
+            f"{self.mesh}, {g.width}x{g.height}, {g.num_frames} frames, {g.num_tokens} visual tokens, "
             f"{self.blocks} blocks; all figures per chip",
-            f"weights       {self.weight_bytes / GB:8.3f} GB",
+            f"weights       {sum(self.weights.values()) / GB:.2f} GB resident ({weights})",
         ]
         for name, stage in self.stages.items():
             lines.append(
                 f"{name:<13} {stage.device_calls} device calls, {stage.total('flops') / 1e12:.2f} TFLOP, "
                 f"DRAM {stage.total('dram_bytes') / GB:.2f} GB moved, "
                 f"links {stage.total('link_bytes') / GB:.2f} GB, {stage.total('exposed_link_bytes') / GB:.2f} exposed, "
-                f"peak {stage.dram_peak_bytes / GB:.3f} GB, host {stage.host_seconds:.3f} s"
+                f"peak {stage.dram_peak_bytes / GB:.2f} GB, host {stage.host_seconds:.2f} s"
+                + "".join(f", {key} {value}" for key, value in self.details.get(name, {}).items())
             )
-        lines.append(f"DRAM peak     {self.dram_peak_bytes / GB:8.3f} GB")
+        lines.append(f"DRAM peak     {self.dram_peak_bytes / GB:.2f} GB")
         return lines
 
 
-def dry_run_denoise(
+def dry_run(
     mesh: Mesh,
     geometry: Geometry,
     *,
+    stages: Sequence[str] = STAGES,
     config: TransformerConfig = CONFIGS["preview"],
     blocks: int | None = None,
     text_tokens: int = 256,
     steps: int = STEPS,
+    split: str | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> DryRun:
-    """Build the transformer at full size and run one guided denoising step on it.
+    """Put all three models on the mesh at full size and run stages of one video on it.
 
-    Stages: ``prepare`` (rotation tables, both captions, all modulations), ``denoise`` (one forward), ``guide`` (the
-    rest of a guided step: the second forward, guidance and the Euler step).
+    The weights of all models are resident whatever stages run. ``encode`` is one prompt. ``denoise`` has three traces:
+    ``prepare`` (rotation tables, both captions, all modulations), ``denoise`` (one forward) and ``guide`` (the rest of
+    a guided step: the second forward, guidance and the Euler step). ``decode`` is the whole video.
 
     Args:
         mesh: an open mock mesh without golden execution, with its layout.
         geometry: the video.
-        config: model sizes.
-        blocks: build only so many blocks; all by default.
+        stages: some of `STAGES`.
+        config: transformer sizes; the other models are Mochi 1 preview's.
+        blocks: build only so many transformer blocks; all by default.
         text_tokens: tokens of each prompt, 1 to 256.
         steps: denoising steps that modulations are prepared for.
+        split: of the decoder over the mesh; see `models.mochi.vae.Split`.
         on_stage: called with each stage's name as it begins.
 
     Raises:
+        ValueError: there is no such stage.
         RuntimeError: what the device would raise: out of memory, an unsupported shape.
     """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise ValueError(f"stage {unknown[0]!r} does not exist: choose from {', '.join(STAGES)}")
     if blocks is not None:
         config = dataclasses.replace(config, num_layers=blocks)
     tell = on_stage or (lambda stage: None)
     tell("build")
-    model = MochiTransformer(config, mesh)
-    model.allocate()
-    weights = dram_allocated(mesh.device)
-    _, _, frames, height, width = geometry.latent_shape
-    patch = config.patch_size
+    encoder = T5Encoder(T5_XXL, mesh)
+    transformer = MochiTransformer(config, mesh)
+    decoder = MochiVaeDecoder(DecoderConfig(), mesh, split=split)
+    weights = {}
+    for name, model in (("text_encoder", encoder), ("transformer", transformer), ("vae", decoder)):
+        before = dram_allocated(mesh.device)
+        model.allocate()
+        weights[name] = dram_allocated(mesh.device) - before
+    traces: dict[str, Trace] = {}
+    details: dict[str, dict] = {}
+    if "encode" in stages:
+        tell("encode")
+        ids = np.arange(text_tokens) + 2
+        encoder(ids)  # Programs are built on the first call; the second shows what a prompt costs the host.
+        with trace(mesh.device) as traces["encode"]:
+            encoder(ids)
+    if "denoise" in stages:
+        traces |= _denoise(transformer, geometry, text_tokens, steps, tell)
+    if "decode" in stages:
+        tell("decode")
+        decoded = trace_decode(decoder, geometry)
+        traces["decode"] = decoded.trace
+        details["decode"] = {"split": str(decoded.split), "chunks": list(decoded.chunks)}
+    return DryRun(str(mesh.layout), geometry, config.num_layers, weights, traces, details)
+
+
+def _denoise(
+    model: MochiTransformer, geometry: Geometry, text_tokens: int, steps: int, tell: Callable[[str], None]
+) -> dict[str, Trace]:
+    device, config = model.mesh.device, model.config
     times = list(np.linspace(0, 980, steps))
     features = torch.zeros(text_tokens, config.text_embed_dim)
-    stages = {}
-
+    traces: dict[str, Trace] = {}
     tell("prepare")
-    with trace(mesh.device) as stages["prepare"]:
-        grid = model.grid(frames, height // patch, width // patch)
+    with trace(device) as traces["prepare"]:
+        grid = model.grid(*geometry.token_grid)
         positive, negative = model.prepare(features, times), model.prepare(features, times)
         state = model.upload_patches(torch.zeros(grid.tokens, config.patch_values))
-    # Programs are built on the first call; the second shows what a step costs the host.
     tell("compile")
     model(state, positive, 0, grid)
     tell("denoise")
-    with trace(mesh.device) as stages["denoise"]:
-        conditional = model(state, positive, 1, grid)
+    with trace(device) as traces["denoise"]:
+        conditional = model(state, positive, min(1, steps - 1), grid)
     tell("guide")
-    with trace(mesh.device) as stages["guide"]:
-        velocity = guided(conditional, model(state, negative, 1, grid), 4.5)
+    with trace(device) as traces["guide"]:
+        velocity = guided(conditional, model(state, negative, min(1, steps - 1), grid), 4.5)
         state = ttnn.add(state, ttnn.multiply(velocity, 0.02))
-    return DryRun(str(mesh.layout), geometry, config.num_layers, grid.tokens, weights, stages)
+    return traces
 
 
 def preview_geometry(height: int = 480, width: int = 848, num_frames: int = 163) -> Geometry:

@@ -4,9 +4,19 @@ from pathlib import Path
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mochi-tt")
+    group.addoption("--model", default=None, help="fill the user's own store of converted weights for this checkpoint")
+    group.addoption("--variant", default=None, help="of its weight files, such as bf16")
+    group.addoption("--precision", default="bf16", help="of the converted weights: bf16 or bf8")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep converted weights out of the user's cache; child processes inherit it."""
+def cache_directory(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Path | None]:
+    """Keep converted weights out of the user's cache, unless --model asks to fill it; child processes inherit it."""
+    if request.config.getoption("--model") is not None:
+        yield None
+        return
     directory = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MOCHI_TT_CACHE_DIR", str(directory))

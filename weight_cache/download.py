@@ -66,10 +66,10 @@ def download(
     """
     if hub is None:
         import huggingface_hub as hub
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    # HTTPError is that of the hub's own transport, whichever its version uses.
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    failures = (httpx.HTTPError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+    failures = (HTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
     try:
         files = wanted_files(hub.HfApi().list_repo_files(repository), variant, genmo)
         if say is not None:

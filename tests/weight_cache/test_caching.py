@@ -1,0 +1,57 @@
+"""The caching step in the form that owners of tt-metal's models know.
+
+`pytest tests/weight_cache/test_caching.py -k 2x4sp0tp1 --model genmo/mochi-1-preview --variant bf16` fills the store
+(that of MOCHI_TT_CACHE_DIR, TT_DIT_CACHE_DIR or the user's cache directory) for that layout, and checks what it
+filled. Without `--model` it fills a temporary one with the built-in tiny model.
+"""
+
+import pytest
+
+from models.parallel import Layout
+from tests.weight_cache.helpers import declared
+from weight_cache.checkpoint import Checkpoint
+from weight_cache.entry import Entry
+from weight_cache.key import layout_fields, parameter_fields
+from weight_cache.plan import data_bytes, plan
+from weight_cache.store import Store
+
+LAYOUTS = ("1x1sp0tp1", "1x2sp0tp1", "2x2sp0tp1", "2x4sp0tp1", "2x4sp1tp0", "4x8sp1tp0")
+
+
+@pytest.mark.parametrize("mesh", LAYOUTS, indirect=True)
+@pytest.mark.timeout(4 * 3600)
+def test_fill(mesh, request, tiny, capsys):
+    name = request.config.getoption("--model") or tiny
+    precision = request.config.getoption("--precision")
+    component = Checkpoint.open(name, request.config.getoption("--variant")).transformer
+    store = Store()
+    manifest, path = store.build(declared(mesh, component), component, precision=precision)
+    with capsys.disabled():
+        print(f"\n{manifest.bytes / 1e9:.3f} GB for {mesh.layout} in {path}")
+
+    model = declared(mesh, component)
+    planned = plan(model, component.name, precision)
+    assert manifest.key_fields["layout"] == layout_fields(mesh.layout)
+    stored = {
+        r.name: {"shape": list(r.shape), "dtype": r.dtype, "layout": r.layout, "sp": r.sp, "tp": r.tp}
+        for r in manifest.tensors
+    }
+    wanted = parameter_fields(model)
+    for fields in wanted.values():
+        del fields["sources"]
+    assert stored == wanted
+    sizes = {record.name: record.bytes for record in manifest.tensors}
+    for parameter_name, _, parameter in model.parameters():
+        assert 0 <= sizes[parameter_name] - data_bytes(parameter, mesh) <= 8192, parameter_name
+    assert manifest.bytes <= planned.disk_bytes
+    files = {file.name for file in (path / "tensors").iterdir()}
+    assert files == {record.file for record in manifest.tensors}
+    assert store.verify([path.name]) == {path.name: {}}
+
+    before = Entry(path).manifest_path.stat().st_mtime_ns
+    assert store.build(declared(mesh, component), component, precision=precision)[0] == manifest
+    assert Entry(path).manifest_path.stat().st_mtime_ns == before, "what is there is not converted again"
+
+
+def test_every_layout_has_its_own_name():
+    assert [str(Layout.parse(text)) for text in LAYOUTS] == list(LAYOUTS)

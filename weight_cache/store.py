@@ -191,8 +191,8 @@ class Store:
         set_precision(module, check_precision(precision))
         tell = say or (lambda line: None)
         parameters = list(module.parameters())
-        check_sources(parameters, component)
-        source: TensorSource = component
+        source: TensorSource = module.part_of(component)
+        check_sources(parameters, source)
         if loras:
             source = LoraSource(component, loras, int(component.config["num_layers"]))
         digests = DigestMemory(self.root / "digests.json")

@@ -22,8 +22,14 @@ from models.mochi import inputs
 from models.mochi.config import TransformerConfig
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.schedule import guidance_schedule, model_times, resolve_sigmas
-from models.mochi.text_encoder import HostTextEncoder, TextEmbeddings, TextEncoder, check_sequence_length
-from models.mochi.vae.decoder import HostVaeDecoder, VaeDecoder, to_uint8
+from models.mochi.text_encoder import (
+    MeshTextEncoder,
+    TextEmbeddings,
+    TextEncoder,
+    check_sequence_length,
+    load_tokenizer,
+)
+from models.mochi.vae.decoder import VaeDecoder, to_uint8
 from weight_cache.checkpoint import Checkpoint
 from weight_cache.lora import LoraRequest
 from weight_cache.precision import check_precision
@@ -104,10 +110,11 @@ class MochiPipeline:
         loras: Sequence[LoraRequest] = (),
         cache_dir: str | Path | None = None,
         say: Callable[[str], None] | None = None,
+        vae_split: str | None = None,
     ) -> MochiPipeline:
         """Load a checkpoint onto a mesh. Whatever can be checked is checked before weights are read.
 
-        The transformer's weights come from the store of converted weights (`weight_cache.store`), which is filled
+        Weights come from the store of converted weights (`weight_cache.store`), which is filled
         first where it lacks them.
 
         Args:
@@ -124,6 +131,7 @@ class MochiPipeline:
             loras: merged into the transformer's weights.
             cache_dir: for the store; see `weight_cache.location` for the default.
             say: called with a line for what the user should know, such as a damaged entry of the store.
+            vae_split: how the decoder is split over the mesh, such as `"h0w1"`; chosen per video by default.
 
         Raises:
             FileNotFoundError: checkpoint files are missing.
@@ -154,22 +162,26 @@ class MochiPipeline:
             component.check()
 
         report = progress or _silent
-        report("load", 0, 3)
+        report("load", 0, 2)
         opened = mesh if isinstance(mesh, OpenMesh) else open_mesh(mesh, mode)
         try:
-            report("load", 1, 3)
-            text_encoder = HostTextEncoder.from_checkpoint(checkpoint)
-            report("load", 2, 3)
-            vae = HostVaeDecoder.from_checkpoint(checkpoint.vae)
-            report("load", 3, 3)
+            report("load", 1, 2)
+            from models.mochi.t5 import T5Config, T5Encoder
             from models.mochi.transformer import MochiTransformer
+            from models.mochi.vae import MochiVaeDecoder
+            from models.mochi.vae.config import DecoderConfig
             from models.parallel import Mesh
 
             on_mesh = Mesh(opened.device, chosen)
+            t5 = T5Encoder(T5Config.from_dict(checkpoint.text_encoder.config), on_mesh)
+            text_encoder = MeshTextEncoder(load_tokenizer(checkpoint), t5)
+            vae = MochiVaeDecoder(DecoderConfig.from_dict(checkpoint.vae.config), on_mesh, split=vae_split)
             transformer = MochiTransformer(TransformerConfig.from_dict(checkpoint.transformer.config), on_mesh)
-            Store(cache_dir).load(
-                transformer, checkpoint.transformer, precision=precision, loras=loras, progress=report, say=say
-            )
+            report("load", 2, 2)
+            store = Store(cache_dir)
+            store.load(t5, checkpoint.text_encoder, progress=report, say=say)
+            store.load(vae, checkpoint.vae, progress=report, say=say)
+            store.load(transformer, checkpoint.transformer, precision=precision, loras=loras, progress=report, say=say)
         except BaseException:
             if opened is not mesh:
                 opened.close()

@@ -1,15 +1,16 @@
 """Converting a module's weights into an entry of the store, tensor by tensor.
 
-Three kinds of work overlap: reading and rearranging tensors ahead (on several threads), packing and writing with
-ttnn (on the calling thread), and hashing what was written (on the threads again).
+Three kinds of work overlap: reading and rearranging tensors ahead (on several threads), packing with ttnn (on the
+calling thread), and writing and hashing the files (on one more).
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
@@ -87,25 +88,30 @@ def convert(
         if progress is not None:
             progress(written, total)
 
-    pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1))
-    hashing: deque[Future[TensorRecord]] = deque()
-    try:
-        for (name, _, parameter), host in _read_ahead(pool, todo, source, forget_pages):
-            path = _write(entry, module, name, parameter, host)
-            del host
-            hashing.append(pool.submit(_record, path, name, parameter))
-            while hashing and (hashing[0].done() or len(hashing) > 2):
-                noted(hashing.popleft())
-        while hashing:
-            noted(hashing.popleft())
-    except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
-        # Whatever was written and hashed in full is worth keeping.
-        for job in hashing:
-            if job.done() and not job.cancelled() and job.exception() is None:
-                entry.append(job.result())
-        raise
-    pool.shutdown()
+    writing: deque[Future[TensorRecord]] = deque()
+    with (
+        _one_torch_thread_each(),
+        ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as readers,
+        ThreadPoolExecutor(1) as writer,
+    ):
+        try:
+            for (name, _, parameter), host in _read_ahead(readers, todo, source, forget_pages):
+                tensor = parameter.distribute(module.mesh, host)
+                del host
+                writing.append(writer.submit(_write, entry, module, name, parameter, tensor))
+                del tensor
+                while writing and (writing[0].done() or len(writing) > 2):
+                    noted(writing.popleft())
+            while writing:
+                noted(writing.popleft())
+        except BaseException:
+            readers.shutdown(cancel_futures=True)
+            writer.shutdown(cancel_futures=True)
+            # Whatever was written in full is worth keeping.
+            for job in writing:
+                if not job.cancelled() and job.exception() is None:
+                    entry.append(job.result())
+            raise
     about = about | {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(perf_counter() - start, 3),
@@ -113,6 +119,19 @@ def convert(
     manifest = Manifest(key, key_fields, [done[name] for name, _, _ in parameters], about)
     entry.finish(manifest)
     return manifest
+
+
+@contextmanager
+def _one_torch_thread_each() -> Iterator[None]:
+    """Readers share the cores among them; threads of threads would only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 Item = tuple[str, str, Parameter]
@@ -143,9 +162,8 @@ def _read_ahead(
         del host
 
 
-def _write(entry: Entry, module: Module, name: str, parameter: Parameter, host: torch.Tensor) -> Path:
-    """Pack a host tensor and write it under its name, in one step."""
-    tensor = parameter.distribute(module.mesh, host)
+def _write(entry: Entry, module: Module, name: str, parameter: Parameter, tensor: ttnn.Tensor) -> TensorRecord:
+    """Write a packed tensor under its name, in one step."""
     path = entry.tensors / f"{name}.tensorbin"
     temporary = entry.tensors / f"{TEMPORARY}{path.name}"
     try:
@@ -160,7 +178,7 @@ def _write(entry: Entry, module: Module, name: str, parameter: Parameter, host: 
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return path
+    return _record(path, name, parameter)
 
 
 def _why_not(path: Path, reason: str) -> str:

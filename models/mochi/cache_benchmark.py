@@ -50,7 +50,8 @@ def run_benchmark(
         ratio = copy["seconds"] / converted["seconds"]
         tell(
             f"identify:   {converted['identify_seconds']:.2f} s to hash the checkpoint, once per file\n"
-            f"convert:    {converted['seconds']:.2f} s ({converted['cpu_seconds']:.2f} s of CPU time with identify), {made['bytes'] / converted['seconds'] / 1e9:.2f} GB/s, "
+            f"convert:    {converted['seconds']:.2f} s ({converted['cpu_seconds']:.2f} s of CPU time with identify), "
+            f"{made['bytes'] / converted['seconds'] / 1e9:.2f} GB/s, "
             f"{ratio:.2f} of the copy's rate; {converted['stored_bytes'] / 1e9:.2f} GB stored\n"
             f"memory:     {converted['extra_bytes'] / _MIB:.0f} MiB over the {converted['base_bytes'] / _MIB:.0f} MiB "
             f"of the idle process, peak RSS {converted['peak_bytes'] / _MIB:.0f} MiB (limit of the extra: "

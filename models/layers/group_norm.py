@@ -89,7 +89,7 @@ class GroupSums:
             real = ttnn.multiply(x_BTHWC, self._column_mask(extent.width, channels))
         pool = self._pool(channels, extent.height, bands)
         x = ttnn.reshape(real, blocks)
-        squares = ttnn.multiply(x, x)
+        squares = ttnn.square(x)
         sums = ttnn.concat([self._pooled(x, frames, pool), self._pooled(squares, frames, pool)], dim=1)
         ttnn.deallocate(squares)
         if real is not x_BTHWC:

@@ -128,9 +128,9 @@ class HaloExchange:
         return extent.time.shards == 1 and extent.height.shards > 1
 
     def _exchange(self, x: ttnn.Tensor, extent: Extent, halos: dict[int, tuple[int, int]], front: int) -> ttnn.Tensor:
-        # Without the batch dim, frames are the outermost one, whose halo the op can send over several links; but room
-        # for frames in front is made with it only.
-        without = int(TIME in halos)
+        # Without the batch dim, frames are the outermost one, whose halo the op can send over several links. Together
+        # with another dim's it would keep all of it in L1, and room for frames in front is made with the batch only.
+        without = int(list(halos) == [TIME])
         shape = list(x.shape)[without:]
         dims = [dim - without for dim in halos]
         padded = ttnn.experimental.neighbor_pad_async(

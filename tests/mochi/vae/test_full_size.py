@@ -20,7 +20,8 @@ with open_mesh(layout.mesh_shape, "dry-run") as opened:
     mesh = Mesh(opened.device, layout)
     if resident:
         from models.mochi.transformer import MochiTransformer
-        MochiTransformer(CONFIGS["preview"], mesh).allocate()
+        transformer = MochiTransformer(CONFIGS["preview"], mesh)
+        transformer.allocate()
     beside = dram_allocated(opened.device)
     run = dry_run_decode(mesh, preview_geometry(height, width, frames), split=split)
     print(json.dumps({**run.to_json(), "beside": beside}))
@@ -54,8 +55,10 @@ def test_quickest():
         ("2x4sp0tp1", (480, 848, 163), "t0h1"),
         ("2x4sp0tp1", (848, 480, 163), None),
         ("2x4sp0tp1", (480, 848, 25), None),
+        ("2x4sp0tp1", (480, 848, 163), "h0t1"),
         ("2x4sp0tp1", (720, 1280, 163), None),
         ("1x8sp0tp1", (480, 848, 163), None),
+        ("1x8sp0tp1", (480, 848, 163), "t1"),
         ("4x8sp1tp0", (720, 1280, 163), None),
         ("4x8sp1tp0", (720, 1280, 163), "t0h1"),
         ("4x8sp1tp0", (848, 480, 163), None),

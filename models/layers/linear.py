@@ -16,6 +16,8 @@ def fuse_columns(parts: Sequence, shards: int):
 
     Shard s then holds ``[part_0 shard s | part_1 shard s | ...]``.
     """
+    if len(parts) == 1:
+        return parts[0]
     split = [part.mT.chunk(shards, dim=-2) for part in parts]
     return _join_rows([chunks[shard] for shard in range(shards) for chunks in split]).mT
 

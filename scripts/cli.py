@@ -12,6 +12,7 @@ from models.mochi.defaults import Defaults
 from models.mochi.tiny import DEFAULTS as TINY
 from scripts import cache
 from scripts.cache import HELP
+from scripts.decode import decode
 from scripts.dry_run import dry_run
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -78,10 +79,17 @@ def generate(
             "are cards."
         ),
     ] = "auto",
+    vae_split: Annotated[
+        str | None,
+        typer.Option(help="How the decoder is split over the mesh, such as h0w1. [default: by size]"),
+    ] = None,
+    save_latents: Annotated[
+        bool, typer.Option("--save-latents", help="Keep the latents beside the video; mochi-tt decode reads them.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Make a video from a text: an .mp4, and a .json with everything that went into it."""
-    from models.mochi.generate import MODES, Request, plan, resolve_mode, run
+    from models.mochi.generate import MODES, Request, latents_file, plan, resolve_mode, run
     from scripts.progress import make_reporter
 
     print(f"mode {MODES[resolve_mode(mode)]}", flush=True)
@@ -106,6 +114,8 @@ def generate(
         linear_steps=linear_steps,
         seed=seed,
         fps=fps,
+        vae_split=vae_split,
+        save_latents=save_latents,
         out=out,
     )
     _quiet_libraries()
@@ -117,6 +127,8 @@ def generate(
         )
         path = run(job, reporter.progress, lambda line: reporter.line(f"warning: {line}"))
     print(f"wrote {path} and {path.with_suffix('.json').name}")
+    if save_latents:
+        print(f"kept the latents in {latents_file(path)}")
 
 
 @app.command()
@@ -127,6 +139,7 @@ def doctor() -> None:
     print(describe())
 
 
+app.command("decode")(decode)
 app.command("dry-run")(dry_run)
 cache.register(app)
 

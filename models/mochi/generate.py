@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
 from models.mochi.geometry import Geometry
+from models.mochi.latents import save_latents
 from models.mochi.schedule import guidance_schedule, linear_quadratic_schedule
 from models.mochi.video import check_writable, write_json, write_mp4
 
@@ -57,6 +58,8 @@ class Request:
     linear_steps: int | None = None
     seed: int | None = None
     fps: int | None = None
+    vae_split: str | None = None
+    save_latents: bool = False
     out: str | None = None
 
 
@@ -167,6 +170,7 @@ def run(
         precision=request.precision,
         loras=job.loras,
         cache_dir=request.cache_dir,
+        vae_split=request.vae_split,
         say=say,
     ) as pipe:
         seconds["load"] = round(perf_counter() - start, 3)
@@ -180,10 +184,16 @@ def run(
             sigmas=job.sigmas,
             guidance_scale=job.guidance,
             seed=settings.seed,
-            output_type="np",
+            output_type="latent",
             progress=report,
         )
-    assert isinstance(output, MochiOutput)
+        assert isinstance(output, MochiOutput)
+        if request.save_latents:
+            about = {"prompt": request.prompt, "model": request.model, "fps": settings.fps, "seed": settings.seed}
+            save_latents(output.frames, latents_file(job.out), about)
+        start = perf_counter()
+        video = pipe.decode(output.frames, "np", progress=report)
+        output.seconds["decode"] = round(perf_counter() - start, 3)
     for name, encoded in (("prompt", output.prompts), ("negative prompt", output.negatives)):
         if encoded and encoded[0].num_truncated:
             say(
@@ -192,7 +202,7 @@ def run(
             )
     seconds |= output.seconds
     start = perf_counter()
-    frames = to_uint8(output.frames[0])
+    frames = to_uint8(video[0])
     report("write", 0, len(frames))
     write_mp4(frames, job.out, settings.fps, on_frame=lambda done, total: report("write", done, total))
     seconds["write"] = round(perf_counter() - start, 3)
@@ -202,6 +212,11 @@ def run(
         job.out.unlink(missing_ok=True)
         raise
     return job.out
+
+
+def latents_file(video: Path) -> Path:
+    """Where the latents of a video are kept."""
+    return video.with_suffix(".latents.safetensors")
 
 
 def record(job: Plan, output: Any, system: str, seconds: dict[str, float]) -> dict[str, Any]:

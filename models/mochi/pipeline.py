@@ -348,6 +348,23 @@ class MochiPipeline:
             return (frames,)
         return MochiOutput(frames, values, guidance, prompts_done, negatives_done, seconds)
 
+    def decode(
+        self, latents: torch.Tensor | Sequence[torch.Tensor], output_type: str = "np", progress: Progress | None = None
+    ) -> Any:
+        """Frames of denoised latents, as `__call__` with `output_type="latent"` returns them.
+
+        Args:
+            latents: float32 [B, 12, T', H / 8, W / 8], or a list of such with B = 1.
+            output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`; see `MochiOutput`.
+            progress: called as `progress("decode", done, total)`.
+
+        Raises:
+            ValueError: latents of another shape or type, or with values that are not finite.
+        """
+        if isinstance(latents, torch.Tensor):
+            latents = list(latents.split(1))
+        return self._finish(list(latents), output_type, progress or _silent)
+
     def _encode(
         self, texts: list[str | TextEmbeddings], max_sequence_length: int, report: Progress
     ) -> list[TextEmbeddings]:

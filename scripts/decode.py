@@ -1,0 +1,59 @@
+"""`mochi-tt decode`: frames from latents that `mochi-tt generate --save-latents` kept."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from scripts.cache import HELP
+
+
+def decode(
+    latents: Annotated[str, typer.Argument(help="A .safetensors file made by generate --save-latents.")],
+    model: Annotated[str | None, typer.Option(help="The checkpoint. [default: the one of the latents]")] = None,
+    variant: Annotated[str | None, typer.Option(help="Of the weight files, such as bf16.")] = None,
+    base: Annotated[str | None, typer.Option(help=HELP["base"])] = None,
+    cache_dir: Annotated[str | None, typer.Option(help=HELP["cache_dir"])] = None,
+    mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
+    layout: Annotated[str | None, typer.Option(help="Such as sp0tp1. [default: by the mesh]")] = None,
+    vae_split: Annotated[
+        str | None,
+        typer.Option(help="Dims split over the mesh axes: t time, h height, w width; such as h0w1. [default: by size]"),
+    ] = None,
+    keep_all_frames: Annotated[
+        bool, typer.Option("--keep-all-frames", help="Keep the decoder's surplus leading frames too.")
+    ] = False,
+    fps: Annotated[int | None, typer.Option(help="Frames per second. [default: that of the latents]")] = None,
+    out: Annotated[str | None, typer.Option(help="The .mp4 to write. [default: beside the latents]")] = None,
+    mode: Annotated[str, typer.Option(help="hardware, golden, or auto.")] = "auto",
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Decode saved latents, with the very decoder that generate uses."""
+    from loguru import logger
+
+    from models.mochi.decode import DecodeRequest, plan, run
+    from models.mochi.generate import MODES, resolve_mode
+    from scripts.progress import make_reporter
+
+    logger.disable("models")
+    print(f"mode {MODES[resolve_mode(mode)]}", flush=True)
+    job = plan(
+        DecodeRequest(
+            latents=latents,
+            model=model,
+            variant=variant,
+            base=base,
+            mesh=mesh,
+            layout=layout,
+            vae_split=vae_split,
+            keep_all_frames=keep_all_frames,
+            mode=mode,
+            fps=fps,
+            cache_dir=cache_dir,
+            out=out,
+        )
+    )
+    with make_reporter() as reporter:
+        path = run(job, reporter.progress, reporter.line)
+    print(f"wrote {path} and {path.with_suffix('.json').name}")

@@ -25,6 +25,8 @@ CLASSES = {
     "text_encoder": "T5EncoderModel",
 }
 GENMO_TRANSFORMER, GENMO_DECODER = "dit.safetensors", "decoder.safetensors"
+# What Mochi is sampled with (huggingface/diffusers `scripts/convert_mochi_to_diffusers.py`).
+_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}
 # Where a Genmo or ComfyUI checkpoint finds what it does not hold.
 DEFAULT_BASE = "genmo/mochi-1-preview"
 
@@ -179,7 +181,7 @@ class Repackaged(Checkpoint):
     def scheduler(self) -> dict[str, Any]:
         """The scheduler's configuration; Mochi's own where there is none beside the files."""
         path = self.directory / "scheduler" / "scheduler_config.json"
-        return read_json(path) if path.is_file() else {"invert_sigmas": True}
+        return read_json(path) if path.is_file() else dict(_SCHEDULER)
 
     def _folder(self, name: str) -> Path:
         if (self.directory / name).is_dir():

@@ -41,7 +41,7 @@ def run_benchmark(
     with tempfile.TemporaryDirectory(prefix="mochi-tt-benchmark-", dir=folder) as name:
         scratch = Path(name)
         made = _apart(_make_checkpoint, scratch, gigabytes)
-        tell(f"load:       {os.getloadavg()[0]:.1f} other processes wanted a CPU of {os.cpu_count()} at the start")
+        tell(f"machine:    load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
         tell(f"checkpoint: {made['bytes'] / 1e9:.2f} GB, {made['blocks']} blocks, made in {made['seconds']:.1f} s")
         copy = _copy(scratch / "transformer", scratch / "copy")
         tell(f"plain copy: {copy['seconds']:.2f} s, {made['bytes'] / copy['seconds'] / 1e9:.2f} GB/s")

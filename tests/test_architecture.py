@@ -68,17 +68,5 @@ def test_no_environment_at_import():
             if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
                 continue
             text = ast.unparse(node)
-            assert "os.environ" not in text and "getenv(" not in text, f"{path.relative_to(ROOT)}: {text[:80]}"
-
-
-def test_every_golden_rule_of_ours_names_its_source():
-    from models.mock import golden
-    from models.mock.golden.rules import RULES
-
-    golden.install()
-    try:
-        assert RULES
-        for name, rule in RULES.items():
-            assert len(rule.source) > 10, f"{name}: {rule.source!r}"
-    finally:
-        golden.uninstall()
+            reads = [word for word in ("os.environ", "getenv(") if word in text]
+            assert not reads, f"{path.relative_to(ROOT)}: {text[:80]}"

@@ -58,7 +58,6 @@ def key_fields(
         "config": {name: value for name, value in component.config.items() if not name.startswith("_")},
         "files": sorted([header_digest(path), hashes[path]] for path in component.files),
         "layout": layout_fields(module.mesh.layout),
-        "fused": module.mesh.fused,  # fused products want their columns in another order
         "precision": precision,
         "parameters": parameter_fields(module),
         "loras": [{"sha256": hashes[lora.path], "strength": lora.strength} for lora in loras],
@@ -78,7 +77,7 @@ def layout_fields(layout: Layout) -> dict[str, Any]:
 
 
 def parameter_fields(module: Module) -> dict[str, dict[str, Any]]:
-    """Per parameter: sources with their shapes, the stored shape, dtype, layout and placement."""
+    """Per parameter: sources with their shapes, the stored shape, dtype, layout, placement and packing."""
     return {
         name: {
             "sources": {prefix + source: list(shape) for source, shape in parameter.sources.items()},
@@ -87,6 +86,7 @@ def parameter_fields(module: Module) -> dict[str, dict[str, Any]]:
             "layout": parameter.layout.name,
             "sp": parameter.sp,
             "tp": parameter.tp,
+            "packing": parameter.packing,
         }
         for name, prefix, parameter in module.parameters()
     }

@@ -178,11 +178,14 @@ class Conv3d(Module):
 
         weight_source: dict[str, tuple[int, ...]] = {f"{name}.weight": shape or (out_channels, in_channels, *kernel)}
         bias_source: dict[str, tuple[int, ...]] = {f"{name}.bias": (out_channels,)}
+        packing = f"input channels in blocks of {block}"
         if fold is None:
-            self.weight = Parameter(weight_source, prepare)
+            self.weight = Parameter(weight_source, prepare, packing=packing)
             self.bias = Parameter(bias_source, lambda bias: bias[None])
         else:
-            self.weight = Parameter(weight_source | bias_source, lambda weight, bias: prepare(fold(weight, bias)[0]))
+            self.weight = Parameter(
+                weight_source | bias_source, lambda weight, bias: prepare(fold(weight, bias)[0]), packing=packing
+            )
             self.bias = Parameter(weight_source | bias_source, lambda weight, bias: fold(weight, bias)[1][None])
 
     def __call__(self, x_BTHWC: ttnn.Tensor, *, space: tuple[int, int] = (0, 0)) -> ttnn.Tensor:

@@ -96,7 +96,13 @@ class ColumnParallelLinear(Module):
             return fuse_columns([out_width.pad(p[None], 1) for p in parts], shards)[None, None]
 
         shape = (chunks * out_width.size, in_width.size)
-        self.weight = Parameter({f"{name}.weight": kernel or shape for name in names}, weight, tp=1, moves_only=True)
+        self.weight = Parameter(
+            {f"{name}.weight": kernel or shape for name in names},
+            weight,
+            tp=1,
+            moves_only=True,
+            packing="gate and up in tile pairs" if paired else "",
+        )
         if bias:
             self.bias = Parameter({f"{name}.bias": shape[:1] for name in names}, fused_bias, tp=3)
         self.has_bias = bias

@@ -37,6 +37,7 @@ class Parameter:
         sp, tp: dim split over the SP / TP axis, None for replicated.
         dtype, layout: as stored on the device.
         moves_only: ``convert`` moves values and computes nothing, so that it may work in the checkpoint's own type.
+        packing: how ``convert`` orders the values where sources and shape do not tell; part of a stored set's key.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Parameter:
         dtype: ttnn.DataType = ttnn.bfloat16,
         layout: ttnn.Layout = ttnn.TILE_LAYOUT,
         moves_only: bool = False,
+        packing: str = "",
     ) -> None:
         self.sources = sources
         self.convert = convert
@@ -57,6 +59,7 @@ class Parameter:
         self.dtype = dtype
         self.layout = layout
         self.moves_only = moves_only
+        self.packing = packing
         self._tensor: ttnn.Tensor | None = None
 
     @property

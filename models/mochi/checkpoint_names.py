@@ -23,6 +23,35 @@ _ATTENTION = {"x": ("to_q", "to_k", "to_v"), "y": ("add_q_proj", "add_k_proj", "
 # Positions of norms and convolutions in the `stack` of Genmo's residual block.
 _RESIDUAL = {0: "norm1.norm_layer", 2: "conv1.conv", 3: "norm2.norm_layer", 5: "conv2.conv"}
 DECODER_PREFIX = "decoder."
+# Of each latent channel. Source: genmoai/mochi `vae/vae_stats.py`, and the defaults of Diffusers' `AutoencoderKLMochi`.
+LATENTS_MEAN = (
+    -0.06730895953510081,
+    -0.038011381506090416,
+    -0.07477820912866141,
+    -0.05565264470995561,
+    0.012767231469026969,
+    -0.04703542746246419,
+    0.043896967884726704,
+    -0.09346305707025976,
+    -0.09918314763016893,
+    -0.008729793427399178,
+    -0.011931556316503654,
+    -0.0321993391887285,
+)
+LATENTS_STD = (
+    0.9263795028493863,
+    0.9248894543193766,
+    0.9393059390890617,
+    0.959253732819592,
+    0.8244560132752793,
+    0.917259975397747,
+    0.9294154431013696,
+    1.3720942357788521,
+    0.881393668867029,
+    0.9168315692124348,
+    0.9185249279345552,
+    0.9274757570805041,
+)
 
 
 @dataclass(frozen=True)
@@ -155,7 +184,7 @@ def transformer_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
 def decoder_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
     """The configuration of a VAE whose decoder is in Genmo's form; see `transformer_config`.
 
-    Expansions, latent statistics and everything about the encoder are Mochi's, Diffusers' defaults.
+    Expansions and latent statistics are Mochi's own; nothing is said of the encoder.
 
     Raises:
         ValueError: what it is read off is not there.
@@ -180,6 +209,11 @@ def decoder_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
         "layers_per_block": counts[::-1],
         "latent_channels": inputs[1],
         "out_channels": shape("output_proj.weight")[0],
+        "temporal_expansions": [1, 2, 3],
+        "spatial_expansions": [2, 2, 2],
+        "latents_mean": list(LATENTS_MEAN),
+        "latents_std": list(LATENTS_STD),
+        "scaling_factor": 1.0,
     }
 
 

@@ -144,6 +144,17 @@ def test_a_genmo_directory_is_a_whole_checkpoint_with_its_base(genmo, tiny, orig
     assert checkpoint.identity() == Checkpoint.open(genmo, base=tiny).identity()
 
 
+def test_the_configuration_of_the_decoder_is_said_in_full(genmo, original):
+    """Nothing that the decoder on the mesh reads may be left to a default."""
+    from models.mochi.vae.config import DecoderConfig
+
+    config = open_decoder(genmo / "decoder.safetensors").config
+    assert config["latents_mean"]
+    for setting, value in config.items():
+        assert original.vae.config[setting] == value, setting
+    assert DecoderConfig.from_dict(config) == DecoderConfig.from_dict(original.vae.config)
+
+
 def test_folders_beside_the_files_come_first(genmo, tiny):
     for name in ("text_encoder", "tokenizer"):
         shutil.copytree(tiny / name, genmo / name)

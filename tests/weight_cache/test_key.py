@@ -183,3 +183,14 @@ def test_a_plan_reads_no_weights_and_counts_all_parameters(sizes):
     config = TransformerConfig.from_dict(dict(model.config))
     found = plan(MochiTransformer(config, NamedMesh(Layout((1, 2), 0, 1))), "transformer", "bf16")
     assert found.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_fused_and_plain_models_have_entries_of_their_own(component, tmp_path):
+    """Their SwiGLU weights have one shape and different column orders."""
+    keys = set()
+    for fused in (True, False):
+        mesh = NamedMesh(Layout.parse("2x4sp0tp1"))
+        mesh.fused = fused
+        model = MochiTransformer(TransformerConfig.from_dict(component.config), mesh)
+        keys.add(entry_key(key.key_fields(model, component, "bf16", [], DigestMemory(tmp_path / "digests.json"))))
+    assert len(keys) == 2

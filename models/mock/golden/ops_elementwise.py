@@ -51,11 +51,19 @@ def _operands(a, b, dtypes: list, *, matrix_engine: bool) -> tuple:
     return a, b
 
 
-@local_rule("ttnn.add", "ttnn.add_", source=_BINARY_SOURCE, dtypes=True)
-def add(input_tensor_a, input_tensor_b, *, dtypes: list):
-    """``a + b`` with broadcasting."""
+@local_rule(
+    "ttnn.add",
+    "ttnn.add_",
+    source=f"{_BINARY_SOURCE}; activations on the sum: {_BINARY_NG}/kernels/compute/eltwise_utils.hpp",
+    dtypes=True,
+)
+def add(input_tensor_a, input_tensor_b, *, activations=(), dtypes: list):
+    """``a + b`` with broadcasting, then SiLU if asked for, on the float32 sum before it is rounded."""
+    names = [activation.op_type if hasattr(activation, "op_type") else activation for activation in activations]
+    if any(name != ttnn.UnaryOpType.SILU for name in names):
+        raise ValueError(f"activations {names} are not covered by this golden")
     a, b = _operands(input_tensor_a, input_tensor_b, dtypes, matrix_engine=True)
-    return a + b
+    return torch.nn.functional.silu(a + b) if names else a + b
 
 
 @local_rule("ttnn.subtract", "ttnn.subtract_", source=_BINARY_SOURCE, dtypes=True)

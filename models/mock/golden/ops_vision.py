@@ -1,12 +1,8 @@
 """Golden rules of 3D convolution, halo exchange and what else a video decoder needs."""
 
-from dataclasses import replace
-
 import torch
-import ttnn
 
-from models.mock.golden import ops_elementwise
-from models.mock.golden.rules import RULES, MeshShards, Shards, local_rule, mesh_rule
+from models.mock.golden.rules import MeshShards, Shards, local_rule, mesh_rule
 
 _CONV3D = "ttnn/operations/experimental/conv3d/device/kernels"
 _NEIGHBOR_PAD = "ttnn/operations/experimental/ccl/neighbor_pad_async/device/kernels"
@@ -116,17 +112,3 @@ def slice_write(input_tensor, target, start, end, step):
     out = target.clone()
     out[tuple(slice(a, b) for a, b in zip(start, end, strict=True))] = input_tensor
     return out
-
-
-def _add_activated(input_tensor_a, input_tensor_b, *, activations=(), dtypes: list):
-    """``silu(a + b)``: the activation works on the float32 sum, before it is rounded to the output's dtype."""
-    names = [activation.op_type if hasattr(activation, "op_type") else activation for activation in activations]
-    if any(name != ttnn.UnaryOpType.SILU for name in names):
-        raise ValueError(f"activations {names} are not covered by this golden")
-    total = ops_elementwise.add(input_tensor_a, input_tensor_b, dtypes=dtypes)
-    return torch.nn.functional.silu(total) if names else total
-
-
-# Source: eltwise/binary_ng/device/kernels/compute/eltwise_utils.hpp, PROCESS_POST_ACTIVATIONS on the destination
-# registers.
-RULES["ttnn.add"] = replace(RULES["ttnn.add"], function=_add_activated)

@@ -149,3 +149,4 @@ def test_submeshes(chips):
                 tensor = ttnn.all_gather(tensor, dim=2 + axis, cluster_axis=axis, topology=ttnn.Topology.Linear)
         for piece in ttnn.get_device_tensors(ttnn.multiply(tensor, 2.0)):
             assert torch.equal(ttnn.to_torch(piece), 2 * x)
+        ttnn.close_mesh_device(part)

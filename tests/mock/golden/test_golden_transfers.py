@@ -137,10 +137,10 @@ def test_files(chips, tmp_path):
     chips.check(loaded, lambda v: v, packed)
 
 
-def test_submeshes(chips):
+def test_submeshes(open_layout):
     """Meshes cut from the same chips have values of their own."""
     for rows, cols in ((1, 1), (1, 2), (2, 2)):
-        part = chips.device.create_submesh(ttnn.MeshShape(rows, cols))
+        part = open_layout(f"{rows}x{cols}sp0tp1").device
         x = torch.randn(1, 1, 32 * rows, 32 * cols)
         mapper = ttnn.ShardTensor2dMesh(part, mesh_shape=(rows, cols), dims=(2, 3))
         tensor = ttnn.from_torch(x, device=part, dtype=ttnn.float32, layout=ttnn.TILE_LAYOUT, mesh_mapper=mapper)
@@ -149,4 +149,3 @@ def test_submeshes(chips):
                 tensor = ttnn.all_gather(tensor, dim=2 + axis, cluster_axis=axis, topology=ttnn.Topology.Linear)
         for piece in ttnn.get_device_tensors(ttnn.multiply(tensor, 2.0)):
             assert torch.equal(ttnn.to_torch(piece), 2 * x)
-        ttnn.close_mesh_device(part)

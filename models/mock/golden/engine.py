@@ -5,6 +5,7 @@ is computed from the input values, rounded to the op's real output dtype and che
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -39,13 +40,22 @@ _ALLOCATING = frozenset(
 
 
 class Engine:
-    """The interposer on ttnn's op entry point. One per process; see `install`."""
+    """The interposer on ttnn's op entry point. One per process; see `install`.
+
+    Threads may call ops: those on the device take turns, those on the host alone (packing weights) run side by side.
+    """
 
     def __init__(self) -> None:
         self.store = Store()
         self.ops_seen: dict[str, int] = {}
-        self.inside = False
+        self._lock = threading.RLock()
+        self._thread = threading.local()
         self._original_call: Callable[..., Any] | None = None
+
+    @property
+    def inside(self) -> bool:
+        """Whether this thread is within an op, whose inner ops are not followed."""
+        return getattr(self._thread, "inside", False)
 
     def attach(self) -> None:
         """Put the interposer in front of every ttnn op."""
@@ -73,19 +83,26 @@ class Engine:
         name = operation.python_fully_qualified_name
         if self.inside or name in _TRANSPARENT:
             return self._original_call(operation, *args, **kwargs)
-        self.store.sweep()
-        self.inside = True
+        self._thread.inside = True
         try:
-            handler = transfers.HANDLERS.get(name)
-            if handler is not None:
-                return handler(self, self._original_call, operation, args, kwargs)
-            if name in _ALLOCATING:
-                result = self._original_call(operation, *args, **kwargs)
-                self.store.reserve(result, "it was allocated and never written")
-                return result
-            return self._compute(operation, name, args, kwargs)
+            if not _touches_device((args, tuple(kwargs.values()))):
+                return self._original_call(operation, *args, **kwargs)
+            with self._lock:
+                self.store.sweep()
+                return self._follow(operation, name, args, kwargs)
         finally:
-            self.inside = False
+            self._thread.inside = False
+
+    def _follow(self, operation: FastOperation, name: str, args: tuple, kwargs: dict) -> Any:
+        assert self._original_call is not None
+        handler = transfers.HANDLERS.get(name)
+        if handler is not None:
+            return handler(self, self._original_call, operation, args, kwargs)
+        if name in _ALLOCATING:
+            result = self._original_call(operation, *args, **kwargs)
+            self.store.reserve(result, "it was allocated and never written")
+            return result
+        return self._compute(operation, name, args, kwargs)
 
     def _compute(self, operation: FastOperation, name: str, args: tuple, kwargs: dict) -> Any:
         assert self._original_call is not None
@@ -170,6 +187,13 @@ def _has_device_tensor(value: Any) -> bool:
     if isinstance(value, ttnn.Tensor):
         return ttnn.is_tensor_storage_on_device(value)
     return isinstance(value, (list, tuple)) and any(map(_has_device_tensor, value))
+
+
+def _touches_device(value: Any) -> bool:
+    """Whether a device, or a tensor on one, is among the arguments."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_touches_device, value))
+    return isinstance(value, ttnn.MeshDevice) or _has_device_tensor(value)
 
 
 def _device_tensors(value: Any) -> list[ttnn.Tensor]:

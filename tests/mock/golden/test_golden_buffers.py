@@ -1,6 +1,7 @@
 """Buffers: who shares one, when its values change, and when they are let go."""
 
 import gc
+import threading
 
 import pytest
 import torch
@@ -179,3 +180,32 @@ def test_install_and_uninstall(device_2x4):
     assert all(vars(ttnn.Tensor)[name] is not old for name, old in zip(methods, saved, strict=True))
     with pytest.raises(golden.GoldenError, match="unseen call"):
         ttnn.add(plain, 1.0)
+
+
+def test_threads_that_pack_weights_do_not_disturb_the_device(chips, engine):
+    """Packing on the host runs beside device ops, whose values and lifetimes stay right."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    x = chips.random(1, 1, 32, 64)
+    stop = threading.Event()
+
+    def pack() -> int:
+        packed = 0
+        while not stop.is_set():
+            ttnn.from_torch(torch.randn(64, 64), dtype=ttnn.bfloat8_b, layout=ttnn.TILE_LAYOUT)
+            packed += 1
+        return packed
+
+    with ThreadPoolExecutor(3) as pool:
+        packers = [pool.submit(pack) for _ in range(3)]
+        try:
+            y = chips.put(x)
+            for _ in range(200):
+                y = ttnn.multiply(y, 1.0)
+                y = ttnn.add(y, chips.put(x))
+                y = ttnn.subtract(y, chips.put(x))
+        finally:
+            stop.set()
+    assert all(packer.result() > 0 for packer in packers)
+    chips.check(ttnn.multiply(chips.put(x), 2.0), lambda v: 2 * v, x)
+    assert not engine.inside

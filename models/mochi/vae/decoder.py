@@ -29,10 +29,10 @@ class VaeDecoder(Protocol):
 
 
 class HostVaeDecoder:
-    """Diffusers' Mochi decoder in PyTorch, float32, on the host.
+    """Diffusers' Mochi decoder in PyTorch, float32, on the host: the oracle of `MochiVaeDecoder`.
 
-    A stand-in for the TTNN decoder, which will replace it behind `VaeDecoder`. It decodes in one piece, so
-    that there are no seams; a full-size video needs about 70 GB (Diffusers' documentation).
+    It decodes in one piece, so that there are no seams; a full-size video needs about 70 GB (Diffusers'
+    documentation).
     """
 
     def __init__(self, model: torch.nn.Module):

@@ -36,9 +36,9 @@ print(json.dumps(found + [golden.active() is None]))
 # The code that opens cards, run against a described cluster: this checks its order of calls, not silicon.
 HARDWARE = """
 import json, os, pathlib
-from models.mock.cluster import T3000, write_descriptor
+from models.mock.cluster import system_named, write_descriptor
 from models.mock.toolchain import cache_directory, mock_variables, prepare_toolchain
-path = write_descriptor(T3000, cache_directory() / "clusters")
+path = write_descriptor(system_named("t3000"), cache_directory() / "clusters")
 os.environ |= mock_variables(prepare_toolchain(), path, slow_dispatch=True)
 os.environ["TT_METAL_LOGS_PATH"] = os.getcwd()
 from models.device import open_mesh

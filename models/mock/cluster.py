@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.systems import mock_of
+
 Coord = tuple[int, int]
 Link = tuple[tuple[int, int], tuple[int, int]]
 """Two (chip, Ethernet channel) ends."""
@@ -160,14 +162,23 @@ def _galaxy(ring: bool = False) -> Wiring:
     )
 
 
-N150 = System("n150", (1, 1), (8, 9), "n150", 0b1, True, _n150)
-N300 = System("n300", (1, 2), (8, 8), "n300", 0b11, True, lambda: _n300_cards(1))
-N300_PAIR = System("n300-pair", (2, 2), (8, 8), "n300", 0b11, True, lambda: _n300_cards(2))
-T3000 = System("t3000", (2, 4), (8, 8), "n300", 0b11, True, lambda: _n300_cards(4))
-GALAXY = System("galaxy", (_ROWS, _COLS), (8, 9), "ubb", 0, False, _galaxy)
-GALAXY_TORUS = System("galaxy-torus", (_ROWS, _COLS), (8, 9), "ubb", 0, False, lambda: _galaxy(True), ring=True)
+def _system(name: str, board: str, harvest_mask: int, slow_dispatch: bool, wire: Callable[[], Wiring]) -> System:
+    """A mock system; shape, grid and ring are those of the machine it stands for."""
+    machine = mock_of(name)
+    return System(name, machine.mesh, machine.grid, board, harvest_mask, slow_dispatch, wire, machine.ring)
 
-SYSTEMS: dict[str, System] = {s.name: s for s in (N150, N300, N300_PAIR, T3000, GALAXY, GALAXY_TORUS)}
+
+SYSTEMS: dict[str, System] = {
+    system.name: system
+    for system in (
+        _system("n150", "n150", 0b1, True, _n150),
+        _system("n300", "n300", 0b11, True, lambda: _n300_cards(1)),
+        _system("n300-pair", "n300", 0b11, True, lambda: _n300_cards(2)),
+        _system("t3000", "n300", 0b11, True, lambda: _n300_cards(4)),
+        _system("galaxy", "ubb", 0, False, _galaxy),
+        _system("galaxy-torus", "ubb", 0, False, lambda: _galaxy(ring=True)),
+    )
+}
 """Every mock system by name, smallest first."""
 
 

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-# Twelve banks of 1,070,773,184 bytes (Wormhole); the rest of the program needs room too.
-CHIP_DRAM = 12 * 1_070_773_184
+from models.systems import system
+
+CHIP_DRAM = system("quietbox").architecture.dram_bytes
 
 
 def dry_run(tmp_path, *arguments: str) -> dict:

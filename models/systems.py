@@ -1,0 +1,146 @@
+"""Tenstorrent systems as data: chips, cores, memory, links, with a source for every number (`systems.toml`).
+
+What describes a machine is read here by whoever stands outside the model: the mock, the cost model, the command line.
+Model code asks the open mesh instead.
+"""
+
+import functools
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).with_name("systems.toml")
+# Fields that name something; all others are figures and need a source.
+_NAMES = frozenset({"name", "aliases", "architecture", "layout", "mock", "verified", "ring", "source"})
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One chip architecture. Units: Hz, bytes, bytes per second."""
+
+    name: str
+    clock_hz: float
+    flops_per_core_cycle: int
+    """At LoFi; a multiply-add is two."""
+    fidelity_passes: dict[str, int]
+    """Math fidelity, such as HiFi2 -> passes of the matrix engine."""
+    l1_bytes: int
+    """L1 of one core that circular buffers and L1 tensors share."""
+    dram_banks: int
+    dram_bank_bytes: int
+    dram_bytes_per_second: float
+    link_bytes_per_second: float
+    """One Ethernet link, one direction."""
+    source: dict[str, str]
+
+    @property
+    def dram_bytes(self) -> int:
+        """DRAM of one chip."""
+        return self.dram_banks * self.dram_bank_bytes
+
+    def peak_flops(self, cores: int, fidelity: str) -> float:
+        """Matrix FLOP per second of ``cores`` cores.
+
+        Raises:
+            ValueError: there is no such fidelity.
+        """
+        if fidelity not in self.fidelity_passes:
+            raise ValueError(
+                f"math fidelity {fidelity!r} does not exist: choose from {', '.join(self.fidelity_passes)}"
+            )
+        return cores * self.flops_per_core_cycle * self.clock_hz / self.fidelity_passes[fidelity]
+
+
+@dataclass(frozen=True)
+class System:
+    """One machine: its chips and how they are joined."""
+
+    name: str
+    aliases: tuple[str, ...]
+    architecture: Architecture
+    mesh: tuple[int, int]
+    """Chips, (rows, columns)."""
+    grid: tuple[int, int]
+    """Compute cores of a chip, (x, y)."""
+    links: tuple[int, int]
+    """Ethernet links between neighbours along (axis 0, axis 1)."""
+    ring: bool
+    """Whether both axes are closed to rings; lines otherwise."""
+    layout: str
+    """Default layout of the whole mesh, such as sp0tp1."""
+    verified: bool
+    """Whether anything here opens such a system, if only as a mock."""
+    source: dict[str, str]
+    mock: str | None = None
+    """The mock system that stands for it."""
+
+    @property
+    def chips(self) -> int:
+        """Number of chips."""
+        return self.mesh[0] * self.mesh[1]
+
+    @property
+    def cores(self) -> int:
+        """Compute cores of one chip."""
+        return self.grid[0] * self.grid[1]
+
+    def peak_flops(self, fidelity: str, cores: int | None = None) -> float:
+        """Matrix FLOP per second of one chip, or of ``cores`` of its cores.
+
+        Raises:
+            ValueError: there is no such fidelity.
+        """
+        return self.architecture.peak_flops(self.cores if cores is None else cores, fidelity)
+
+
+@functools.cache
+def systems() -> dict[str, System]:
+    """Every system by name.
+
+    Raises:
+        ValueError: the data file has a figure without a source, or an unknown field.
+    """
+    data = tomllib.loads(DATA.read_text(encoding="utf-8"))
+    kinds = {name: _make(Architecture, name, table) for name, table in data["architecture"].items()}
+    return {
+        name: _make(System, name, table | {"architecture": kinds[table["architecture"]]})
+        for name, table in data["system"].items()
+    }
+
+
+def system(name: str) -> System:
+    """The system called ``name``, by its own name or an alias.
+
+    Raises:
+        ValueError: there is none.
+    """
+    wanted = name.strip().lower()
+    for candidate in systems().values():
+        if wanted in (candidate.name, *candidate.aliases):
+            return candidate
+    raise ValueError(f"system {name!r} does not exist: choose from {', '.join(systems())}")
+
+
+def mock_of(mock: str) -> System:
+    """The system that the mock system ``mock`` stands for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for candidate in systems().values():
+        if candidate.mock == mock:
+            return candidate
+    raise ValueError(f"no system of {DATA.name} has the mock {mock!r}")
+
+
+def _make(kind: type, name: str, table: dict[str, Any]) -> Any:
+    figures = {key for key in table if key not in _NAMES}
+    if figures != set(table.get("source", {})):
+        unmatched = sorted(figures ^ set(table.get("source", {})))
+        raise ValueError(f"{DATA.name}, {name}: figures and sources differ in {', '.join(unmatched)}")
+    unknown = set(table) - {field.name for field in fields(kind)}
+    if unknown:
+        raise ValueError(f"{DATA.name}, {name}: unknown fields {', '.join(sorted(unknown))}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    return kind(name=name, **values)

@@ -46,7 +46,7 @@ def test_default_layout_is_the_rule(name):
 def test_bad_names():
     with pytest.raises(ValueError, match="system 't4000' does not exist: choose from n150, n300"):
         system("t4000")
-    with pytest.raises(ValueError, match="'HiFi5' does not exist: LoFi, HiFi2"):
+    with pytest.raises(ValueError, match="'HiFi5' does not exist: choose from LoFi, HiFi2"):
         system("galaxy").peak_flops("HiFi5")
 
 

@@ -31,13 +31,17 @@ _BYTES = {
 class Cost:
     """Per chip: matrix ``flops``, ``dram_bytes`` read and written, ``link_bytes`` on the busiest directed link.
 
-    ``exposed_link_bytes`` is the part of the link bytes that the op does not overlap with its own arithmetic.
+    ``exposed_link_bytes`` is the part of the link bytes that the op does not overlap with its own arithmetic. For
+    attention in chunks, ``steps`` is how many pairs of a query chunk and a key chunk the busiest core works through,
+    ``step_tiles`` the 32 x 32 scores of one, each over a head of 128.
     """
 
     flops: float = 0.0
     dram_bytes: float = 0.0
     link_bytes: float = 0.0
     exposed_link_bytes: float = 0.0
+    steps: float = 0.0
+    step_tiles: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,14 @@ def cost(call: Call) -> Cost:
     return _RULES.get(call.name, elementwise)(call)
 
 
+def element_bytes(dtype: ttnn.DataType) -> float:
+    """Bytes of one element, block exponents included."""
+    return _BYTES[dtype]
+
+
 def nbytes(tensor: ttnn.Tensor) -> float:
     """Bytes of a device tensor on one chip, padding included."""
-    return math.prod(tensor.padded_shape) * _BYTES[tensor.dtype]
+    return math.prod(tensor.padded_shape) * element_bytes(tensor.dtype)
 
 
 def traffic(*tensors: ttnn.Tensor) -> float:
@@ -153,17 +162,29 @@ def _fused_norm(call: Call) -> Cost:
     return Cost(dram_bytes=elementwise(call).dram_bytes, **_exposed((chips - 1) * statistics))
 
 
-def _attention_flops(queries: float, keys: float, heads: int, width: int) -> float:
-    return 4 * heads * width * queries * keys
+def _attention_work(call: Call, queries: list[int], keys: list[int]) -> dict[str, float]:
+    """FLOPs of attention between stretches of ``queries`` and ``keys``, and its steps where the call has chunk sizes.
+
+    The unit of work of the kernels is one chunk of queries of one head against all keys, chunk by chunk; whole units
+    are dealt to the cores (upstream ``sdpa/device/ring_joint_sdpa_program_factory.cpp``).
+    """
+    heads, width = call.inputs[0].padded_shape[1], call.inputs[0].padded_shape[3]
+    work = {"flops": 4.0 * heads * width * sum(queries) * sum(keys)}
+    config = call.kwargs.get("program_config")
+    if config is None:
+        return work
+    grid, q_chunk, k_chunk = config.compute_with_storage_grid_size, config.q_chunk_size, config.k_chunk_size
+    units = heads * sum(math.ceil(rows / q_chunk) for rows in queries)
+    key_chunks = sum(math.ceil(rows / k_chunk) for rows in keys)
+    tiles = (q_chunk / 32) * (k_chunk / 32) * (width / 128)
+    return work | {"steps": math.ceil(units / (grid.x * grid.y)) * key_chunks, "step_tiles": tiles}
 
 
 @cost_rule("ttnn.transformer.scaled_dot_product_attention", "ttnn.transformer.joint_scaled_dot_product_attention")
 def _attention(call: Call) -> Cost:
-    q, k = call.inputs[0], call.inputs[1]
-    queries = sum(t.padded_shape[2] for t in call.inputs[0::3])
-    keys = sum(t.padded_shape[2] for t in call.inputs[1::3])
-    flops = _attention_flops(queries, keys, q.padded_shape[1], k.padded_shape[3])
-    return Cost(flops=flops, dram_bytes=traffic(*call.inputs, *call.outputs))
+    queries = [t.padded_shape[2] for t in call.inputs[0::3]]
+    keys = [t.padded_shape[2] for t in call.inputs[1::3]]
+    return Cost(dram_bytes=traffic(*call.inputs, *call.outputs), **_attention_work(call, queries, keys))
 
 
 @cost_rule("ttnn.transformer.ring_joint_scaled_dot_product_attention")
@@ -171,11 +192,9 @@ def _ring_attention(call: Call) -> Cost:
     q, k, v = call.inputs[:3]
     joint = call.inputs[3:6] if len(call.inputs) >= 6 else []
     chips = call.chips()
-    extra = joint[0].padded_shape[2] if joint else 0
-    flops = _attention_flops(
-        q.padded_shape[2] + extra, chips * k.padded_shape[2] + extra, q.padded_shape[1], q.padded_shape[3]
-    )
+    extra = [joint[0].padded_shape[2]] if joint else []
+    work = _attention_work(call, [q.padded_shape[2], *extra], [k.padded_shape[2]] * chips + extra)
     moved = traffic(k, v) * (chips - 1)
     # Keys and values of the others are written to the persistent buffers as they arrive, and read from there.
     dram = traffic(q, k, v, *joint, *call.outputs[:2]) + 2 * moved
-    return Cost(flops=flops, dram_bytes=dram, link_bytes=moved)
+    return Cost(dram_bytes=dram, link_bytes=moved, **work)

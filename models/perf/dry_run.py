@@ -18,6 +18,7 @@ from models.mochi.vae.config import DecoderConfig
 from models.parallel import Mesh
 from models.perf.decode import trace_decode
 from models.perf.trace import Trace, dram_allocated, trace
+from weight_cache.precision import set_precision
 
 STAGES = ("encode", "denoise", "decode")
 STEPS = 50
@@ -96,6 +97,7 @@ def dry_run(
     text_tokens: int = 256,
     steps: int = STEPS,
     split: str | None = None,
+    precision: str = "bf16",
     on_stage: Callable[[str], None] | None = None,
 ) -> DryRun:
     """Put all three models on the mesh at full size and run stages of one video on it.
@@ -113,10 +115,11 @@ def dry_run(
         text_tokens: tokens of each prompt, 1 to 256.
         steps: denoising steps that modulations are prepared for.
         split: of the decoder over the mesh; see `models.mochi.vae.Split`.
+        precision: of the transformer's weights; see `weight_cache.precision`.
         on_stage: called with each stage's name as it begins.
 
     Raises:
-        ValueError: there is no such stage.
+        ValueError: there is no such stage or precision.
         RuntimeError: what the device would raise: out of memory, an unsupported shape.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
@@ -129,6 +132,7 @@ def dry_run(
     encoder = T5Encoder(T5_XXL, mesh)
     transformer = MochiTransformer(config, mesh)
     decoder = MochiVaeDecoder(DecoderConfig(), mesh, split=split)
+    set_precision(transformer, precision)
     weights = {}
     for name, model in (("text_encoder", encoder), ("transformer", transformer), ("vae", decoder)):
         before = dram_allocated(mesh.device)

@@ -11,6 +11,7 @@ import ttnn
 from ttnn.decorators import FastOperation
 
 from models.perf.counts import Call, Cost, cost
+from models.perf.settings import Settings
 
 # Host work: building or reading tensors outside the device's queue.
 _HOST = frozenset(
@@ -34,11 +35,12 @@ _SCRATCH = ("persistent", "semaphore")
 
 @dataclass(frozen=True)
 class Record:
-    """One device call: its name, its outputs' shapes on one chip, its cost."""
+    """One device call: its name, its outputs' shapes on one chip, its cost, how it computes."""
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
     cost: Cost
+    settings: Settings
 
 
 @dataclass
@@ -62,8 +64,8 @@ class Trace:
         """Sum of one field of `Cost`, such as ``flops``."""
         return sum(getattr(record.cost, what) for record in self.records)
 
-    def summary(self) -> dict[str, float]:
-        """Totals under the names that reports use."""
+    def counts(self) -> dict[str, float]:
+        """Exact totals under the names that reports use: the same on every host."""
         return {
             "device_calls": self.device_calls,
             "flops": self.total("flops"),
@@ -71,8 +73,11 @@ class Trace:
             "link_bytes": self.total("link_bytes"),
             "exposed_link_bytes": self.total("exposed_link_bytes"),
             "dram_peak_bytes": self.dram_peak_bytes,
-            "host_dispatch_seconds": round(self.host_seconds, 4),
         }
+
+    def summary(self) -> dict[str, float]:
+        """`counts`, and the host time of tracing."""
+        return {**self.counts(), "host_dispatch_seconds": round(self.host_seconds, 4)}
 
     def by_op(self) -> dict[str, dict[str, float]]:
         """Calls and costs per op name, most called first."""
@@ -133,7 +138,8 @@ def _record(name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> Reco
     if name == "ttnn.reshape" and outputs[0].buffer_unique_id() in buffers:
         return None  # a view: nothing runs
     shapes = tuple(tuple(t.shape) for t in outputs)
-    return Record(name, shapes, cost(Call(name, args, kwargs, inputs, outputs)))
+    call = Call(name, args, kwargs, inputs, outputs)
+    return Record(name, shapes, cost(call), Settings.of(call))
 
 
 def _device_tensors(value: Any) -> list[ttnn.Tensor]:

@@ -60,6 +60,22 @@ def test_attention_counts_all_keys(mesh):
     cost = only(mesh, lambda: joint_attention(visual, joint, mesh, tokens=120, scale=0.125))
     assert cost.flops == 4 * 2 * 32 * (64 + 32) * (2 * 64 + 32)
     assert cost.link_bytes == 2 * (2 * 2 * 64 * 32)
+    # Chunks of 64 queries and of 64 keys of a head: 2 heads x (visual, text) on idle cores, each against 3 key chunks.
+    assert (cost.steps, cost.step_tiles) == (3, 2 * 2 * 32 / 128)
+
+
+@pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)
+def test_settings_of_a_call(mesh):
+    """Fidelity, operand types, grid and links are those that the layers ask for."""
+    from models.layers.matmul import gathered_matmul
+
+    x, w = mesh.upload(randn(1, 1, ROWS, INNER), tp=3), mesh.upload(randn(INNER, COLUMNS), dtype=ttnn.bfloat8_b, tp=1)
+    with trace(mesh.device) as made:
+        gathered_matmul(x, w, mesh)
+    settings = made.records[-1].settings
+    assert (settings.fidelity, settings.links) == ("HiFi2", mesh.tp.links)
+    assert settings.cores == mesh.grid[0] * (mesh.grid[1] - 1)
+    assert settings.operand_bytes == (2 + 1088 / 1024) / 2
 
 
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)

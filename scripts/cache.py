@@ -10,7 +10,7 @@ import typer
 HELP = {
     "base": "For Genmo's and ComfyUI's forms: a Diffusers-layout checkpoint that holds the text encoder and tokenizer. "
     "[default: genmo/mochi-1-preview in the local cache]",
-    "precision": "Of the transformer's stored weights: bf16, or bf8 (bfloat8_b for attention and feed-forward).",
+    "precision": "accurate, default or fast; or the default's arithmetic with the large matrices as bf16 or bf8.",
     "lora": "A LoRA's .safetensors file, or FILE:STRENGTH; may be given several times.",
     "cache_dir": "Where converted weights are kept. [default: MOCHI_TT_CACHE_DIR, else TT_DIT_CACHE_DIR, else the "
     "user's cache directory]",
@@ -32,7 +32,7 @@ def build(
     base: Annotated[str | None, typer.Option(help=HELP["base"])] = None,
     mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
     layout: Annotated[str | None, typer.Option(help="Such as sp0tp1. [default: by the mesh]")] = None,
-    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "bf16",
+    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
     lora: Annotated[list[str] | None, typer.Option(help=HELP["lora"])] = None,
     cache_dir: CacheDir = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say how large it will be: no weights are read.")] = False,
@@ -124,7 +124,7 @@ def prune(
 def benchmark(
     gigabytes: Annotated[float, typer.Option(min=0.01, help="Size of the synthetic checkpoint.")] = 4.0,
     mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
-    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "bf16",
+    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
     folder: Annotated[str | None, typer.Option(help="Scratch folder. [default: the system's]")] = None,
     json_file: Json = None,
 ) -> None:
@@ -133,9 +133,10 @@ def benchmark(
 
     quiet_ttnn()
     from models.mochi.cache_benchmark import run_benchmark
+    from models.mochi.precision import Precision
 
     _check(json_file)
-    found = run_benchmark(gigabytes, mesh, precision, Path(folder) if folder else None, print)
+    found = run_benchmark(gigabytes, mesh, Precision.named(precision).weights, Path(folder) if folder else None, print)
     _write(found, json_file)
 
 

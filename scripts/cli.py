@@ -62,7 +62,7 @@ def generate(
     ] = "tiny",
     variant: Annotated[str | None, typer.Option(help="Of the weight files, such as bf16.")] = None,
     base: Annotated[str | None, typer.Option(help=HELP["base"])] = None,
-    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "bf16",
+    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
     lora: Annotated[list[str] | None, typer.Option(help=HELP["lora"])] = None,
     cache_dir: Annotated[str | None, typer.Option(help=HELP["cache_dir"])] = None,
     mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from scripts.cache import HELP
+
 
 def dry_run(
     model_config: Annotated[str, typer.Option(help="Sizes of the model: preview (genmo/mochi-1-preview).")] = "preview",
     mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
     layout: Annotated[str | None, typer.Option(help="Such as sp0tp1. [default: by the mesh]")] = None,
+    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
     width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 848,
     height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
     num_frames: Annotated[int, typer.Option(help="6k + 1.")] = 163,
@@ -32,6 +35,7 @@ def dry_run(
 
     quiet_ttnn()
     from models.mochi.config import config_named
+    from models.mochi.precision import Precision
     from models.mochi.transformer.widths import Widths
     from models.mochi.video import check_writable, write_json
     from models.parallel import Layout, Mesh
@@ -39,6 +43,7 @@ def dry_run(
     from models.perf.dry_run import dry_run as run
 
     config = config_named(model_config)
+    policy = Precision.named(precision)
     geometry = preview_geometry(height, width, num_frames)
     shape = parse_mesh(mesh)
     chosen = Layout.parse(layout, shape) if layout else Layout.default(shape, config.num_attention_heads)
@@ -58,6 +63,7 @@ def dry_run(
             stages=stages,
             split=vae_split,
             config=config,
+            precision=policy,
             blocks=blocks,
             text_tokens=text_tokens,
             steps=num_steps,

@@ -8,7 +8,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mochi-tt")
     group.addoption("--model", default=None, help="fill the user's own store of converted weights for this checkpoint")
     group.addoption("--variant", default=None, help="of its weight files, such as bf16")
-    group.addoption("--precision", default="bf16", help="of the converted weights: bf16 or bf8")
+    group.addoption("--precision", default="default", help="policy that the converted weights are for")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -80,6 +80,7 @@ def check(
     *,
     min_pcc: float = 0.9995,
     max_rmse: float = 0.03,
+    margin: float = BF16_MARGIN,
 ) -> None:
     """Compare with the float32 reference absolutely, and with PyTorch's own bfloat16 error relatively."""
     correlation, error = pcc(expected, actual), relative_rmse(expected, actual)
@@ -88,7 +89,7 @@ def check(
     assert correlation >= min_pcc, f"PCC {correlation:.6f} < {min_pcc} (relative RMSE {error:.5f})"
     assert error <= max_rmse, f"relative RMSE {error:.5f} > {max_rmse} (PCC {correlation:.6f})"
     if own is not None:
-        assert error <= BF16_MARGIN * own, f"relative RMSE {error:.5f} > {BF16_MARGIN} x PyTorch's bfloat16 {own:.5f}"
+        assert error <= margin * own, f"relative RMSE {error:.5f} > {margin} x PyTorch's bfloat16 {own:.5f}"
 
 
 def in_both(function, *inputs: torch.Tensor):

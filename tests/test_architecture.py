@@ -12,7 +12,13 @@ DEVICE_CODE = ["models/parallel", "models/layers", "models/mochi/transformer", "
 MAY_IMPORT = {
     "models/parallel": {"models.parallel"},
     "models/layers": {"models.layers", "models.parallel"},
-    "models/mochi/transformer": {"models.mochi.config", "models.mochi.transformer", "models.layers", "models.parallel"},
+    "models/mochi/transformer": {
+        "models.mochi.config",
+        "models.mochi.precision",
+        "models.mochi.transformer",
+        "models.layers",
+        "models.parallel",
+    },
     "models/reference": {"models.reference"},
     "weight_cache": {"weight_cache", "models.layers", "models.parallel", "models.mochi"},
 }

@@ -29,7 +29,7 @@ class Heads:
 
 
 def joint_attention(
-    visual: Heads, text: Heads | None, mesh: Mesh, *, tokens: int, scale: float
+    visual: Heads, text: Heads | None, mesh: Mesh, *, tokens: int, scale: float, fidelity: ttnn.MathFidelity
 ) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
     """Softmax attention in which all visual and text tokens see each other.
 
@@ -39,17 +39,19 @@ def joint_attention(
         mesh: the mesh.
         tokens: visual tokens that are real; those behind them, up to N, are padding and are never attended to.
         scale: factor on the scores.
+        fidelity: of both products.
 
     Returns:
         Outputs of both streams, shaped and placed like their queries.
     """
+    config = compute.matrix(fidelity)
     if mesh.sp.size > 1:
-        return _ring(visual, text, mesh, tokens=tokens, scale=scale)
+        return _ring(visual, text, mesh, tokens=tokens, scale=scale, config=config)
     if visual.rows != tokens:
         raise ValueError(f"{visual.rows} visual rows for {tokens} tokens: without SP there must be no padding rows")
     # The binding takes a float32 and refuses a Python float that is not exactly one.
     scale = struct.unpack("f", struct.pack("f", scale))[0]
-    config = attention_program(mesh, visual.q, visual.k, core_rows=mesh.grid[1])
+    program = attention_program(mesh, visual.q, visual.k, core_rows=mesh.grid[1])
     if text is None:
         out = ttnn.transformer.scaled_dot_product_attention(
             visual.q,
@@ -57,8 +59,8 @@ def joint_attention(
             visual.v,
             is_causal=False,
             scale=scale,
-            program_config=config,
-            compute_kernel_config=compute.matrix(),
+            program_config=program,
+            compute_kernel_config=config,
         )
         return out, None
     spatial, joint = ttnn.transformer.joint_scaled_dot_product_attention(
@@ -70,14 +72,20 @@ def joint_attention(
         text.v,
         joint_strategy="rear",
         scale=scale,
-        program_config=config,
-        compute_kernel_config=compute.matrix(),
+        program_config=program,
+        compute_kernel_config=config,
     )
     return spatial, joint
 
 
 def _ring(
-    visual: Heads, text: Heads | None, mesh: Mesh, *, tokens: int, scale: float
+    visual: Heads,
+    text: Heads | None,
+    mesh: Mesh,
+    *,
+    tokens: int,
+    scale: float,
+    config: ttnn.WormholeComputeKernelConfig,
 ) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
     """Ring attention: keys and values travel around SP while each chip attends to what has arrived."""
     _, heads, rows, width = visual.k.shape
@@ -97,7 +105,7 @@ def _ring(
         logical_n=tokens,
         program_config=attention_program(mesh, visual.q, visual.k, core_rows=compute_rows),
         scale=scale,
-        compute_kernel_config=compute.matrix(),
+        compute_kernel_config=config,
         dim=2,
         multi_device_global_semaphore=mesh.semaphores("ring_attention", 2),
         num_links=mesh.sp.links,

@@ -5,18 +5,13 @@ import ttnn
 
 def accurate() -> ttnn.WormholeComputeKernelConfig:
     """HiFi4 with float32 accumulation: for norms and small one-off projections."""
-    return ttnn.WormholeComputeKernelConfig(
-        math_fidelity=ttnn.MathFidelity.HiFi4,
-        math_approx_mode=False,
-        fp32_dest_acc_en=True,
-        packer_l1_acc=True,
-    )
+    return matrix(ttnn.MathFidelity.HiFi4)
 
 
-def matrix() -> ttnn.WormholeComputeKernelConfig:
-    """HiFi2 with float32 accumulation: bfloat16 operands lose nothing but the last bits of one of them."""
+def matrix(fidelity: ttnn.MathFidelity = ttnn.MathFidelity.HiFi2) -> ttnn.WormholeComputeKernelConfig:
+    """Float32 accumulation at a fidelity; at HiFi2 the first operand loses its last bit, at HiFi4 neither does."""
     return ttnn.WormholeComputeKernelConfig(
-        math_fidelity=ttnn.MathFidelity.HiFi2,
+        math_fidelity=fidelity,
         math_approx_mode=False,
         fp32_dest_acc_en=True,
         packer_l1_acc=True,

@@ -15,12 +15,14 @@ class SwiGLUFeedForward(Module):
     gate (second half), ``net.2`` is down.
     """
 
-    def __init__(self, mesh: Mesh, name: str, width: Width, inner: int) -> None:
+    def __init__(self, mesh: Mesh, name: str, width: Width, inner: int, fidelity: ttnn.MathFidelity) -> None:
         super().__init__(mesh)
         self.prefix = f"{name}."
         inner_width = Width.sharded(inner, mesh.tp.size)
-        self.up_gate = ColumnParallelLinear(mesh, ["net.0.proj"], width, inner_width, chunks=2, swiglu=True)
-        self.down = RowParallelLinear(mesh, "net.2", inner_width, width)
+        self.up_gate = ColumnParallelLinear(
+            mesh, ["net.0.proj"], width, inner_width, chunks=2, swiglu=True, fidelity=fidelity
+        )
+        self.down = RowParallelLinear(mesh, "net.2", inner_width, width, fidelity=fidelity)
 
     def __call__(self, x: ttnn.Tensor) -> ttnn.Tensor:
         """x [1, 1, M, D / TP] fractured over TP -> y, shaped and placed like x."""

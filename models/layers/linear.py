@@ -64,6 +64,7 @@ class ColumnParallelLinear(Module):
         kernel: tuple[int, ...] | None = None,
         flatten: Callable | None = None,
         swiglu: bool = False,
+        fidelity: ttnn.MathFidelity = ttnn.MathFidelity.HiFi4,
     ) -> None:
         """Declare the layer.
 
@@ -78,11 +79,13 @@ class ColumnParallelLinear(Module):
                 ``flatten`` then makes [out, in] of it.
             flatten: see ``kernel``.
             swiglu: the two chunks are (up, gate) of a gated product, which `gathered` then computes.
+            fidelity: of the product.
         """
         super().__init__(mesh)
         self.parts = len(names) * chunks
         self.local_width = out_width.padded // mesh.tp.size
         self.swiglu = swiglu
+        self.fidelity = fidelity
         shards, paired = mesh.tp.size, swiglu and mesh.fused
 
         def weight(*matrices):
@@ -117,7 +120,7 @@ class ColumnParallelLinear(Module):
             bias=self.bias.tensor if self.has_bias else None,
             activation=activation,
             dtype=dtype,
-            compute_kernel_config=compute.matrix(),
+            compute_kernel_config=compute.matrix(self.fidelity),
         )
 
     def gathered(self, x: ttnn.Tensor) -> list[ttnn.Tensor]:
@@ -125,11 +128,13 @@ class ColumnParallelLinear(Module):
 
         With SwiGLU there is one output, ``up * silu(gate)``.
         """
-        bias = self.bias.tensor if self.has_bias else None
+        weight, bias = self.weight.tensor, self.bias.tensor if self.has_bias else None
         if self.mesh.fused:
             parts = 1 if self.swiglu else self.parts
-            return gathered_matmul(x, self.weight.tensor, self.mesh, bias=bias, parts=parts, swiglu=self.swiglu)
-        outputs = plain_gathered_matmul(x, self.weight.tensor, self.mesh, bias=bias, parts=self.parts)
+            return gathered_matmul(
+                x, weight, self.mesh, bias=bias, parts=parts, swiglu=self.swiglu, fidelity=self.fidelity
+            )
+        outputs = plain_gathered_matmul(x, weight, self.mesh, bias=bias, parts=self.parts, fidelity=self.fidelity)
         if not self.swiglu:
             return outputs
         up, gate = outputs
@@ -147,8 +152,18 @@ class ColumnParallelLinear(Module):
 class RowParallelLinear(Module):
     """``y = x @ W + b`` with the rows of W over TP; each chip's product is a partial sum."""
 
-    def __init__(self, mesh: Mesh, name: str, in_width: Width, out_width: Width, *, bias: bool = False) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        name: str,
+        in_width: Width,
+        out_width: Width,
+        *,
+        bias: bool = False,
+        fidelity: ttnn.MathFidelity = ttnn.MathFidelity.HiFi4,
+    ) -> None:
         super().__init__(mesh)
+        self.fidelity = fidelity
         self.weight = Parameter(
             {f"{name}.weight": (out_width.size, in_width.size)},
             lambda matrix: in_width.pad(out_width.pad(matrix.T, 1), 0),
@@ -165,7 +180,8 @@ class RowParallelLinear(Module):
 
     def partial(self, x: ttnn.Tensor, *, dtype: ttnn.DataType = ttnn.bfloat16) -> ttnn.Tensor:
         """x [1, B, M, in / TP] fractured over TP -> this chip's partial sum [1, B, M, out], without bias."""
-        return ttnn.linear(x, self.weight.tensor, dtype=dtype, compute_kernel_config=compute.matrix())
+        config = compute.matrix(self.fidelity)
+        return ttnn.linear(x, self.weight.tensor, dtype=dtype, compute_kernel_config=config)
 
     def fractured(self, x: ttnn.Tensor) -> ttnn.Tensor:
         """Finish a layer without bias: x [1, B, M, in / TP] -> y [1, B, M, out / TP], both fractured over TP."""

@@ -52,6 +52,7 @@ def gathered_matmul(
     bias: ttnn.Tensor | None = None,
     parts: int = 1,
     swiglu: bool = False,
+    fidelity: ttnn.MathFidelity,
 ) -> list[ttnn.Tensor]:
     """``gather(x) @ weight + bias`` in one op, cut into ``parts`` along the columns, or with SwiGLU on tile pairs.
 
@@ -62,6 +63,7 @@ def gathered_matmul(
         bias: [1, 1, 1, N / TP], fractured over TP.
         parts: equal parts of the output columns.
         swiglu: column tiles come in pairs (gate, up); the output has one tile ``silu(gate) * up`` for each.
+        fidelity: of the product.
 
     Returns:
         ``parts`` tensors [1, 1, M, N / TP / parts] fractured over TP; half as wide with SwiGLU.
@@ -69,8 +71,9 @@ def gathered_matmul(
     rows, inner = x.shape[2], x.shape[3]
     options = {
         "bias_tensor": bias,
-        "compute_kernel_config": compute.matrix(),
+        "compute_kernel_config": compute.matrix(fidelity),
         "fuse_swiglu": swiglu,
+        "dtype": ttnn.bfloat16,
     }
     if mesh.tp.size == 1:
         config = blocking(mesh, rows, inner, weight.shape[1], core_rows=mesh.grid[1], pairs=swiglu)
@@ -97,10 +100,17 @@ def gathered_matmul(
 
 
 def plain_gathered_matmul(
-    x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, *, bias: ttnn.Tensor | None = None, parts: int = 1
+    x: ttnn.Tensor,
+    weight: ttnn.Tensor,
+    mesh: Mesh,
+    *,
+    bias: ttnn.Tensor | None = None,
+    parts: int = 1,
+    fidelity: ttnn.MathFidelity,
 ) -> list[ttnn.Tensor]:
     """`gathered_matmul` from separate ops, without SwiGLU: the equal that the fused one is tested against."""
-    y = ttnn.linear(gather(x, mesh, dim=3, over=mesh.tp), weight, bias=bias, compute_kernel_config=compute.matrix())
+    whole = gather(x, mesh, dim=3, over=mesh.tp)
+    y = ttnn.linear(whole, weight, bias=bias, dtype=ttnn.bfloat16, compute_kernel_config=compute.matrix(fidelity))
     if parts == 1:
         return [y]
     rows, step = y.shape[2], y.shape[3] // parts

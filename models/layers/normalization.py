@@ -82,7 +82,15 @@ def _centred(x: ttnn.Tensor, mesh: Mesh, width: Width) -> ttnn.Tensor:
 class HeadRMSNorm(Module):
     """Split into attention heads and norm each with a learned weight, then optionally rotate; local to every chip."""
 
-    def __init__(self, mesh: Mesh, name: str, heads: int, head_width: Width, eps: float) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        name: str,
+        heads: int,
+        head_width: Width,
+        eps: float,
+        dtype: ttnn.DataType = ttnn.bfloat16,
+    ) -> None:
         """Declare the norm.
 
         Args:
@@ -91,9 +99,11 @@ class HeadRMSNorm(Module):
             heads: attention heads over all shards.
             head_width: one head.
             eps: added to the mean square.
+            dtype: of the output.
         """
         super().__init__(mesh)
         self.heads = heads // mesh.tp.size
+        self.dtype = dtype
         self.eps = eps * head_width.eps_factor
         # The fused op wants the weight once per head of the chip.
         repeats = self.heads if mesh.fused else 1
@@ -111,7 +121,8 @@ class HeadRMSNorm(Module):
                 epsilon=self.eps,
                 compute_kernel_config=compute.accurate(),
             )
-            return normed if rope is None else rope.apply(normed)
+            normed = normed if rope is None else rope.apply(normed)
+            return normed if self.dtype == normed.dtype else ttnn.typecast(normed, self.dtype)
         return ttnn.experimental.dit_fused_distributed_rmsnorm(
             x,
             None,
@@ -124,6 +135,7 @@ class HeadRMSNorm(Module):
             transformation_mat=rope.rotate if rope else None,
             rope_cos=rope.cos if rope else None,
             rope_sin=rope.sin if rope else None,
+            dtype=self.dtype,
             compute_kernel_config=compute.accurate(),
         )
 

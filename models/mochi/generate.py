@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
 from models.mochi.geometry import Geometry
 from models.mochi.latents import save_latents
+from models.mochi.precision import Precision
 from models.mochi.schedule import guidance_schedule, linear_quadratic_schedule
 from models.mochi.video import check_writable, write_json, write_mp4
 
@@ -43,7 +44,7 @@ class Request:
     model: str = "tiny"
     variant: str | None = None
     base: str | None = None
-    precision: str = "bf16"
+    precision: str = "default"
     lora: tuple[str, ...] = ()
     cache_dir: str | None = None
     mesh: str = "2x4"
@@ -107,11 +108,10 @@ def plan(request: Request) -> Plan:
     from models.mochi.inputs import check_configs, resolve_layout
     from weight_cache.checkpoint import Checkpoint
     from weight_cache.lora import LoraRequest
-    from weight_cache.precision import check_precision
 
     mode = resolve_mode(request.mode)
     mesh_shape = parse_mesh(request.mesh)
-    check_precision(request.precision)
+    Precision.named(request.precision)
     loras = tuple(LoraRequest.parse(text) for text in request.lora)
     checkpoint = Checkpoint.open(request.model, request.variant, request.base)
     wanted = {name: value for name, value in asdict(request).items() if name in Defaults.__dataclass_fields__}

@@ -21,6 +21,7 @@ import torch
 from models.mochi import inputs
 from models.mochi.config import TransformerConfig
 from models.mochi.geometry import Geometry, Scales
+from models.mochi.precision import Precision
 from models.mochi.schedule import guidance_schedule, model_times, resolve_sigmas
 from models.mochi.text_encoder import (
     MeshTextEncoder,
@@ -32,7 +33,6 @@ from models.mochi.text_encoder import (
 from models.mochi.vae.decoder import VaeDecoder, to_uint8
 from weight_cache.checkpoint import Checkpoint
 from weight_cache.lora import LoraRequest
-from weight_cache.precision import check_precision
 from weight_cache.store import Store
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class MochiPipeline:
         progress: Progress | None = None,
         *,
         base: str | None = None,
-        precision: str = "bf16",
+        precision: str = "default",
         loras: Sequence[LoraRequest] = (),
         cache_dir: str | Path | None = None,
         say: Callable[[str], None] | None = None,
@@ -127,7 +127,8 @@ class MochiPipeline:
             variant: of the weight files, such as `"bf16"`.
             progress: called as `progress(stage, done, total)`, stages up to "weights".
             base: for Genmo's and ComfyUI's forms, where the components come from that they lack.
-            precision: of the transformer's weights, `"bf16"` or `"bf8"`; see `weight_cache.precision`.
+            precision: `"accurate"`, `"default"` or `"fast"`, or `"bf16"` or `"bf8"` for the default with the
+                transformer's weights in that; see `models.mochi.precision`.
             loras: merged into the transformer's weights.
             cache_dir: for the store; see `weight_cache.location` for the default.
             say: called with a line for what the user should know, such as a damaged entry of the store.
@@ -148,7 +149,7 @@ class MochiPipeline:
             checkpoint = directory
         else:
             checkpoint = Checkpoint.open(directory, variant, base)
-        check_precision(precision)
+        policy = Precision.named(precision)
         if isinstance(mesh, OpenMesh):
             if mode not in ("auto", mesh.mode):
                 raise ValueError(f"mode {mode!r} was asked, but the open mesh is in mode {mesh.mode!r}")
@@ -176,12 +177,20 @@ class MochiPipeline:
             t5 = T5Encoder(T5Config.from_dict(checkpoint.text_encoder.config), on_mesh)
             text_encoder = MeshTextEncoder(load_tokenizer(checkpoint), t5)
             vae = MochiVaeDecoder(DecoderConfig.from_dict(checkpoint.vae.config), on_mesh, split=vae_split)
-            transformer = MochiTransformer(TransformerConfig.from_dict(checkpoint.transformer.config), on_mesh)
+            config = TransformerConfig.from_dict(checkpoint.transformer.config)
+            transformer = MochiTransformer(config, on_mesh, policy)
             report("load", 2, 2)
             store = Store(cache_dir)
             store.load(t5, checkpoint.text_encoder, progress=report, say=say)
             store.load(vae, checkpoint.vae, progress=report, say=say)
-            store.load(transformer, checkpoint.transformer, precision=precision, loras=loras, progress=report, say=say)
+            store.load(
+                transformer,
+                checkpoint.transformer,
+                precision=policy.weights,
+                loras=loras,
+                progress=report,
+                say=say,
+            )
         except BaseException:
             if opened is not mesh:
                 opened.close()

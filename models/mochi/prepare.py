@@ -9,12 +9,12 @@ from typing import Any
 from models.device import cards, open_mesh, parse_mesh
 from models.mochi.config import TransformerConfig, config_named
 from models.mochi.inputs import resolve_layout
+from models.mochi.precision import Precision
 from models.mochi.transformer import MochiTransformer
 from models.parallel import Layout, Mesh
 from weight_cache.checkpoint import Checkpoint
 from weight_cache.lora import LoraRequest
 from weight_cache.plan import Plan, plan_transformer
-from weight_cache.precision import check_precision
 from weight_cache.store import Progress, Store
 
 
@@ -27,7 +27,7 @@ class Job:
     base: str | None = None
     mesh: str = "2x4"
     layout: str | None = None
-    precision: str = "bf16"
+    precision: str = "default"
     loras: tuple[str, ...] = ()
     cache_dir: str | None = None
     model_config: str | None = None
@@ -41,16 +41,16 @@ def plan_weights(job: Job) -> Plan:
         FileNotFoundError: the checkpoint or a part of it is missing.
     """
     shape = parse_mesh(job.mesh)
-    check_precision(job.precision)
+    weights = Precision.named(job.precision).weights
     if job.model_config is None:
         checkpoint = Checkpoint.open(job.model, job.variant, job.base)
         config = TransformerConfig.from_dict(checkpoint.transformer.config)
-        return plan_transformer(config, resolve_layout(checkpoint, shape, job.layout), job.precision)
+        return plan_transformer(config, resolve_layout(checkpoint, shape, job.layout), weights)
     config = config_named(job.model_config)
     heads = config.num_attention_heads
     layout = Layout.parse(job.layout, shape) if job.layout else Layout.default(shape, heads)
     layout.check_heads(heads)
-    return plan_transformer(config, layout, job.precision)
+    return plan_transformer(config, layout, weights)
 
 
 def build_weights(
@@ -64,7 +64,7 @@ def build_weights(
         OSError: no space, or the store cannot be written.
     """
     shape = parse_mesh(job.mesh)
-    check_precision(job.precision)
+    weights = Precision.named(job.precision).weights
     loras = [LoraRequest.parse(text) for text in job.loras]
     checkpoint = Checkpoint.open(job.model, job.variant, job.base)
     layout = resolve_layout(checkpoint, shape, job.layout)
@@ -74,6 +74,6 @@ def build_weights(
     with open_mesh(shape, "auto" if cards() else "dry-run") as opened:
         model = MochiTransformer(config, Mesh(opened.device, layout))
         manifest, path = Store(job.cache_dir).build(
-            model, checkpoint.transformer, precision=job.precision, loras=loras, progress=progress, say=say
+            model, checkpoint.transformer, precision=weights, loras=loras, progress=progress, say=say
         )
     return manifest.about | {"tensors": len(manifest.tensors), "bytes": manifest.bytes, "path": str(path)}

@@ -10,6 +10,7 @@ import ttnn
 
 from models.mochi.config import CONFIGS, TransformerConfig
 from models.mochi.geometry import Geometry, Scales
+from models.mochi.precision import PRECISIONS, Precision
 from models.mochi.sampling import guided
 from models.mochi.t5 import T5Config, T5Encoder
 from models.mochi.transformer import MochiTransformer
@@ -36,6 +37,7 @@ class DryRun:
     """
 
     mesh: str
+    precision: Precision
     geometry: Geometry
     blocks: int
     weights: dict[str, int]
@@ -52,6 +54,7 @@ class DryRun:
         return {
             "mode": "dry run",
             "layout": self.mesh,
+            "precision": self.precision.name,
             "height": self.geometry.height,
             "width": self.geometry.width,
             "num_frames": self.geometry.num_frames,
@@ -73,6 +76,7 @@ class DryRun:
             "dry run: every op validated and every buffer allocated by ttnn on a mock mesh; no numbers, no silicon",
             f"{self.mesh}, {g.width}x{g.height}, {g.num_frames} frames, {g.num_tokens} visual tokens, "
             f"{self.blocks} blocks; all figures per chip",
+            f"precision     {self.precision}",
             f"weights       {sum(self.weights.values()) / GB:.2f} GB resident ({weights})",
         ]
         for name, stage in self.stages.items():
@@ -93,6 +97,7 @@ def dry_run(
     *,
     stages: Sequence[str] = STAGES,
     config: TransformerConfig = CONFIGS["preview"],
+    precision: Precision = PRECISIONS["default"],
     blocks: int | None = None,
     text_tokens: int = 256,
     steps: int = STEPS,
@@ -111,6 +116,7 @@ def dry_run(
         geometry: the video.
         stages: some of `STAGES`.
         config: transformer sizes; the other models are Mochi 1 preview's.
+        precision: of the transformer.
         blocks: build only so many transformer blocks; all by default.
         text_tokens: tokens of each prompt, 1 to 256.
         steps: denoising steps that modulations are prepared for.
@@ -130,7 +136,8 @@ def dry_run(
     tell = on_stage or (lambda stage: None)
     tell("build")
     encoder = T5Encoder(T5_XXL, mesh)
-    transformer = MochiTransformer(config, mesh)
+    transformer = MochiTransformer(config, mesh, precision)
+    set_precision(transformer, precision.weights)
     decoder = MochiVaeDecoder(DecoderConfig(), mesh, split=split)
     set_precision(transformer, precision)
     weights = {}
@@ -153,7 +160,7 @@ def dry_run(
         decoded = trace_decode(decoder, geometry)
         traces["decode"] = decoded.trace
         details["decode"] = {"split": str(decoded.split), "chunks": list(decoded.chunks)}
-    return DryRun(str(mesh.layout), geometry, config.num_layers, weights, traces, details)
+    return DryRun(str(mesh.layout), precision, geometry, config.num_layers, weights, traces, details)
 
 
 def _denoise(

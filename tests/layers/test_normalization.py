@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import ttnn
 
 from models.layers import Heads, Width, joint_attention, layer_norm, rms_norm
 from models.reference.metrics import relative_rmse
@@ -41,4 +42,4 @@ def test_norm_over_fractured_features(mesh, size, kind):
 def test_attention_without_sp_has_no_padding_rows(mesh):
     q = mesh.upload(randn(1, 2, 64, 32))
     with pytest.raises(ValueError, match="64 visual rows for 60 tokens"):
-        joint_attention(Heads(q, q, q), None, mesh, tokens=60, scale=1.0)
+        joint_attention(Heads(q, q, q), None, mesh, tokens=60, scale=1.0, fidelity=ttnn.MathFidelity.HiFi2)

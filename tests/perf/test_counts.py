@@ -57,7 +57,8 @@ def test_attention_counts_all_keys(mesh):
     q = mesh.upload(randn(1, 2, 64, 32))
     text = mesh.upload(randn(1, 2, 20, 32))
     visual, joint = Heads(q, q, q), Heads(text, text, text)
-    cost = only(mesh, lambda: joint_attention(visual, joint, mesh, tokens=120, scale=0.125))
+    options = {"tokens": 120, "scale": 0.125, "fidelity": ttnn.MathFidelity.HiFi2}
+    cost = only(mesh, lambda: joint_attention(visual, joint, mesh, **options))
     assert cost.flops == 4 * 2 * 32 * (64 + 32) * (2 * 64 + 32)
     assert cost.link_bytes == 2 * (2 * 2 * 64 * 32)
     # Chunks of 64 queries and of 64 keys of a head: 2 heads x (visual, text) on idle cores, each against 3 key chunks.

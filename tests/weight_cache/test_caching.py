@@ -7,6 +7,7 @@ filled. Without `--model` it fills a temporary one with the built-in tiny model.
 
 import pytest
 
+from models.mochi.precision import Precision
 from models.parallel import Layout
 from tests.weight_cache.helpers import declared
 from weight_cache.checkpoint import Checkpoint
@@ -22,7 +23,7 @@ LAYOUTS = ("1x1sp0tp1", "1x2sp0tp1", "2x2sp0tp1", "2x4sp0tp1", "2x4sp1tp0", "4x8
 @pytest.mark.timeout(4 * 3600)
 def test_fill(mesh, request, tiny, capsys):
     name = request.config.getoption("--model") or tiny
-    precision = request.config.getoption("--precision")
+    precision = Precision.named(request.config.getoption("--precision")).weights
     component = Checkpoint.open(name, request.config.getoption("--variant")).transformer
     store = Store()
     manifest, path = store.build(declared(mesh, component), component, precision=precision)

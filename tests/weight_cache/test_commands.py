@@ -93,7 +93,7 @@ def test_a_plan_needs_no_weights_and_no_mesh(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["build", "--precision", "fp4"], "precision 'fp4' does not exist: choose one of bf16, bf8"),
+        (["build", "--precision", "fp4"], "precision 'fp4' does not exist: choose one of accurate, default, fast"),
         (["build", "--model", "./nowhere"], "no checkpoint at ./nowhere"),
         (["build", "--model", "."], "no model_index.json"),
         (["build", "--mesh", "2by4"], "'2by4'"),

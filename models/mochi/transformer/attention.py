@@ -2,8 +2,18 @@
 
 import ttnn
 
-from models.layers import ColumnParallelLinear, HeadRMSNorm, Heads, Module, RotaryTable, joint_attention, split_heads
+from models.layers import (
+    ColumnParallelLinear,
+    HeadRMSNorm,
+    Heads,
+    Module,
+    RotaryTable,
+    Width,
+    joint_attention,
+    split_heads,
+)
 from models.mochi.config import TransformerConfig
+from models.mochi.precision import Precision
 from models.mochi.transformer.widths import Widths
 from models.parallel import Mesh
 
@@ -13,20 +23,30 @@ _QK_EPS = 1e-5
 class JointAttention(Module):
     """Attention over visual and text tokens (Diffusers ``MochiAttention`` with ``MochiAttnProcessor2_0``)."""
 
-    def __init__(self, mesh: Mesh, config: TransformerConfig, widths: Widths, *, text_output: bool) -> None:
+    def __init__(
+        self, mesh: Mesh, config: TransformerConfig, widths: Widths, precision: Precision, *, text_output: bool
+    ) -> None:
         super().__init__(mesh)
         self.prefix = "attn1."
         self.heads = config.num_attention_heads // mesh.tp.size
         self.scale = config.attention_head_dim**-0.5
-        visual, text, heads, head = widths.visual, widths.text, widths.heads, widths.head
-        self.to_qkv = ColumnParallelLinear(mesh, ["to_q", "to_k", "to_v"], visual, heads)
-        self.add_qkv = ColumnParallelLinear(mesh, ["add_q_proj", "add_k_proj", "add_v_proj"], text, heads)
-        self.norm_q = HeadRMSNorm(mesh, "norm_q", config.num_attention_heads, head, _QK_EPS)
-        self.norm_k = HeadRMSNorm(mesh, "norm_k", config.num_attention_heads, head, _QK_EPS)
-        self.norm_added_q = HeadRMSNorm(mesh, "norm_added_q", config.num_attention_heads, head, _QK_EPS)
-        self.norm_added_k = HeadRMSNorm(mesh, "norm_added_k", config.num_attention_heads, head, _QK_EPS)
-        self.to_out = ColumnParallelLinear(mesh, ["to_out.0"], heads, visual, bias=True)
-        self.to_add_out = ColumnParallelLinear(mesh, ["to_add_out"], heads, text, bias=True) if text_output else None
+        self.fidelity = getattr(ttnn.MathFidelity, precision.attention)
+        self.attended = getattr(ttnn, precision.attended)
+        visual, text, heads = widths.visual, widths.text, widths.heads
+
+        def linear(names: list[str], in_width: Width, out_width: Width, *, bias: bool = False) -> ColumnParallelLinear:
+            fidelity = getattr(ttnn.MathFidelity, precision.matmul)
+            return ColumnParallelLinear(mesh, names, in_width, out_width, bias=bias, fidelity=fidelity)
+
+        def norm(name: str) -> HeadRMSNorm:
+            return HeadRMSNorm(mesh, name, config.num_attention_heads, widths.head, _QK_EPS, self.attended)
+
+        self.to_qkv = linear(["to_q", "to_k", "to_v"], visual, heads)
+        self.add_qkv = linear(["add_q_proj", "add_k_proj", "add_v_proj"], text, heads)
+        self.norm_q, self.norm_k = norm("norm_q"), norm("norm_k")
+        self.norm_added_q, self.norm_added_k = norm("norm_added_q"), norm("norm_added_k")
+        self.to_out = linear(["to_out.0"], heads, visual, bias=True)
+        self.to_add_out = linear(["to_add_out"], heads, text, bias=True) if text_output else None
 
     def __call__(
         self, spatial_1BND: ttnn.Tensor, text_1BLP: ttnn.Tensor | None, rope: RotaryTable, tokens: int
@@ -44,14 +64,22 @@ class JointAttention(Module):
             block and without text.
         """
         q, k, v = self.to_qkv.gathered(spatial_1BND)
-        visual = Heads(self.norm_q(q, rope), self.norm_k(k, rope), split_heads(v, self.heads))
+        visual = Heads(self.norm_q(q, rope), self.norm_k(k, rope), self._values(v))
         text = None
         if text_1BLP is not None:
             q, k, v = self.add_qkv.gathered(text_1BLP)
-            text = Heads(self.norm_added_q(q), self.norm_added_k(k), split_heads(v, self.heads))
-        spatial, joint = joint_attention(visual, text, self.mesh, tokens=tokens, scale=self.scale)
+            text = Heads(self.norm_added_q(q), self.norm_added_k(k), self._values(v))
+        spatial, joint = joint_attention(
+            visual, text, self.mesh, tokens=tokens, scale=self.scale, fidelity=self.fidelity
+        )
         (spatial,) = self.to_out.gathered(ttnn.experimental.nlp_concat_heads(spatial))
         if joint is None or self.to_add_out is None:
             return spatial, None
         (joint,) = self.to_add_out.gathered(ttnn.experimental.nlp_concat_heads(joint))
         return spatial, joint
+
+    def _values(self, v: ttnn.Tensor) -> ttnn.Tensor:
+        """[1, 1, M, H E / TP] -> [1, H / TP, M, E] in the policy's type."""
+        if v.dtype != self.attended:
+            v = ttnn.typecast(v, self.attended)
+        return split_heads(v, self.heads)

@@ -4,6 +4,7 @@ import ttnn
 
 from models.layers import Module, RotaryTable, SwiGLUFeedForward, Width, rms_norm
 from models.mochi.config import TransformerConfig
+from models.mochi.precision import Precision
 from models.mochi.transformer.attention import JointAttention
 from models.mochi.transformer.conditioning import Modulation, at_step
 from models.mochi.transformer.widths import Widths
@@ -40,7 +41,16 @@ class Stream(Module):
 class TransformerBlock(Module):
     """A block; ``last`` is the context-pre-only form, which reads the text stream and does not write it."""
 
-    def __init__(self, mesh: Mesh, config: TransformerConfig, widths: Widths, index: int, *, last: bool) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        config: TransformerConfig,
+        widths: Widths,
+        precision: Precision,
+        index: int,
+        *,
+        last: bool,
+    ) -> None:
         super().__init__(mesh)
         self.prefix = f"transformer_blocks.{index}."
         visual, text = widths.visual, widths.text
@@ -49,10 +59,13 @@ class TransformerBlock(Module):
             self.text_modulation = Modulation(mesh, "norm1_context.linear_1", visual, text, ("scale",))
         else:
             self.text_modulation = Modulation(mesh, "norm1_context.linear", visual, text, _KINDS)
-        self.attention = JointAttention(mesh, config, widths, text_output=not last)
-        self.visual = Stream(mesh, visual, SwiGLUFeedForward(mesh, "ff", visual, config.ff_inner_dim))
-        text_feed_forward = None if last else SwiGLUFeedForward(mesh, "ff_context", text, config.ff_context_inner_dim)
-        self.text = Stream(mesh, text, text_feed_forward)
+        self.attention = JointAttention(mesh, config, widths, precision, text_output=not last)
+
+        def feed_forward(name: str, width: Width, inner: int) -> SwiGLUFeedForward:
+            return SwiGLUFeedForward(mesh, name, width, inner, getattr(ttnn.MathFidelity, precision.matmul))
+
+        self.visual = Stream(mesh, visual, feed_forward("ff", visual, config.ff_inner_dim))
+        self.text = Stream(mesh, text, None if last else feed_forward("ff_context", text, config.ff_context_inner_dim))
 
     def modulations(self, conditioning_11SD: ttnn.Tensor) -> tuple[list[ttnn.Tensor], list[ttnn.Tensor]]:
         """Tables of both streams' norm weights for all steps, from silu(conditioning) [1, 1, S, D] replicated."""

@@ -7,6 +7,7 @@ import ttnn
 
 from models.layers import ColumnParallelLinear, Module, RotaryTable, RowParallelLinear, Width, layer_norm
 from models.mochi.config import TransformerConfig
+from models.mochi.precision import PRECISIONS, Precision
 from models.mochi.transformer.block import TransformerBlock
 from models.mochi.transformer.conditioning import Conditioning, Modulation, at_step
 from models.mochi.transformer.rope import RotaryEmbedding, padded_tokens
@@ -47,8 +48,14 @@ class PreparedPrompt:
 class MochiTransformer(Module):
     """AsymmDiT: patches and a caption in, the estimate of ``z0 - noise`` per patch out."""
 
-    def __init__(self, config: TransformerConfig, mesh: Mesh) -> None:
+    def __init__(self, config: TransformerConfig, mesh: Mesh, precision: Precision = PRECISIONS["default"]) -> None:
         """Declare the model; `load` fills it.
+
+        Args:
+            config: sizes.
+            mesh: where it lives.
+            precision: how its arithmetic is done. What its weights are stored in is set by whoever loads them
+                (`weight_cache.precision`).
 
         Raises:
             ValueError: the layout's TP does not divide the heads.
@@ -61,7 +68,7 @@ class MochiTransformer(Module):
         self.conditioning = Conditioning(mesh, config, widths)
         self.rotary = RotaryEmbedding(mesh, config, widths.head)
         self.blocks = [
-            TransformerBlock(mesh, config, widths, index, last=index == config.num_layers - 1)
+            TransformerBlock(mesh, config, widths, precision, index, last=index == config.num_layers - 1)
             for index in range(config.num_layers)
         ]
         self.final = FinalLayer(mesh, config, visual)

@@ -1,22 +1,56 @@
 """Golden rules of attention over a sequence that is sharded across devices."""
 
 import torch
+import ttnn
 
+from models.mock.golden.fidelity import product
+from models.mock.golden.rounding import round_to
 from models.mock.golden.rules import MeshShards, Shards, local_rule, mesh_rule
 
 _SDPA = "ttnn/operations/transformer/sdpa/device/kernels"
 _MASK = f"{_SDPA}/dataflow/dataflow_common.hpp generate_noncausal_padded_mask"
 
 
-def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
-    """Softmax attention; the default scale is that of the tile-padded head width, as in the program factories."""
-    if scale is None:
-        scale = (_tiles(query.shape[-1]) * 32) ** -0.5
-    return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
+def _attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, program, config
+) -> torch.Tensor:
+    """Softmax attention chunk by chunk of keys, as the kernels run it (FlashAttention-2, arXiv:2307.08691).
+
+    Scores, probabilities and the running maximum, sum and output are bfloat16 between the steps whatever the compute
+    config says (upstream ``sdpa/device/ring_joint_sdpa_program_factory.cpp``, ``im_df`` and ``stats_df``); products are
+    at the config's fidelity. The default scale is that of the tile-padded head width, as in the program factories.
+    """
+    scale = (_tiles(query.shape[-1]) * 32) ** -0.5 if scale is None else scale
+    size = key.shape[2] if program is None else program.k_chunk_size
+    top, total, out = None, torch.zeros(()), torch.zeros(())
+    for start in range(0, key.shape[2], size):
+        chunk = slice(start, start + size)
+        scores = _bf16(product(query, key[:, :, chunk].mT, config))
+        highest = scores.amax(-1, keepdim=True)
+        best = highest if top is None else torch.maximum(top, highest)
+        weights = _bf16(torch.exp((scores - best) * scale))
+        keep = torch.ones(()) if top is None else _bf16(torch.exp((top - best) * scale))
+        total = _bf16(total * keep + weights.sum(-1, keepdim=True))
+        out = _bf16(out * keep + product(weights, value[:, :, chunk], config))
+        top = best
+    return out / total
+
+
+def _bf16(value: torch.Tensor) -> torch.Tensor:
+    return round_to(value, ttnn.bfloat16)
 
 
 @local_rule("ttnn.transformer.scaled_dot_product_attention", source=f"{_SDPA}/compute/sdpa.cpp; {_MASK}")
-def attention(input_tensor_q, input_tensor_k, input_tensor_v, *, is_causal: bool = True, scale: float | None = None):
+def attention(
+    input_tensor_q,
+    input_tensor_k,
+    input_tensor_v,
+    *,
+    is_causal: bool = True,
+    scale: float | None = None,
+    program_config=None,
+    compute_kernel_config=None,
+):
     """Attention without a mask: all queries see all keys.
 
     Keys behind the logical length (the rest of the last tile or chunk) get minus infinity, column by column. Not
@@ -26,7 +60,7 @@ def attention(input_tensor_q, input_tensor_k, input_tensor_v, *, is_causal: bool
         raise ValueError("causal attention (the op's default) is not covered by this golden")
     if input_tensor_q.shape[1] != input_tensor_k.shape[1]:
         raise ValueError("grouped keys and values are not covered by this golden")
-    return _attention(input_tensor_q, input_tensor_k, input_tensor_v, scale)
+    return _attention(input_tensor_q, input_tensor_k, input_tensor_v, scale, program_config, compute_kernel_config)
 
 
 def _tiles(rows: int) -> int:
@@ -57,6 +91,8 @@ def ring_joint_attention(
     dim: int = 2,
     logical_l: int = 0,
     use_column_major_ccl: bool = False,
+    program_config=None,
+    compute_kernel_config=None,
 ) -> list[Shards]:
     """Attention of local and joint queries over all devices' keys (the first ``logical_n`` rows) and joint keys.
 
@@ -84,6 +120,8 @@ def ring_joint_attention(
                 torch.cat([keys, joint_k.shards[i]], 2),
                 torch.cat([values, joint_v.shards[i]], 2),
                 scale,
+                program_config,
+                compute_kernel_config,
             )
             spatial[i], joint[i] = out[:, :, :n], out[:, :, n:]
     rows = 2 * (_tiles(n) + _tiles(joint_q.shape[2])) * 32
@@ -105,6 +143,8 @@ def joint_attention(
     *,
     joint_strategy: str,
     scale: float | None = None,
+    program_config=None,
+    compute_kernel_config=None,
 ):
     """Attention over the concatenation of both sequences; outputs are split again."""
     _require_rear(joint_strategy)
@@ -114,6 +154,6 @@ def joint_attention(
         (input_tensor_v, joint_tensor_v),
     )
     query, key, value = (torch.cat(pair, dim=2) for pair in pairs)
-    out = _attention(query, key, value, scale)
+    out = _attention(query, key, value, scale, program_config, compute_kernel_config)
     rows = input_tensor_q.shape[2]
     return out[:, :, :rows], out[:, :, rows:]

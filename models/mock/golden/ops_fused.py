@@ -2,7 +2,7 @@
 
 import torch
 
-from models.mock.golden.rounding import to_tf32
+from models.mock.golden.fidelity import product
 from models.mock.golden.rules import MeshShards, Shards, local_rule, mesh_rule
 
 _MATMUL = (
@@ -22,25 +22,35 @@ def _swiglu(x: torch.Tensor) -> torch.Tensor:
     return (torch.nn.functional.silu(pairs[..., 0, :]) * pairs[..., 1, :]).flatten(-2)
 
 
-def _matmul(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, fuse_swiglu: bool) -> torch.Tensor:
-    out = torch.matmul(to_tf32(a), to_tf32(b))
+def _matmul(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, fuse_swiglu: bool, config) -> torch.Tensor:
+    out = product(a, b, config)
     if bias is not None:
         out = out + bias.reshape(-1)
     return _swiglu(out) if fuse_swiglu else out
 
 
 @local_rule("ttnn.experimental.minimal_matmul", source=_MATMUL)
-def minimal_matmul(input_tensor, weight_tensor, *, bias_tensor=None, fuse_swiglu: bool = False):
+def minimal_matmul(
+    input_tensor, weight_tensor, *, bias_tensor=None, fuse_swiglu: bool = False, compute_kernel_config=None
+):
     """``input @ weight + bias``, optionally SwiGLU on tile pairs."""
-    return _matmul(input_tensor, weight_tensor, bias_tensor, fuse_swiglu)
+    return _matmul(input_tensor, weight_tensor, bias_tensor, fuse_swiglu, compute_kernel_config)
 
 
 @local_rule("ttnn.experimental.minimal_matmul_split", source=_MATMUL)
 def minimal_matmul_split(
-    input_tensor, weight_tensor, *, chunks: int = 3, dim: int = -1, bias_tensor=None, fuse_swiglu: bool = False
+    input_tensor,
+    weight_tensor,
+    *,
+    chunks: int = 3,
+    dim: int = -1,
+    bias_tensor=None,
+    fuse_swiglu: bool = False,
+    compute_kernel_config=None,
 ):
     """`minimal_matmul`, cut into ``chunks`` along the columns."""
-    return list(_matmul(input_tensor, weight_tensor, bias_tensor, fuse_swiglu).chunk(chunks, dim=dim))
+    out = _matmul(input_tensor, weight_tensor, bias_tensor, fuse_swiglu, compute_kernel_config)
+    return list(out.chunk(chunks, dim=dim))
 
 
 @mesh_rule(
@@ -57,6 +67,7 @@ def all_gather_minimal_matmul_async(
     dim: int = -1,
     fuse_swiglu: bool = False,
     force_transpose: bool = True,
+    compute_kernel_config=None,
 ) -> list[Shards]:
     """Concatenate the group's inputs along the last dim, multiply with each chip's own weight, cut into ``chunks``.
 
@@ -67,7 +78,7 @@ def all_gather_minimal_matmul_async(
         whole = torch.cat([input_tensor.shards[i] for i in group], dim=-1)
         for i in group:
             bias = None if bias_tensor is None else bias_tensor.shards[i]
-            out = _matmul(whole, weight_tensor.shards[i], bias, fuse_swiglu)
+            out = _matmul(whole, weight_tensor.shards[i], bias, fuse_swiglu, compute_kernel_config)
             for part, piece in enumerate(out.chunk(chunks, dim=dim)):
                 outputs[part][i] = piece
     return outputs

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from models.mock.golden.fidelity import product
 from models.mock.golden.rounding import to_tf32
 from models.mock.golden.rules import local_rule
 
@@ -76,10 +77,10 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def _product(a, b, transpose_a: bool, transpose_b: bool) -> torch.Tensor:
+def _product(a, b, transpose_a: bool, transpose_b: bool, config) -> torch.Tensor:
     a = a.transpose(-2, -1) if transpose_a else a
     b = b.transpose(-2, -1) if transpose_b else b
-    return torch.matmul(to_tf32(a), to_tf32(b))
+    return product(a, b, config)
 
 
 def _activated(x: torch.Tensor, activation, program_config) -> torch.Tensor:
@@ -102,14 +103,14 @@ def linear(
     transpose_b: bool = False,
     activation=None,
     program_config=None,
+    compute_kernel_config=None,
 ):
     """``activation(a @ b + bias)``, accumulated in float32.
 
     float32 operands, the bias and the finished product that the bias is added to are read by the matrix engine as
-    TF32. Not modelled: math fidelity below HiFi4, which drops low bits of bfloat16 operands (HiFi2: the last bit of
-    ``a``), and float16-wide accumulation without ``fp32_dest_acc_en``.
+    TF32, and what its multipliers take of them depends on the math fidelity (`fidelity.product`).
     """
-    out = _product(input_tensor_a, input_tensor_b, transpose_a, transpose_b)
+    out = _product(input_tensor_a, input_tensor_b, transpose_a, transpose_b, compute_kernel_config)
     if bias is not None:
         if bias.numel() != bias.shape[-1]:
             raise ValueError(f"bias of shape {tuple(bias.shape)} is not one row")
@@ -126,6 +127,8 @@ def matmul(
     transpose_b: bool = False,
     activation=None,
     program_config=None,
+    compute_kernel_config=None,
 ):
     """``activation(a @ b)``; see `linear`."""
-    return _activated(_product(input_tensor_a, input_tensor_b, transpose_a, transpose_b), activation, program_config)
+    out = _product(input_tensor_a, input_tensor_b, transpose_a, transpose_b, compute_kernel_config)
+    return _activated(out, activation, program_config)

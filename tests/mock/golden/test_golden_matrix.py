@@ -4,6 +4,7 @@ import pytest
 import torch
 import ttnn
 
+from models.mock.golden.fidelity import truncate
 from tests.mock.golden.chips import bf16, tf32
 
 CONFIG = ttnn.WormholeComputeKernelConfig(
@@ -36,7 +37,8 @@ def test_linear_without_bias_is_a_float32_sum(chips):
 def test_float32_operands_are_read_as_tf32(chips, op):
     x, w = chips.random(1, 1, 32, 64, dtype=ttnn.float32), chips.random(1, 1, 64, 32, dtype=ttnn.float32)
     out = op(chips.put(x, ttnn.float32), chips.put(w, ttnn.float32), compute_kernel_config=CONFIG)
-    chips.check(out, lambda a, b: tf32(a) @ tf32(b), x, w, dtype=ttnn.float32, atol=1e-5)
+    # The second operand goes to SrcA, whose multipliers never see the last bit of TF32.
+    chips.check(out, lambda a, b: tf32(a) @ truncate(b, 9), x, w, dtype=ttnn.float32, atol=1e-5)
     exact = [a @ b for a, b in zip(x, w, strict=True)]
     assert max((a - b).abs().max() for a, b in zip(chips.get(out), exact, strict=True)) > 1e-3
 

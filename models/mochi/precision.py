@@ -1,0 +1,62 @@
+"""Precision policies of the transformer: what its large matrices are stored in, and how its arithmetic is done.
+
+A policy speaks of the work that time goes into: attention and the matrices of attention and feed-forward. Everything
+else (norms, modulation, embeddings, the final layer, float32 state of the sampler) is the same in all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A policy; ttnn's names for types and fidelities.
+
+    Attributes:
+        name: what the user calls it.
+        weights: the large matrices as stored, `"bf16"` or `"bf8"`; all that the store of weights sees of a policy.
+        attended: type of queries, keys and values; bfloat8_b halves what the ring carries. ttnn's ring attention
+            takes one type for all three.
+        matmul: math fidelity of the products with the large matrices.
+        attention: math fidelity of both products of attention.
+    """
+
+    name: str
+    weights: str
+    attended: str
+    matmul: str
+    attention: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} (weights {self.weights}, queries, keys and values {self.attended}, "
+            f"{self.matmul} products, {self.attention} attention)"
+        )
+
+    @classmethod
+    def named(cls, name: str) -> Precision:
+        """The policy of that name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name not in PRECISIONS:
+            raise ValueError(f"precision {name!r} does not exist: choose one of {', '.join(PRECISIONS)}")
+        return PRECISIONS[name]
+
+
+_ACCURATE = Precision("accurate", "bf16", "bfloat16", "HiFi4", "HiFi4")
+_DEFAULT = Precision("default", "bf16", "bfloat16", "HiFi2", "HiFi2")
+_FAST = Precision("fast", "bf8", "bfloat8_b", "HiFi2", "LoFi")
+PRECISIONS = {
+    policy.name: policy
+    for policy in (
+        _ACCURATE,
+        _DEFAULT,
+        _FAST,
+        # The default's arithmetic with the weights as named.
+        replace(_DEFAULT, name="bf16", weights="bf16"),
+        replace(_DEFAULT, name="bf8", weights="bf8"),
+    )
+}

@@ -1,0 +1,58 @@
+"""Each precision policy: a block against the float32 reference, and ten steps of sampling against Diffusers."""
+
+import pytest
+import torch
+
+from models.mochi import MochiPipeline
+from models.mochi.precision import PRECISIONS, Precision
+from models.reference.metrics import pcc, relative_rmse
+from tests.mochi.transformer.test_block import CONFIG, run_block
+from tests.support import SMALL, reference
+
+# Limits on PCC and relative RMSE of one block, and on RMSE as a multiple of PyTorch's own bfloat16 error: measured
+# 0.64-0.94, 0.77-1.14 and 1.7-2.6 at small and real widths.
+BLOCK = {"accurate": (0.9999, 0.012, 1.0), "default": (0.9999, 0.015, 1.5), "fast": (0.9995, 0.03, 3.0)}
+
+
+@pytest.mark.parametrize("mesh", ["2x4sp0tp1", "2x4sp1tp0", "1x1sp0tp1", "2x4sp0tp1-plain"], indirect=True)
+@pytest.mark.parametrize("policy", BLOCK)
+def test_block(mesh, policy):
+    min_pcc, max_rmse, margin = BLOCK[policy]
+    limits = {"min_pcc": min_pcc, "max_rmse": max_rmse, "margin": margin}
+    run_block(mesh, lambda dtype: reference(dtype, **SMALL), CONFIG, 0, 77, precision=policy, **limits)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny):
+    """Ten steps of Diffusers' pipeline in float32."""
+    import diffusers
+
+    pipe = diffusers.MochiPipeline.from_pretrained(tiny, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(**ARGUMENTS, generator=torch.Generator().manual_seed(3)).frames
+
+
+ARGUMENTS = {
+    "prompt": "a red ball rolls to the left",
+    "height": 48,
+    "width": 80,
+    "num_frames": 13,
+    "num_inference_steps": 10,
+    "guidance_scale": 4.5,
+    "output_type": "latent",
+}
+
+
+@pytest.mark.parametrize("policy", ["accurate", "default", "fast"])
+def test_ten_steps_of_sampling(tiny, expected, policy):
+    with MochiPipeline.from_pretrained(tiny, "2x4", precision=policy) as pipe:
+        latents = pipe(**ARGUMENTS, seed=3).frames
+    print(policy, pcc(expected, latents), relative_rmse(expected, latents))
+    assert pcc(expected, latents) >= 0.998
+
+
+def test_names():
+    assert str(Precision.named("fast")).startswith("fast (weights bf8")
+    assert {name: policy.name for name, policy in PRECISIONS.items()} == {name: name for name in PRECISIONS}
+    with pytest.raises(ValueError, match="precision 'int4' does not exist: choose one of accurate, default, fast"):
+        Precision.named("int4")

@@ -102,7 +102,6 @@ def dry_run(
     text_tokens: int = 256,
     steps: int = STEPS,
     split: str | None = None,
-    precision: str = "bf16",
     on_stage: Callable[[str], None] | None = None,
 ) -> DryRun:
     """Put all three models on the mesh at full size and run stages of one video on it.
@@ -121,11 +120,10 @@ def dry_run(
         text_tokens: tokens of each prompt, 1 to 256.
         steps: denoising steps that modulations are prepared for.
         split: of the decoder over the mesh; see `models.mochi.vae.Split`.
-        precision: of the transformer's weights; see `weight_cache.precision`.
         on_stage: called with each stage's name as it begins.
 
     Raises:
-        ValueError: there is no such stage or precision.
+        ValueError: there is no such stage.
         RuntimeError: what the device would raise: out of memory, an unsupported shape.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
@@ -139,7 +137,6 @@ def dry_run(
     transformer = MochiTransformer(config, mesh, precision)
     set_precision(transformer, precision.weights)
     decoder = MochiVaeDecoder(DecoderConfig(), mesh, split=split)
-    set_precision(transformer, precision)
     weights = {}
     for name, model in (("text_encoder", encoder), ("transformer", transformer), ("vae", decoder)):
         before = dram_allocated(mesh.device)

@@ -1,0 +1,115 @@
+"""Writing the trained parts as a checkpoint in Diffusers layout, in bfloat16."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.mochi.defaults import DEFAULTS_FILE
+from models.mochi.video import write_json
+from models.tiny.scenes import NUM_FRAMES, SIZE
+
+DEFAULTS: dict[str, Any] = {
+    "height": SIZE,
+    "width": SIZE,
+    "num_frames": NUM_FRAMES,
+    "num_steps": 16,
+    "cfg_scale": 3.0,
+    "seed": 0,
+}
+CARD = "README.md"
+
+
+def set_latent_statistics(vae: Any, latents_BCTHW: torch.Tensor) -> None:
+    """Put the mean and spread of each latent channel into the VAE's configuration."""
+    dims = (0, 2, 3, 4)
+    vae.register_to_config(
+        latents_mean=[round(float(x), 6) for x in latents_BCTHW.mean(dims)],
+        latents_std=[round(float(x), 6) for x in latents_BCTHW.std(dims)],
+    )
+
+
+def to_bfloat16_(module: Any) -> Any:
+    """Round all parameters in place and bring them to the CPU; returns the module."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to("cpu", torch.bfloat16).contiguous()
+    return module
+
+
+def write_checkpoint(
+    directory: Path, *, vae: Any, transformer: Any, text_encoder: Any, tokenizer: Path, curves: Mapping[str, Path]
+) -> None:
+    """Write all components into `directory`; what is there of another training is replaced, a model card is kept.
+
+    Args:
+        directory: the checkpoint.
+        vae: an `AutoencoderKLMochi` whose configuration has the latents' statistics.
+        transformer: a `MochiTransformer3DModel`.
+        text_encoder: a `T5EncoderModel`.
+        tokenizer: the directory that `write_tokenizer` made.
+        curves: files of loss curves by the name of what was trained.
+
+    Raises:
+        OSError: it cannot be written; the old files are still there.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=directory.parent) as scratch:
+        made = Path(scratch) / "new"
+        shutil.copytree(tokenizer, made / "tokenizer")
+        write_components(made, vae=vae, transformer=transformer, text_encoder=text_encoder, defaults=DEFAULTS)
+        for name, curve in curves.items():
+            shutil.copy(curve, made / f"{name}-{curve.name}")
+        if (directory / CARD).exists():
+            shutil.copy(directory / CARD, made / CARD)
+        if directory.exists():
+            directory.rename(Path(scratch) / "old")
+        made.rename(directory)
+
+
+def write_components(
+    directory: Path,
+    *,
+    vae: Any,
+    transformer: Any,
+    text_encoder: Any,
+    defaults: Mapping[str, Any],
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write everything of a checkpoint but its tokenizer, each tensor in its own dtype.
+
+    Args:
+        directory: there or not.
+        vae: an `AutoencoderKLMochi`.
+        transformer: a `MochiTransformer3DModel`.
+        text_encoder: a `T5EncoderModel`.
+        defaults: generation settings of the checkpoint; see `models.mochi.defaults`.
+        max_shard_size: of the transformer's files.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, MochiPipeline
+    from safetensors.torch import save_file
+
+    transformer.save_pretrained(directory / "transformer", max_shard_size=max_shard_size)
+    vae.save_pretrained(directory / "vae")
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    scheduler.save_pretrained(directory / "scheduler")
+    # Not save_pretrained: transformers' draws a progress bar of its own.
+    text_encoder.config.architectures = [type(text_encoder).__name__]
+    text_encoder.config.save_pretrained(directory / "text_encoder")
+    tensors = {k: v for k, v in text_encoder.state_dict().items() if k != "encoder.embed_tokens.weight"}
+    save_file(tensors, directory / "text_encoder" / "model.safetensors", {"format": "pt"})
+    index = {
+        "_class_name": MochiPipeline.__name__,
+        "force_zeros_for_empty_prompt": True,
+        "scheduler": ["diffusers", FlowMatchEulerDiscreteScheduler.__name__],
+        "text_encoder": ["transformers", type(text_encoder).__name__],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", type(transformer).__name__],
+        "vae": ["diffusers", type(vae).__name__],
+    }
+    write_json(index, directory / "model_index.json")
+    write_json(defaults, directory / DEFAULTS_FILE)

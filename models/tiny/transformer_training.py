@@ -1,0 +1,174 @@
+"""Training the AsymmDiT, and with it the T5 encoder, by flow matching on the tiny world's latents.
+
+The conventions are those of `models.mochi.schedule`: sigma is the share of noise, the model's time is
+`(1 - sigma) * 1000`, and its prediction estimates `z0 - eps`.
+
+Latents are [B, 12, T', H / 8, W / 8], token ids and masks [B, L].
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.mochi.schedule import TIMESTEPS
+from models.tiny.captions import caption
+from models.tiny.scenes import Scene
+from models.tiny.training import Schedule, train
+
+# 8 heads divide over every TP up to 8; the visual width is 8 x 32 = 256.
+TRANSFORMER: dict[str, Any] = {
+    "num_attention_heads": 8,
+    "attention_head_dim": 32,
+    "num_layers": 5,
+    "pooled_projection_dim": 128,
+    "text_embed_dim": 128,
+    "time_embed_dim": 64,
+}
+TEXT_ENCODER: dict[str, Any] = {
+    "d_model": 128,
+    "d_kv": 32,
+    "num_heads": 4,
+    "d_ff": 256,
+    "num_layers": 2,
+    "feed_forward_proj": "gated-gelu",
+    "dropout_rate": 0.0,
+}
+SCHEDULE = Schedule(steps=4000, rate=1e-3, warmup=100, ema=0.998)
+BATCH = 32
+# Longest caption in tokens; all but a few with two things are shorter.
+TOKENS = 20
+# Captions dropped, so that the model also learns the unconditional prediction that guidance needs.
+DROPPED = 0.12
+# Radians per position: frames count 0, 1, 2; rows and columns span about +-72 on a 4 x 4 grid.
+ROPE_STD = (0.7, 0.02, 0.02)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Scenes and their latents, float32 [N, 12, T', H / 8, W / 8], normalised as the transformer sees them."""
+
+    scenes: Sequence[Scene]
+    latents: torch.Tensor
+
+
+class TextToVelocity(torch.nn.Module):
+    """The T5 encoder and the AsymmDiT, trained as one: from token ids to the velocity."""
+
+    def __init__(self, vocab_size: int, seed: int = 0):
+        super().__init__()
+        from diffusers import MochiTransformer3DModel
+        from transformers import T5Config, T5EncoderModel
+
+        torch.manual_seed(seed)
+        self.text_encoder = T5EncoderModel(
+            T5Config(vocab_size=vocab_size, pad_token_id=0, eos_token_id=1, **TEXT_ENCODER)
+        )
+        transformer: Any = MochiTransformer3DModel(**TRANSFORMER)
+        with torch.no_grad():
+            transformer.pos_frequencies.normal_().mul_(torch.tensor(ROPE_STD).view(3, 1, 1))
+            transformer.proj_out.weight.zero_()
+            transformer.proj_out.bias.zero_()
+        self.transformer = transformer
+
+    def forward(
+        self, latents_BCTHW: torch.Tensor, sigma_B: torch.Tensor, ids_BL: torch.Tensor, mask_BL: torch.Tensor
+    ) -> torch.Tensor:
+        """The velocity, [B, 12, T', H / 8, W / 8]; an all-False row of the mask is the empty prompt, zeros."""
+        # The encoder must have something to attend to; what it makes of a dropped caption is zeroed.
+        seen = mask_BL | ~mask_BL.any(1, keepdim=True)
+        embeds = self.text_encoder(ids_BL, attention_mask=seen.long()).last_hidden_state
+        embeds = embeds * mask_BL[..., None]
+        return self.transformer(latents_BCTHW, embeds, (1 - sigma_B) * TIMESTEPS, mask_BL).sample
+
+
+class BatchedAttention:
+    """The joint attention of Diffusers' `MochiAttnProcessor2_0` for a whole batch at once: padding tokens masked.
+
+    Diffusers' own loops over the batch. Rows of padding tokens differ (there: zeros), and nothing reads them.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Visual and text outputs, projected, for visual tokens [B, N, D] and text tokens [B, L, D]."""
+        visual, text = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
+        q, k, v = (getattr(attn, name)(hidden_states).unflatten(2, (attn.heads, -1)) for name in visual)
+        text_q, text_k, text_v = (
+            getattr(attn, name)(encoder_hidden_states).unflatten(2, (attn.heads, -1)) for name in text
+        )
+        q, k = (_rotate(x, *image_rotary_emb) for x in (attn.norm_q(q), attn.norm_k(k)))
+        q = torch.cat([q, attn.norm_added_q(text_q)], 1).transpose(1, 2)
+        k = torch.cat([k, attn.norm_added_k(text_k)], 1).transpose(1, 2)
+        v = torch.cat([v, text_v], 1).transpose(1, 2)
+        count = hidden_states.shape[1]
+        hidden = ~torch.nn.functional.pad(attention_mask.bool(), (count, 0), value=True)[:, None, None]
+        # Plain products: on the CPU the fused attention's gradient is many times slower at this size.
+        scores = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
+        joint = (scores.masked_fill(hidden, float("-inf")).softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+        made, made_text = joint[:, :count], joint[:, count:]
+        made = attn.to_out[1](attn.to_out[0](made))
+        return made, attn.to_add_out(made_text) if hasattr(attn, "to_add_out") else made_text
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+
+
+def train_transformer(
+    bank: Bank,
+    tokenizer: Any,
+    folder: Path,
+    schedule: Schedule = SCHEDULE,
+    device: str = "cpu",
+    compiled: bool = False,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+) -> TextToVelocity:
+    """Train, or go on training, the model whose state is in `folder`; returns it with averaged weights."""
+    model = TextToVelocity(len(tokenizer)).to(device)
+    for block in model.transformer.transformer_blocks:
+        block.attn1.processor = BatchedAttention()
+        if compiled:
+            block.compile(dynamic=False)
+    latents = bank.latents.to(device)
+
+    def losses(step: int) -> dict[str, torch.Tensor]:
+        rng = random.Random(f"transformer {step}")
+        chosen = rng.choices(range(len(bank.scenes)), k=BATCH)
+        captions = [caption(bank.scenes[i], rng) for i in chosen]
+        tokens = tokenizer(captions, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
+        kept = torch.tensor([rng.random() >= DROPPED for _ in chosen])
+        mask = tokens.attention_mask.bool() & kept[:, None]
+        noise = torch.Generator().manual_seed(step)
+        sigma = torch.rand(BATCH, generator=noise).to(device)
+        eps = torch.randn((BATCH, *latents.shape[1:]), generator=noise).to(device)
+        return velocity_losses(model, latents[chosen], eps, sigma, tokens.input_ids.to(device), mask.to(device))
+
+    return train(model, losses, schedule, folder, progress).eval()
+
+
+def velocity_losses(
+    model: TextToVelocity,
+    latents_BCTHW: torch.Tensor,
+    eps_BCTHW: torch.Tensor,
+    sigma_B: torch.Tensor,
+    ids_BL: torch.Tensor,
+    mask_BL: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Mean squared error of the velocity `z0 - eps` at the noise levels `sigma`."""
+    share = sigma_B.view(-1, 1, 1, 1, 1)
+    noisy = share * eps_BCTHW + (1 - share) * latents_BCTHW
+    with torch.autocast(latents_BCTHW.device.type, torch.bfloat16):
+        velocity = model(noisy, sigma_B, ids_BL, mask_BL)
+    return {"loss": (velocity.float() - (latents_BCTHW - eps_BCTHW)).square().mean()}

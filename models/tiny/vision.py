@@ -1,0 +1,95 @@
+"""What a video of the tiny world shows, read from its frames alone: colour, motion and shape of one thing.
+
+Frames are float32 [T, H, W, 3] from 0 to 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from models.tiny.scenes import COLOURS, SHAPES, coverage
+
+# Distance from the background, in units of the 0-to-1 RGB cube, from which a pixel belongs to the thing.
+THRESHOLD = 0.22
+# Pixels that the centre must travel to be said to move, and the growth of the area from which a thing grows.
+TRAVEL, GROWTH = 7.0, 1.5
+# A bounce dips by this many pixels and ends near its start.
+BOUNCE = 6.0
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What was seen; None where there is nothing to see."""
+
+    colour: str | None
+    motion: str | None
+    shape: str | None
+
+
+def look(frames_THWC: torch.Tensor) -> Sight:
+    """Colour, motion and shape of the thing in the frames."""
+    distance = (frames_THWC - background(frames_THWC)).norm(dim=-1)
+    mask = distance > THRESHOLD
+    if int(mask.sum()) < 20 * len(mask):
+        return Sight(None, None, None)
+    return Sight(_colour(frames_THWC, distance, mask), _motion(mask), _shape(mask))
+
+
+def background(frames_THWC: torch.Tensor) -> torch.Tensor:
+    """The colour [3] of the background: the median over all frames' outermost pixels."""
+    border = [frames_THWC[:, 0], frames_THWC[:, -1], frames_THWC[:, :, 0], frames_THWC[:, :, -1]]
+    return torch.cat(border, dim=1).flatten(0, 1).median(dim=0).values
+
+
+def _colour(frames_THWC: torch.Tensor, distance: torch.Tensor, mask: torch.Tensor) -> str:
+    """The name nearest to the mean of the half of the thing's pixels that differ most from the background."""
+    inner = mask & (distance >= distance[mask].median())
+    mean = frames_THWC[inner].mean(0)
+    return min(COLOURS, key=lambda name: float((torch.tensor(COLOURS[name]) / 255 - mean).norm()))
+
+
+def _motion(mask: torch.Tensor) -> str:
+    centres = torch.tensor([_centre(frame) for frame in mask if frame.any()])
+    areas = mask.sum((1, 2)).float()
+    (dx, dy) = (centres[-1] - centres[0]).tolist()
+    if areas[-3:].mean() > GROWTH * areas[:3].mean() and max(abs(dx), abs(dy)) < 2 * TRAVEL:
+        return "growing"
+    if max(abs(dx), abs(dy)) >= TRAVEL:
+        if abs(dx) > abs(dy):
+            return "right" if dx > 0 else "left"
+        return "down" if dy > 0 else "up"
+    ends = (centres[0, 1] + centres[-1, 1]) / 2
+    return "bouncing" if float(centres[:, 1].max() - ends) >= BOUNCE else "still"
+
+
+def _shape(mask: torch.Tensor) -> str:
+    """The shape whose outline, at the thing's place and area, overlaps best (mean over frames)."""
+    best = dict.fromkeys(SHAPES, 0.0)
+    rows, columns = (torch.arange(size) + 0.5 for size in mask.shape[1:])
+    for frame in mask:
+        if not frame.any():
+            continue
+        x, y = _centre(frame)
+        for shape in SHAPES:
+            side, below = _proportions(shape)
+            radius = frame.sum() ** 0.5 / side
+            template = coverage(shape, columns[None, :] - x, rows[:, None] - y + below * radius, radius) > 0.5
+            best[shape] += float((template & frame).sum() / (template | frame).sum())
+    return max(best, key=lambda shape: best[shape])
+
+
+@cache
+def _proportions(shape: str) -> tuple[float, float]:
+    """Square root of a shape's area, and how far its centroid lies below its origin, in units of its radius."""
+    radius, grid = 16.0, torch.arange(64) - 31.5
+    mask = coverage(shape, grid[None, :], grid[:, None], torch.tensor(radius)) > 0.5
+    return float(mask.sum()) ** 0.5 / radius, (_centre(mask)[1] - 32) / radius
+
+
+def _centre(mask_HW: torch.Tensor) -> tuple[float, float]:
+    """Mean x and y of the mask's pixels."""
+    rows, columns = mask_HW.nonzero(as_tuple=True)
+    return float(columns.float().mean()) + 0.5, float(rows.float().mean()) + 0.5

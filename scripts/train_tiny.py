@@ -1,0 +1,62 @@
+"""Train the tiny Mochi from nothing: `python -m scripts.train_tiny --work DIRECTORY`.
+
+Everything is seeded, and whatever a folder holds of an earlier run is continued.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.tiny import CHECKPOINT
+from models.tiny.trainer import Training, run
+from scripts.progress import make_reporter
+
+_DEFAULT = Training(Path(), Path())
+
+
+def train_tiny(
+    work: Annotated[Path, typer.Option(help="Folder of states and loss curves; what is there is continued.")],
+    out: Annotated[Path, typer.Option(help="The checkpoint to write.")] = CHECKPOINT,
+    vae_steps: Annotated[int, typer.Option(min=1)] = _DEFAULT.vae_steps,
+    transformer_steps: Annotated[int, typer.Option(min=1)] = _DEFAULT.transformer_steps,
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes that the transformer sees.")] = _DEFAULT.scenes,
+    device: Annotated[str, typer.Option(help="Of torch: cpu, cuda.")] = "cpu",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Use torch.compile for the transformer; needs a C++ compiler.")
+    ] = False,
+) -> None:
+    """Train the tokenizer, the VAE, the text encoder and the transformer of the built-in model."""
+    job = Training(work, out, vae_steps, transformer_steps, scenes, device, compiled)
+    with make_reporter() as reporter:
+
+        def progress(stage: str, done: int, total: int, text: str) -> None:
+            reporter.progress(stage, done, total)
+            if text:
+                reporter.line(f"{stage} {done}/{total} {text}")
+
+        run(job, progress)
+    print(f"wrote {out}; the loss curves are {work}/vae/losses.jsonl and {work}/transformer/losses.jsonl")
+
+
+def main() -> int:
+    """Run the command line; a wrong value is one line on standard error and exit code 2."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(train_tiny)
+    try:
+        app(standalone_mode=False)
+    except (typer.TyperException, ValueError, OSError) as error:
+        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        print(f"train_tiny: error: {text}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train_tiny: interrupted; the same command goes on from the last saved step", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,7 @@
 # make demo   set everything up and generate a video with the built-in tiny model on a mock 2x4 mesh
 # make test   set everything up and run the tests
 # make lint   style and types
+# make baselines  take the present counts of both systems as those that the tests hold later ones against
 # make setup  only the set-up: .venv with mochi-tt in it
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := .venv/bin
 UV := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),$(CURDIR)/.uv/bin/uv)
 PROMPT ?= a red ball rolls to the left
 
-.PHONY: setup demo test test-full lint clean
+.PHONY: setup demo test test-full lint baselines clean
 .DELETE_ON_ERROR:
 
 setup: $(BIN)/.ready
@@ -36,6 +37,12 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+baselines: setup
+	for system in quietbox galaxy; do \
+	  $(BIN)/mochi-tt measure --mode projection --system $$system \
+	    --baseline tests/performance/baselines/$$system.json || exit; \
+	done
 
 clean:
 	rm -rf .venv .uv

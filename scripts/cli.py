@@ -14,6 +14,7 @@ from scripts import cache
 from scripts.cache import HELP
 from scripts.decode import decode
 from scripts.dry_run import dry_run
+from scripts.measure import measure
 
 BAD_INPUT, INTERRUPTED = 2, 130
 _GENMO = Defaults()
@@ -141,6 +142,7 @@ def doctor() -> None:
 
 app.command("decode")(decode)
 app.command("dry-run")(dry_run)
+app.command("measure")(measure)
 cache.register(app)
 
 

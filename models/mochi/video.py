@@ -71,7 +71,7 @@ def write_mp4(
 
     import imageio_ffmpeg
 
-    with _renamed_when_done(Path(path)) as scratch:
+    with renamed_when_done(Path(path)) as scratch:
         writer = imageio_ffmpeg.write_frames(
             str(scratch),
             (width, height),
@@ -105,12 +105,12 @@ def write_json(value: Mapping[str, Any], path: str | Path) -> None:
         TypeError: a value that JSON does not know.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    with _renamed_when_done(Path(path)) as scratch:
+    with renamed_when_done(Path(path)) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def _renamed_when_done(path: Path) -> Iterator[Path]:
+def renamed_when_done(path: Path) -> Iterator[Path]:
     """A fresh file beside `path` that takes its place at the end, or vanishes on any exception."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix + ".part", dir=path.parent)
     os.close(descriptor)

@@ -1,0 +1,159 @@
+"""`mochi-tt measure`: how long a video takes on a system; measured where there are cards, projected where not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from models.mochi.geometry import Geometry
+    from models.parallel import Layout
+    from models.systems import System
+
+MODES = ("auto", "hardware", "projection")
+REGRESSION = 1
+
+
+def measure(
+    system: Annotated[str, typer.Option(help="quietbox (2x4), galaxy (4x8), or another of models/systems.toml.")] = (
+        "quietbox"
+    ),
+    layout: Annotated[str | None, typer.Option(help="Such as sp0tp1. [default: the system's]")] = None,
+    precision: Annotated[str, typer.Option(help="Of the transformer's weights, as for generate.")] = "bf16",
+    num_steps: Annotated[int, typer.Option(min=2, help="Denoising steps, all with guidance.")] = 50,
+    width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 848,
+    height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
+    num_frames: Annotated[int, typer.Option(help="6k + 1.")] = 163,
+    vae_split: Annotated[str | None, typer.Option(help="How the decoder is split. [default: by the size]")] = None,
+    mode: Annotated[str, typer.Option(help="hardware, projection, or auto: hardware where there are cards.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="On hardware: the checkpoint, as for generate.")] = None,
+    cache_dir: Annotated[str | None, typer.Option(help="On hardware: of the converted weights.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="On hardware: videos that are timed, after a warm-up.")] = 3,
+    json_file: Annotated[str | None, typer.Option("--json", help="Write the report to this file.")] = None,
+    baseline_file: Annotated[
+        str | None, typer.Option("--baseline", help="Write the exact counts to this file, for later comparisons.")
+    ] = None,
+    plot_file: Annotated[str | None, typer.Option("--plot", help="Draw a projection to this .png or .svg.")] = None,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Only compare two reports; exit code 1 if B is worse.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(min=0.0, help="Share that a figure of B may be above A's.")] = 0.02,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="Only show the cost model beside published times.")
+    ] = False,
+) -> int:
+    """Report the seconds of encoding, denoising and decoding one video, and where they go.
+
+    The first line says whether it is a measurement or a projection. A projection needs neither card nor weights.
+    """
+    if compare is not None:
+        return _compare(*compare, threshold)
+    from models.device import cards, quiet_ttnn
+
+    quiet_ttnn()
+    if validation:
+        from models.perf.validation import table
+
+        print("\n".join(table()))
+        return 0
+    from models.mochi.video import check_writable, write_json
+    from models.parallel import Layout
+    from models.perf.compare import baseline
+    from models.perf.dry_run import preview_geometry
+    from models.perf.plots import check_suffix, plot
+    from models.perf.report import markdown
+    from models.system_report import HARDWARE_HINT
+    from models.systems import system as system_called
+    from weight_cache.precision import check_precision
+
+    machine = system_called(system)
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} does not exist: choose from {', '.join(MODES)}")
+    on_hardware = mode == "hardware" or (mode == "auto" and bool(cards()))
+    chosen = Layout.parse(layout or machine.layout, machine.mesh)
+    geometry = preview_geometry(height, width, num_frames)
+    outputs = {"json": json_file, "baseline": baseline_file, "plot": plot_file}
+    for name, file in outputs.items():
+        if file is not None:
+            check_writable(file, check_suffix(file).suffix.lower() if name == "plot" else ".json")
+    check_precision(precision)
+    if on_hardware and not cards():
+        raise ValueError(f"mode 'hardware' needs a Tenstorrent card and none was found; {HARDWARE_HINT}")
+    if on_hardware and model is None:
+        raise ValueError("a measurement needs weights: give --model, or --mode projection for none")
+    if not on_hardware and machine.mock is None:
+        raise ValueError(f"system {machine.name} cannot be projected yet: no mock stands for it")
+    if on_hardware:
+        report = _measured(machine, chosen, geometry, num_steps, runs, precision, vae_split, model, cache_dir)
+    else:
+        report = _projected(machine, chosen, geometry, num_steps, precision, vae_split)
+
+    print("\n".join(markdown(report)))
+    if json_file is not None:
+        write_json(report, json_file)
+    if baseline_file is not None:
+        write_json(baseline(report), baseline_file)
+    if plot_file is not None:
+        plot(report, plot_file)
+    for file in filter(None, outputs.values()):
+        print(f"wrote {file}")
+    return 0
+
+
+def _compare(before: str, after: str, threshold: float) -> int:
+    from models.perf.compare import ratios, read, regressions
+
+    old, new = read(before), read(after)
+    compared = ratios(old, new)
+    print(f"{'A: ' + old.get('mode', 'baseline'):<44} {'A':>14} {'B':>14} {'B over A':>8}")
+    print("\n".join(str(ratio) for ratio in compared))
+    worse = regressions(compared, threshold)
+    print(f"{len(worse)} of {len(compared)} figures grew by more than {threshold:.1%}")
+    for ratio in worse:
+        print(f"regression: {ratio}")
+    return REGRESSION if worse else 0
+
+
+def _projected(
+    system: System, layout: Layout, geometry: Geometry, num_steps: int, precision: str, vae_split: str | None
+) -> dict:
+    from models.device import open_mesh
+    from models.parallel import Mesh
+    from models.perf.dry_run import dry_run
+    from models.perf.projection import Projection
+
+    with open_mesh(system.mesh, "dry-run") as opened:
+        run = dry_run(Mesh(opened.device, layout), geometry, steps=num_steps, split=vae_split, precision=precision)
+    return Projection(system, run, num_steps, precision).to_json()
+
+
+def _measured(
+    system: System,
+    layout: Layout,
+    geometry: Geometry,
+    num_steps: int,
+    runs: int,
+    precision: str,
+    vae_split: str | None,
+    model: str | None,
+    cache_dir: str | None,
+) -> dict:
+    from models.mochi.pipeline import MochiPipeline
+    from models.perf.measure import measure as time_videos
+
+    with MochiPipeline.from_pretrained(
+        model,
+        mesh=system.mesh,
+        layout=str(layout),
+        mode="hardware",
+        precision=precision,
+        vae_split=vae_split,
+        cache_dir=cache_dir,
+    ) as pipe:
+        return time_videos(
+            pipe, system, geometry, num_steps=num_steps, runs=runs, precision=precision, say=lambda line: print(line)
+        )
+
+
+__all__ = ["measure"]

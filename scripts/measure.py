@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scripts.cache import HELP
+
 if TYPE_CHECKING:
     from models.mochi.geometry import Geometry
+    from models.mochi.precision import Precision
     from models.parallel import Layout
     from models.systems import System
 
@@ -20,7 +23,7 @@ def measure(
         "quietbox"
     ),
     layout: Annotated[str | None, typer.Option(help="Such as sp0tp1. [default: the system's]")] = None,
-    precision: Annotated[str, typer.Option(help="Of the transformer's weights, as for generate.")] = "bf16",
+    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
     num_steps: Annotated[int, typer.Option(min=2, help="Denoising steps, all with guidance.")] = 50,
     width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 848,
     height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
@@ -57,6 +60,7 @@ def measure(
 
         print("\n".join(table()))
         return 0
+    from models.mochi.precision import Precision
     from models.mochi.video import check_writable, write_json
     from models.parallel import Layout
     from models.perf.compare import baseline
@@ -65,7 +69,6 @@ def measure(
     from models.perf.report import markdown
     from models.system_report import HARDWARE_HINT
     from models.systems import system as system_called
-    from weight_cache.precision import check_precision
 
     machine = system_called(system)
     if mode not in MODES:
@@ -77,7 +80,7 @@ def measure(
     for name, file in outputs.items():
         if file is not None:
             check_writable(file, check_suffix(file).suffix.lower() if name == "plot" else ".json")
-    check_precision(precision)
+    policy = Precision.named(precision)
     if on_hardware and not cards():
         raise ValueError(f"mode 'hardware' needs a Tenstorrent card and none was found; {HARDWARE_HINT}")
     if on_hardware and model is None:
@@ -87,7 +90,7 @@ def measure(
     if on_hardware:
         report = _measured(machine, chosen, geometry, num_steps, runs, precision, vae_split, model, cache_dir)
     else:
-        report = _projected(machine, chosen, geometry, num_steps, precision, vae_split)
+        report = _projected(machine, chosen, geometry, num_steps, policy, vae_split)
 
     print("\n".join(markdown(report)))
     if json_file is not None:
@@ -116,7 +119,7 @@ def _compare(before: str, after: str, threshold: float) -> int:
 
 
 def _projected(
-    system: System, layout: Layout, geometry: Geometry, num_steps: int, precision: str, vae_split: str | None
+    system: System, layout: Layout, geometry: Geometry, num_steps: int, precision: Precision, vae_split: str | None
 ) -> dict:
     from models.device import open_mesh
     from models.parallel import Mesh
@@ -125,7 +128,7 @@ def _projected(
 
     with open_mesh(system.mesh, "dry-run") as opened:
         run = dry_run(Mesh(opened.device, layout), geometry, steps=num_steps, split=vae_split, precision=precision)
-    return Projection(system, run, num_steps, precision).to_json()
+    return Projection(system, run, num_steps).to_json()
 
 
 def _measured(

@@ -48,7 +48,6 @@ class Projection:
     system: System
     run: DryRun
     num_steps: int
-    precision: str
 
     def repeats(self, part: str) -> int:
         """How often a traced stretch runs in one video."""
@@ -98,7 +97,7 @@ class Projection:
             "system": self.system.name,
             "verified_system": self.system.verified,
             "layout": self.run.mesh,
-            "precision": self.precision,
+            "precision": self.run.precision.name,
             "height": geometry.height,
             "width": geometry.width,
             "num_frames": geometry.num_frames,

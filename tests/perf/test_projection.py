@@ -5,6 +5,7 @@ import json
 import pytest
 
 from models.mochi.geometry import Geometry
+from models.mochi.precision import PRECISIONS
 from models.perf.cost_model import constants, dispatch, op_time
 from models.perf.counts import Cost
 from models.perf.dry_run import DryRun
@@ -23,8 +24,8 @@ STEPS = 10
 
 def projection(**stages: list[Record]) -> Projection:
     traces = {name: Trace(records, 5_000_000_000) for name, records in stages.items()}
-    run = DryRun("4x8sp1tp0", Geometry(480, 848, 163), 48, {"transformer": 1}, traces, {})
-    return Projection(GALAXY, run, STEPS, "bf16")
+    run = DryRun("4x8sp1tp0", PRECISIONS["default"], Geometry(480, 848, 163), 48, {"transformer": 1}, traces, {})
+    return Projection(GALAXY, run, STEPS)
 
 
 @pytest.fixture

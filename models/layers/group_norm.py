@@ -12,6 +12,7 @@ import ttnn
 
 from models.layers import compute
 from models.layers.module import Module, Parameter
+from models.layers.staging import frames_of, like, parts, put, put_rows, take, take_frames, then
 from models.parallel import Mesh, all_reduce
 from models.parallel.halo import HEIGHT, WIDTH, Extent, ShardedDim, upload
 
@@ -40,19 +41,24 @@ class FrameGroupNorm(Module):
     def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent, *, consume: bool = False) -> ttnn.Tensor:
         """x [1, T, H, W, C] bfloat16 per chip, fractured as ``extent`` says -> the same shape and placement.
 
-        ``consume``: x is freed, as soon as it can be.
+        ``consume``: the result takes the place of x, which is gone.
         """
         scale, shift = self._affine(self.sums(x_BTHWC, extent), extent)
-        scaled = ttnn.multiply(x_BTHWC, scale)
-        if consume:
-            ttnn.deallocate(x_BTHWC)
-        out = ttnn.add(scaled, shift, activations=[ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)])
-        for tensor in (scaled, scale, shift):
-            ttnn.deallocate(tensor)
-        return out
+        x = frames_of(x_BTHWC)
+        out = x if consume else like(x)
+        silu = [ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)]
+        for part in parts(x):
+            of_scale, of_shift = (take_frames(table, part) for table in (scale, shift))
+            scaled = then(ttnn.multiply, take(x, part), of_scale)
+            put(out, then(ttnn.add, scaled, of_shift, activations=silu), part)
+            ttnn.deallocate(of_scale)
+            ttnn.deallocate(of_shift)
+        ttnn.deallocate(scale)
+        ttnn.deallocate(shift)
+        return ttnn.reshape(out, x_BTHWC.shape)
 
     def _affine(self, sums_12TG: ttnn.Tensor, extent: Extent) -> tuple[ttnn.Tensor, ttnn.Tensor]:
-        """Scale and shift [1, T, 1, 1, C] float32, row-major, of the sums of x and x^2 per frame and group."""
+        """Scale and shift [T, 1, 1, C] float32, row-major, of the sums of x and x^2 per frame and group."""
         frames, groups = sums_12TG.shape[2], self.sums.groups
         count = extent.height.real * extent.width.real * self.channels // groups
         moments = ttnn.multiply(sums_12TG, 1.0 / count)
@@ -65,7 +71,7 @@ class FrameGroupNorm(Module):
         scale = ttnn.slice(spread, [0, 0, 0, 0], [1, 1, frames, self.channels])
         centre = ttnn.slice(spread, [0, 1, 0, 0], [1, 2, frames, self.channels])
         shift = ttnn.subtract(self.bias.tensor, centre)
-        shape = [1, frames, 1, 1, self.channels]
+        shape = [frames, 1, 1, self.channels]
         return tuple(ttnn.reshape(ttnn.to_layout(t, ttnn.ROW_MAJOR_LAYOUT), shape) for t in (scale, shift))
 
 
@@ -83,22 +89,36 @@ class GroupSums:
         """
         _, frames, rows, columns, channels = x_BTHWC.shape
         bands = _bands(extent.height, columns)
-        blocks = [frames * bands, 1, rows // bands * columns, channels]
-        real = x_BTHWC
-        if extent.width.is_uneven:
-            real = ttnn.multiply(x_BTHWC, self._column_mask(extent.width, channels))
+        x_sums, square_sums = self._band_sums(frames_of(x_BTHWC), extent, bands)
         pool = self._pool(channels, extent.height, bands)
-        x = ttnn.reshape(real, blocks)
-        squares = ttnn.square(x)
-        sums = ttnn.concat([self._pooled(x, frames, pool), self._pooled(squares, frames, pool)], dim=1)
-        ttnn.deallocate(squares)
-        if real is not x_BTHWC:
-            ttnn.deallocate(real)
+        sums = ttnn.concat([self._pooled(table, frames, pool) for table in (x_sums, square_sums)], dim=1)
         for dim in (HEIGHT, WIDTH):
             axis = extent[dim].axis
             if axis is not None:
                 sums = all_reduce(sums, self.mesh, over=axis)
         return sums
+
+    def _band_sums(self, x: ttnn.Tensor, extent: Extent, bands: int) -> tuple[ttnn.Tensor, ttnn.Tensor]:
+        """Sums of x and of x^2 per band of rows and channel, each [T * bands, 1, 1, C] bfloat16, row-major."""
+        frames, rows, columns, channels = x.shape
+        band = rows // bands
+        shape = ttnn.Shape([frames * bands, 1, 1, channels])
+        x_sums, square_sums = (
+            ttnn.allocate_tensor_on_device(shape, x.dtype, ttnn.ROW_MAJOR_LAYOUT, self.mesh.device) for _ in range(2)
+        )
+        done = 0
+        for part in parts(x, rows=band):
+            staged = take(x, part)
+            if extent.width.is_uneven:
+                staged = then(ttnn.multiply, staged, self._column_mask(extent.width, channels))
+            blocks = math.prod(part.shape) // band
+            flat = ttnn.reshape(staged, [blocks, 1, band * columns, channels])
+            put_rows(x_sums, _sum(flat), done)
+            ttnn.square(flat, output_tensor=flat)
+            put_rows(square_sums, _sum(flat), done)
+            ttnn.deallocate(flat)
+            done += blocks
+        return x_sums, square_sums
 
     def spread(self, values_12TG: ttnn.Tensor, channels: int) -> ttnn.Tensor:
         """Values per group [1, 2, T, G] float32 -> per channel [1, 2, T, C] float32.
@@ -112,11 +132,11 @@ class GroupSums:
             parts, self._spreader(channels), dtype=ttnn.float32, compute_kernel_config=compute.accurate()
         )
 
-    def _pooled(self, x: ttnn.Tensor, frames: int, pool: ttnn.Tensor) -> ttnn.Tensor:
-        """[T * bands, 1, positions, C] -> [1, 1, T, G] float32, summed over bands, positions and a group's channels."""
-        sums = ttnn.sum(x, dim=2, keepdim=True, compute_kernel_config=compute.accurate())
-        rows = ttnn.to_layout(ttnn.reshape(sums, [1, 1, frames, pool.shape[0]]), ttnn.TILE_LAYOUT)
-        return ttnn.linear(rows, pool, dtype=ttnn.float32, compute_kernel_config=compute.accurate())
+    def _pooled(self, sums: ttnn.Tensor, frames: int, pool: ttnn.Tensor) -> ttnn.Tensor:
+        """[T * bands, 1, 1, C] (freed) -> [1, 1, T, G] float32, summed over bands and a group's channels."""
+        rows = then(ttnn.to_layout, ttnn.reshape(sums, [1, 1, frames, pool.shape[0]]), ttnn.TILE_LAYOUT)
+        ttnn.deallocate(sums)
+        return then(ttnn.linear, rows, pool, dtype=ttnn.float32, compute_kernel_config=compute.accurate())
 
     def _pool(self, channels: int, height: ShardedDim, bands: int) -> ttnn.Tensor:
         """[bands * C, G] per chip: 1 where a band holds real rows and a channel belongs to the group."""
@@ -160,6 +180,13 @@ class GroupSums:
         for table in self._tables.values():
             ttnn.deallocate(table)
         self._tables.clear()
+
+
+def _sum(x: ttnn.Tensor) -> ttnn.Tensor:
+    """[B, 1, positions, C] -> [B, 1, 1, C]."""
+    return ttnn.sum(
+        x, dim=2, keepdim=True, memory_config=ttnn.DRAM_MEMORY_CONFIG, compute_kernel_config=compute.accurate()
+    )
 
 
 def _bands(height: ShardedDim, columns: int) -> int:

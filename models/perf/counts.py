@@ -3,13 +3,14 @@
 Conventions, stated once:
 
 * FLOPs are those of matrix products (a multiply-add is two), on padded shapes, as the chip computes them.
-* DRAM bytes: every tensor operand read once and every output written once, on padded shapes. Ops that touch only part
-  of an operand count that part; re-reads inside an op are not counted. So this is a lower bound.
+* DRAM bytes: every tensor operand that lies in DRAM read once and every output there written once, on padded shapes.
+  Ops that touch only part of an operand count that part; re-reads inside an op are not counted. So this is a lower
+  bound. L1 bytes: the same of tensors that lie in L1, spread over the cores.
 * Link bytes: bytes over the busiest directed link of a line of n chips.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,8 @@ _BYTES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Per chip: matrix ``flops``, ``dram_bytes`` read and written, ``link_bytes`` on the busiest directed link.
+    """Per chip: matrix ``flops``, ``dram_bytes`` and ``l1_bytes`` read and written, ``link_bytes`` on the busiest
+    directed link.
 
     ``exposed_link_bytes`` is the part of the link bytes that the op does not overlap with its own arithmetic. For
     attention in chunks, ``steps`` is how many pairs of a query chunk and a key chunk the busiest core works through,
@@ -38,6 +40,7 @@ class Cost:
 
     flops: float = 0.0
     dram_bytes: float = 0.0
+    l1_bytes: float = 0.0
     link_bytes: float = 0.0
     exposed_link_bytes: float = 0.0
     steps: float = 0.0
@@ -92,13 +95,26 @@ def nbytes(tensor: ttnn.Tensor) -> float:
 
 
 def traffic(*tensors: ttnn.Tensor) -> float:
-    """Bytes of several tensors, each moved once."""
-    return sum(nbytes(tensor) for tensor in tensors)
+    """DRAM bytes of several tensors, each moved once; those in L1 count nothing."""
+    return sum(nbytes(tensor) for tensor in tensors if not _in_l1(tensor))
+
+
+def moved(moves: Iterable[tuple[ttnn.Tensor, float]]) -> dict[str, float]:
+    """DRAM bytes and L1 bytes, as `Cost` takes them, of moves of so many bytes to or from tensors."""
+    moves = list(moves)
+    return {
+        "dram_bytes": sum(count for tensor, count in moves if not _in_l1(tensor)),
+        "l1_bytes": sum(count for tensor, count in moves if _in_l1(tensor)),
+    }
+
+
+def _in_l1(tensor: ttnn.Tensor) -> bool:
+    return tensor.memory_config().buffer_type == ttnn.BufferType.L1
 
 
 def elementwise(call: Call) -> Cost:
     """Operands in, outputs out."""
-    return Cost(dram_bytes=traffic(*call.inputs, *call.outputs))
+    return Cost(**moved((tensor, nbytes(tensor)) for tensor in [*call.inputs, *call.outputs]))
 
 
 def _exposed(link_bytes: float) -> dict[str, float]:
@@ -120,7 +136,8 @@ def _matmul(call: Call) -> Cost:
 
 @cost_rule("ttnn.slice", "ttnn.Tensor.__getitem__", "ttnn.mesh_partition")
 def _part(call: Call) -> Cost:
-    return Cost(dram_bytes=2 * traffic(*call.outputs))
+    size = nbytes(call.outputs[0])
+    return Cost(**moved([(call.inputs[0], size), (call.outputs[0], size)]))
 
 
 @cost_rule("ttnn.all_gather", "ttnn.experimental.all_gather_async")

@@ -10,7 +10,7 @@ from models.mochi.geometry import Geometry
 from models.mochi.vae import MochiVaeDecoder, Split
 from models.mochi.vae.config import DecoderConfig
 from models.parallel import Mesh
-from models.perf.counts import Call, Cost, cost_rule, nbytes, traffic
+from models.perf.counts import Call, Cost, cost_rule, elementwise, moved, nbytes, traffic
 from models.perf.trace import Trace, dram_allocated, trace
 
 
@@ -34,14 +34,15 @@ def _neighbor_pad(call: Call) -> Cost:
 
 @cost_rule("ttnn.experimental.slice_write")
 def _slice_write(call: Call) -> Cost:
-    return Cost(dram_bytes=2 * traffic(call.inputs[0]))
+    part, whole = call.inputs[:2]
+    return Cost(**moved([(part, nbytes(part)), (whole, nbytes(part))]))
 
 
 @cost_rule("ttnn.reshape")
 def _reshape(call: Call) -> Cost:
     x, out = call.inputs[0], call.outputs[0]
     is_view = x.is_allocated() and x.buffer_unique_id() == out.buffer_unique_id()
-    return Cost() if is_view else Cost(dram_bytes=traffic(x, out))
+    return Cost() if is_view else elementwise(call)
 
 
 @dataclass(frozen=True)

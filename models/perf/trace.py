@@ -70,6 +70,7 @@ class Trace:
             "device_calls": self.device_calls,
             "flops": self.total("flops"),
             "dram_bytes": self.total("dram_bytes"),
+            "l1_bytes": self.total("l1_bytes"),
             "link_bytes": self.total("link_bytes"),
             "exposed_link_bytes": self.total("exposed_link_bytes"),
             "dram_peak_bytes": self.dram_peak_bytes,

@@ -163,6 +163,8 @@ class _Call:
             if buffers:
                 self.buffers += buffers
                 return None
+        if name in self.rule.partly_written and isinstance(value, ttnn.Tensor):
+            self._store.begin(value)
         return self._bind(value)
 
     def _bind(self, value: Any) -> Any:

@@ -104,6 +104,7 @@ def _end(
 @local_rule(
     "ttnn.experimental.slice_write",
     source="experimental/slice_write docstring: the input's values between begin and end of the output, in place",
+    partly_written=("target",),
 )
 def slice_write(input_tensor, target, start, end, step):
     """The second tensor with the first one's values in ``[start, end)``."""

@@ -56,7 +56,8 @@ class Rule:
     is called per device. Otherwise it is called once, each tensor being a `MeshShards`, and returns for each output
     the list of per-device values. ``dtypes``: ``function`` also gets ``dtypes``, the ttnn dtypes of the tensor inputs
     in the order in which they appear in the call. ``buffers`` are parameters, besides `EXECUTION_ARGUMENTS`, that the
-    op writes and does not read; ``function`` gets None for them.
+    op writes and does not read; ``function`` gets None for them. ``partly_written`` are those of which it writes a
+    part and leaves the rest as it is: what was never written there counts as NaN.
     """
 
     function: Callable[..., Any]
@@ -64,6 +65,7 @@ class Rule:
     source: str
     dtypes: bool = False
     buffers: frozenset[str] = frozenset()
+    partly_written: frozenset[str] = frozenset()
 
     @functools.cached_property
     def positional(self) -> tuple[str, ...]:
@@ -139,22 +141,29 @@ EXECUTION_ARGUMENTS = frozenset(
 )
 
 
-def local_rule(*names: str, source: str, dtypes: bool = False, buffers: tuple[str, ...] = ()):
+def local_rule(
+    *names: str, source: str, dtypes: bool = False, buffers: tuple[str, ...] = (), partly_written: tuple[str, ...] = ()
+):
     """Register a per-device golden for the ops ``names``; ``source`` says where its semantics were read."""
-    return _register(names, source, local=True, dtypes=dtypes, buffers=buffers)
+    return _register(
+        names,
+        lambda function: Rule(function, True, source, dtypes, frozenset(buffers), frozenset(partly_written)),
+    )
 
 
-def mesh_rule(*names: str, source: str):
+def mesh_rule(*names: str, source: str, partly_written: tuple[str, ...] = ()):
     """Register a whole-mesh golden (a collective) for the ops ``names``; ``source`` says where it was read."""
-    return _register(names, source, local=False, dtypes=False, buffers=())
+    return _register(
+        names, lambda function: Rule(function, False, source, partly_written=frozenset(partly_written))
+    )
 
 
-def _register(names: tuple[str, ...], source: str, *, local: bool, dtypes: bool, buffers: tuple[str, ...]):
+def _register(names: tuple[str, ...], rule: Callable[[Callable[..., Any]], Rule]):
     def decorator(function):
         for name in names:
             if name in RULES:
                 raise ValueError(f"{name} has a golden rule already")
-            RULES[name] = Rule(function, local, source, dtypes, frozenset(buffers))
+            RULES[name] = rule(function)
         return function
 
     return decorator

@@ -8,6 +8,7 @@ import torch
 import ttnn
 
 from models.mock.golden.errors import golden_error
+from models.mock.golden.rounding import is_integer
 
 # An entry that survived this many sweeps is looked at only now and then: weights live as long as the model.
 _OLD_AFTER = 32
@@ -81,6 +82,13 @@ class Store:
         """Record that ``tensor``'s buffer holds nothing that may be read, because ``why``."""
         entry = self._hold(tensor)
         entry.shards, entry.why = None, why
+
+    def begin(self, tensor: ttnn.Tensor) -> None:
+        """Let an op write a part of ``tensor``'s buffer: where nothing was ever written, it holds NaN."""
+        entry = self._find(tensor)
+        if entry is not None and entry.shards is None and not is_integer(tensor.dtype):
+            rows, columns = tensor.device().shape
+            entry.shards = [torch.full(tuple(tensor.shape), torch.nan)] * (rows * columns)
 
     def alias(self, tensor: ttnn.Tensor, *, part: bool = False) -> bool:
         """Register one more handle on a known buffer; False when the buffer is not known."""

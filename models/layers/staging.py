@@ -1,0 +1,100 @@
+"""Elementwise work on activations that do not fit L1, part by part in L1, so that DRAM is read and written once.
+
+An op on a whole activation reads it from DRAM and writes its result there. A chain of them on a part that lies in L1
+costs one read and one write in all.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import ttnn
+
+# L1 that stays free for the circular buffers of the ops that work on a part: at most 3 of 64 KiB in the elementwise
+# ops and the sums of `models.layers`, as ttnn allocates them, and as much again.
+_CIRCULAR_BUFFERS = 384 * 1024
+# Parts that lie in L1 at once: what an op reads and what it gives.
+_LIVE = 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """Frames and rows of a shard x_BTHWC, each from a start to a stop."""
+
+    frames: tuple[int, int]
+    rows: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of frames and rows."""
+        return self.frames[1] - self.frames[0], self.rows[1] - self.rows[0]
+
+
+def frames_of(x_BTHWC: ttnn.Tensor) -> ttnn.Tensor:
+    """View x [1, T, H, W, C] as [T, H, W, C], the form in which parts are taken and put."""
+    return ttnn.reshape(x_BTHWC, list(x_BTHWC.shape)[1:])
+
+
+def like(x: ttnn.Tensor) -> ttnn.Tensor:
+    """Room for a tensor like x; what is in it is undefined."""
+    return ttnn.allocate_tensor_on_device(x.shape, x.dtype, x.layout, x.device())
+
+
+def parts(x_THWC: ttnn.Tensor, *, rows: int = 1) -> Iterator[Part]:
+    """Cut x [T, H, W, C] row-major into parts that fit L1 twice, in order of frames and rows.
+
+    The rule: as many whole frames as fit, in parts of nearly equal size; where not even one frame fits, as many
+    multiples of ``rows`` rows of it as fit (at least one multiple), ``rows`` being a divisor of H.
+    """
+    frames, height, width, channels = x_THWC.shape
+    view = ttnn.get_memory_view(x_THWC.device(), ttnn.BufferType.L1)
+    share = (view.total_bytes_per_bank - _CIRCULAR_BUFFERS) // _LIVE * view.num_banks
+    row = width * channels * x_THWC.element_size()
+    at_once = share // (row * height)
+    if at_once:
+        yield from (Part(span, (0, height)) for span in _spans(frames, at_once))
+        return
+    for frame in range(frames):
+        for start, stop in _spans(height // rows, max(share // (row * rows), 1)):
+            yield Part((frame, frame + 1), (start * rows, stop * rows))
+
+
+def _spans(size: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut ``size`` into the fewest spans of at most ``most``, all but the last of one size."""
+    step = -(-size // -(-size // most))
+    for start in range(0, size, step):
+        yield start, min(start + step, size)
+
+
+def take(x_THWC: ttnn.Tensor, part: Part) -> ttnn.Tensor:
+    """Copy a part to L1: [t, h, W, C]."""
+    return ttnn.slice(x_THWC, *_corners(x_THWC, part), memory_config=ttnn.L1_MEMORY_CONFIG)
+
+
+def put(x_THWC: ttnn.Tensor, value: ttnn.Tensor, part: Part) -> None:
+    """Write ``value`` [t, h, W, C] (freed) to where the part lies in x, in place."""
+    ttnn.experimental.slice_write(value, x_THWC, *_corners(x_THWC, part), [1] * 4)
+    ttnn.deallocate(value)
+
+
+def _corners(x_THWC: ttnn.Tensor, part: Part) -> tuple[list[int], list[int]]:
+    return [part.frames[0], part.rows[0], 0, 0], [part.frames[1], part.rows[1], *list(x_THWC.shape)[2:]]
+
+
+def take_frames(table_T11C: ttnn.Tensor, part: Part) -> ttnn.Tensor:
+    """The rows [t, 1, 1, C] of a table that belong to the frames of a part."""
+    start, stop = part.frames
+    return ttnn.slice(table_T11C, [start, 0, 0, 0], [stop, 1, 1, table_T11C.shape[-1]])
+
+
+def put_rows(table: ttnn.Tensor, rows: ttnn.Tensor, start: int) -> None:
+    """Write ``rows`` [n, 1, 1, C] (freed) to the table [N, 1, 1, C] from row ``start``, in place."""
+    count, _, _, channels = rows.shape
+    ttnn.experimental.slice_write(rows, table, [start, 0, 0, 0], [start + count, 1, 1, channels], [1] * 4)
+    ttnn.deallocate(rows)
+
+
+def then(step: Callable[..., ttnn.Tensor], value: ttnn.Tensor, *others, **options) -> ttnn.Tensor:
+    """``step(value, *others, **options)``, freeing ``value``."""
+    result = step(value, *others, **options)
+    ttnn.deallocate(value)
+    return result

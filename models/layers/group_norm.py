@@ -7,12 +7,13 @@ one shift per frame and channel.
 """
 
 import math
+from collections.abc import Sequence
 
 import ttnn
 
 from models.layers import compute
 from models.layers.module import Module, Parameter
-from models.layers.staging import frames_of, like, parts, put, put_rows, take, take_frames, then
+from models.layers.staging import frames_of, parts, put, take, take_frames, then
 from models.parallel import Mesh, all_reduce
 from models.parallel.halo import HEIGHT, WIDTH, Extent, ShardedDim, upload
 
@@ -38,24 +39,29 @@ class FrameGroupNorm(Module):
         self.weight = Parameter({f"{name}.weight": (channels,)}, row, dtype=ttnn.float32)
         self.bias = Parameter({f"{name}.bias": (channels,)}, row, dtype=ttnn.float32)
 
-    def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent, *, consume: bool = False) -> ttnn.Tensor:
-        """x [1, T, H, W, C] bfloat16 per chip, fractured as ``extent`` says -> the same shape and placement.
+    def __call__(
+        self, x_BTHWC: ttnn.Tensor, extent: Extent, out_THWC: ttnn.Tensor, origin: Sequence[int] = (0, 0, 0)
+    ) -> None:
+        """Write the norm of x into a larger tensor, as the convolution that follows wants its input.
 
-        ``consume``: the result takes the place of x, which is gone.
+        Args:
+            x_BTHWC: [1, T, H, W, C] bfloat16 per chip, fractured as ``extent`` says.
+            extent: its sizes.
+            out_THWC: [T', H', W', C], written from frame, row and column ``origin`` on; may be x's own buffer.
+            origin: where the norm's result begins.
         """
         scale, shift = self._affine(self.sums(x_BTHWC, extent), extent)
-        x = frames_of(x_BTHWC)
-        out = x if consume else like(x)
         silu = [ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)]
-        for part in parts(x):
+        x_THWC = frames_of(x_BTHWC)
+        for part in parts(x_THWC):
             of_scale, of_shift = (take_frames(table, part) for table in (scale, shift))
-            scaled = then(ttnn.multiply, take(x, part), of_scale)
-            put(out, then(ttnn.add, scaled, of_shift, activations=silu), part)
+            scaled = then(ttnn.multiply, take(x_THWC, part), of_scale)
+            normed = then(ttnn.add, scaled, of_shift, activations=silu)
+            put(out_THWC, normed, [start + first for start, first in zip(origin, part.begin, strict=True)])
             ttnn.deallocate(of_scale)
             ttnn.deallocate(of_shift)
         ttnn.deallocate(scale)
         ttnn.deallocate(shift)
-        return ttnn.reshape(out, x_BTHWC.shape)
 
     def _affine(self, sums_12TG: ttnn.Tensor, extent: Extent) -> tuple[ttnn.Tensor, ttnn.Tensor]:
         """Scale and shift [T, 1, 1, C] float32, row-major, of the sums of x and x^2 per frame and group."""
@@ -87,7 +93,7 @@ class GroupSums:
 
         The sums are over the real positions of whole frames: replicated over the axes that split rows and columns.
         """
-        _, frames, rows, columns, channels = x_BTHWC.shape
+        _, frames, _, columns, channels = x_BTHWC.shape
         bands = _bands(extent.height, columns)
         x_sums, square_sums = self._band_sums(frames_of(x_BTHWC), extent, bands)
         pool = self._pool(channels, extent.height, bands)
@@ -113,9 +119,9 @@ class GroupSums:
                 staged = then(ttnn.multiply, staged, self._column_mask(extent.width, channels))
             blocks = math.prod(part.shape) // band
             flat = ttnn.reshape(staged, [blocks, 1, band * columns, channels])
-            put_rows(x_sums, _sum(flat), done)
+            put(x_sums, _sum(flat), (done, 0, 0))
             ttnn.square(flat, output_tensor=flat)
-            put_rows(square_sums, _sum(flat), done)
+            put(square_sums, _sum(flat), (done, 0, 0))
             ttnn.deallocate(flat)
             done += blocks
         return x_sums, square_sums

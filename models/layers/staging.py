@@ -4,7 +4,7 @@ An op on a whole activation reads it from DRAM and writes its result there. A ch
 costs one read and one write in all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import ttnn
@@ -24,6 +24,11 @@ class Part:
     rows: tuple[int, int]
 
     @property
+    def begin(self) -> tuple[int, int, int]:
+        """Its first frame, row and column."""
+        return self.frames[0], self.rows[0], 0
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Numbers of frames and rows."""
         return self.frames[1] - self.frames[0], self.rows[1] - self.rows[0]
@@ -34,9 +39,10 @@ def frames_of(x_BTHWC: ttnn.Tensor) -> ttnn.Tensor:
     return ttnn.reshape(x_BTHWC, list(x_BTHWC.shape)[1:])
 
 
-def like(x: ttnn.Tensor) -> ttnn.Tensor:
-    """Room for a tensor like x; what is in it is undefined."""
-    return ttnn.allocate_tensor_on_device(x.shape, x.dtype, x.layout, x.device())
+def l1_share(device: ttnn.MeshDevice) -> int:
+    """Bytes that one part may take of a chip's L1, over all its cores."""
+    view = ttnn.get_memory_view(device, ttnn.BufferType.L1)
+    return (view.total_bytes_per_bank - _CIRCULAR_BUFFERS) // _LIVE * view.num_banks
 
 
 def parts(x_THWC: ttnn.Tensor, *, rows: int = 1) -> Iterator[Part]:
@@ -46,8 +52,7 @@ def parts(x_THWC: ttnn.Tensor, *, rows: int = 1) -> Iterator[Part]:
     multiples of ``rows`` rows of it as fit (at least one multiple), ``rows`` being a divisor of H.
     """
     frames, height, width, channels = x_THWC.shape
-    view = ttnn.get_memory_view(x_THWC.device(), ttnn.BufferType.L1)
-    share = (view.total_bytes_per_bank - _CIRCULAR_BUFFERS) // _LIVE * view.num_banks
+    share = l1_share(x_THWC.device())
     row = width * channels * x_THWC.element_size()
     at_once = share // (row * height)
     if at_once:
@@ -67,30 +72,27 @@ def _spans(size: int, most: int) -> Iterator[tuple[int, int]]:
 
 def take(x_THWC: ttnn.Tensor, part: Part) -> ttnn.Tensor:
     """Copy a part to L1: [t, h, W, C]."""
-    return ttnn.slice(x_THWC, *_corners(x_THWC, part), memory_config=ttnn.L1_MEMORY_CONFIG)
+    begin = [*part.begin, 0]
+    end = [part.frames[1], part.rows[1], *list(x_THWC.shape)[2:]]
+    return ttnn.slice(x_THWC, begin, end, memory_config=ttnn.L1_MEMORY_CONFIG)
 
 
-def put(x_THWC: ttnn.Tensor, value: ttnn.Tensor, part: Part) -> None:
-    """Write ``value`` [t, h, W, C] (freed) to where the part lies in x, in place."""
-    ttnn.experimental.slice_write(value, x_THWC, *_corners(x_THWC, part), [1] * 4)
-    ttnn.deallocate(value)
+def put(x_THWC: ttnn.Tensor, value: ttnn.Tensor, begin: Sequence[int], *, keep: bool = False) -> None:
+    """Write ``value`` [t, h, w, C] into x from frame, row and column ``begin`` on, in place.
 
-
-def _corners(x_THWC: ttnn.Tensor, part: Part) -> tuple[list[int], list[int]]:
-    return [part.frames[0], part.rows[0], 0, 0], [part.frames[1], part.rows[1], *list(x_THWC.shape)[2:]]
+    It is freed unless ``keep``.
+    """
+    start = [*begin, 0]
+    stop = [first + size for first, size in zip(start, value.shape, strict=True)]
+    ttnn.experimental.slice_write(value, x_THWC, start, stop, [1] * 4)
+    if not keep:
+        ttnn.deallocate(value)
 
 
 def take_frames(table_T11C: ttnn.Tensor, part: Part) -> ttnn.Tensor:
     """The rows [t, 1, 1, C] of a table that belong to the frames of a part."""
     start, stop = part.frames
     return ttnn.slice(table_T11C, [start, 0, 0, 0], [stop, 1, 1, table_T11C.shape[-1]])
-
-
-def put_rows(table: ttnn.Tensor, rows: ttnn.Tensor, start: int) -> None:
-    """Write ``rows`` [n, 1, 1, C] (freed) to the table [N, 1, 1, C] from row ``start``, in place."""
-    count, _, _, channels = rows.shape
-    ttnn.experimental.slice_write(rows, table, [start, 0, 0, 0], [start + count, 1, 1, channels], [1] * 4)
-    ttnn.deallocate(rows)
 
 
 def then(step: Callable[..., ttnn.Tensor], value: ttnn.Tensor, *others, **options) -> ttnn.Tensor:

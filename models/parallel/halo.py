@@ -1,9 +1,9 @@
 """Dims of a video that are sharded in order, and the halos that neighbouring shards exchange.
 
 Legend of shape suffixes here and in the VAE: B batch (always 1), T frames, H rows, W columns, C channels of one chip's
-shard. ``x_BTHWC`` is row-major, the layout that ttnn's 3D convolution reads. Shards have equal sizes; where the real
-size does not divide, the last shards end in padding, or hold nothing else. What lies in padding is never meaningful:
-`HaloExchange` makes the one row of it that a convolution can see equal to the true edge.
+shard. ``x_BTHWC`` and its view ``x_THWC`` are row-major, the layout that ttnn's 3D convolution reads. Shards have equal
+sizes; where the real size does not divide, the last shards end in padding, or hold nothing else. What lies in padding
+is never meaningful: `HaloExchange` makes the one row of it that a convolution can see equal to the true edge.
 """
 
 import math
@@ -79,120 +79,131 @@ class Extent:
         return Extent(self.time.times(time), self.height.times(height), self.width.times(width))
 
 
+@dataclass(frozen=True)
+class Border:
+    """Positions around a shard that belong to its neighbours, (before, after) in time, rows and columns."""
+
+    time: tuple[int, int] = (0, 0)
+    height: tuple[int, int] = (0, 0)
+    width: tuple[int, int] = (0, 0)
+
+    def __getitem__(self, dim: int) -> tuple[int, int]:
+        return {TIME: self.time, HEIGHT: self.height, WIDTH: self.width}[dim]
+
+    @property
+    def origin(self) -> tuple[int, int, int]:
+        """Where the shard itself begins: frame, row, column."""
+        return self.time[0], self.height[0], self.width[0]
+
+    def around(self, extent: Extent, channels: int) -> list[int]:
+        """Shape [T, H, W, C] of a shard with its border."""
+        return [*(extent[dim].local + sum(self[dim]) for dim in (TIME, HEIGHT, WIDTH)), channels]
+
+
 class HaloExchange:
-    """Pads the shards of a video by what their neighbours hold; only the halos travel."""
+    """Fills the borders of a video's shards with what their neighbours hold; only the halos are read and travel."""
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
         self._masks: dict[tuple[int, int, int], ttnn.Tensor] = {}
 
-    def pad(
-        self, x_BTHWC: ttnn.Tensor, extent: Extent, halos: Mapping[int, tuple[int, int]], front: int = 0
-    ) -> ttnn.Tensor:
-        """Pad the split dims named in ``halos`` by (before, after) positions of the neighbours.
-
-        Beyond the first and the last real position the edge is repeated, exactly, wherever the last one lies. Dims
-        that are not split are left as they are, but for ``front``.
-
-        Args:
-            x_BTHWC: [1, T, H, W, C] of each shard, fractured as ``extent`` says.
-            extent: its sizes.
-            halos: per dim of x how much to add. In time only what comes before; in space one row or column.
-            front: room for so many frames before the first of each shard, zeros; only where rows are split and time
-                is not (see `makes_front`).
-
-        Returns:
-            The padded shards, a new tensor; ``x_BTHWC`` itself where nothing is split.
+    def room(self, extent: Extent, border: Border, channels: int) -> ttnn.Tensor:
+        """Room for bfloat16 shards with their borders, [T, H, W, C]; what is in it is undefined.
 
         Raises:
             ValueError: a halo is wider than a shard.
         """
-        wanted = {dim: halo for dim, halo in sorted(halos.items()) if extent[dim].shards > 1}
-        if not wanted:
-            return x_BTHWC
-        for dim, (before, after) in wanted.items():
-            if max(before, after) > extent[dim].local:
+        for dim in (TIME, HEIGHT, WIDTH):
+            size, halo = extent[dim], max(border[dim])
+            if size.shards > 1 and halo > size.local:
                 raise ValueError(
-                    f"a halo of {max(before, after)} is wider than a shard of {extent[dim].local} "
-                    f"({extent[dim].real} positions over {extent[dim].shards} chips): split this dim less"
+                    f"a halo of {halo} is wider than a shard of {size.local} ({size.real} positions over "
+                    f"{size.shards} chips): split this dim less"
                 )
-        padded = self._exchange(x_BTHWC, extent, wanted, front)
-        for dim, (before, after) in wanted.items():
+        shape = ttnn.Shape(border.around(extent, channels))
+        return ttnn.allocate_tensor_on_device(shape, ttnn.bfloat16, ttnn.ROW_MAJOR_LAYOUT, self.mesh.device)
+
+    def fill(self, padded_THWC: ttnn.Tensor, extent: Extent, border: Border) -> None:
+        """Fill the borders in the split dims, in place.
+
+        Beyond the first and the last real position the edge is repeated, exactly, wherever the last one lies. The
+        borders of dims that are not split are left as they are: those in time must be there before, since the halos in
+        space reach over them.
+
+        Args:
+            padded_THWC: [T, H, W, C] of each shard with its border, fractured as ``extent`` says.
+            extent: the sizes without borders.
+            border: how wide they are. In time only what comes before; in space one row or column.
+        """
+        for dim in (TIME, HEIGHT, WIDTH):
+            before, after = border[dim]
+            if extent[dim].shards == 1 or not before + after:
+                continue
+            self._exchange(padded_THWC, extent, border, dim)
             if after and extent[dim].is_uneven:
-                padded = self._repeat_edge(padded, dim, before, extent[dim])
-        return padded
+                self._repeat_edge(padded_THWC, dim, before, extent[dim])
 
-    @staticmethod
-    def makes_front(extent: Extent) -> bool:
-        """Whether `pad` can make room for frames in the same pass: the exchange of rows can, that of columns cannot."""
-        return extent.time.shards == 1 and extent.height.shards > 1
-
-    def _exchange(self, x: ttnn.Tensor, extent: Extent, halos: dict[int, tuple[int, int]], front: int) -> ttnn.Tensor:
-        # Without the batch dim, frames are the outermost one, whose halo the op can send over several links. Together
-        # with another dim's it would keep all of it in L1, and room for frames in front is made with the batch only.
-        without = int(list(halos) == [TIME])
-        shape = list(x.shape)[without:]
-        dims = [dim - without for dim in halos]
-        padded = ttnn.experimental.neighbor_pad_async(
-            ttnn.reshape(x, shape),
-            dims,
-            [before for before, _ in halos.values()],
-            [after for _, after in halos.values()],
+    def _exchange(self, padded: ttnn.Tensor, extent: Extent, border: Border, dim: int) -> None:
+        """Send both ends of every shard along ``dim`` and write what comes to the borders."""
+        (before, after), size = border[dim], extent[dim].local
+        first = read(padded, dim, before, before + max(after, 1))  # The first position is also what an edge repeats.
+        last = read(padded, dim, before + size - max(before, 1), before + size)
+        ends = ttnn.concat([first, last], dim=dim - 1)
+        axis = extent[dim].axis
+        assert axis is not None
+        padded_ends = ttnn.experimental.neighbor_pad_async(
+            ends,
+            [dim - 1],
+            [before],
+            [after],
             "replicate",
-            [self._axis(extent[dim]).index for dim in halos],
-            self.mesh.semaphores("halo", 2)[: len(dims)],
+            [axis.index],
+            self.mesh.semaphores("halo", 1),
             self.mesh.semaphores("halo barrier", 1),
-            num_links=[_links(shape, dim - without, self._axis(extent[dim])) for dim in halos],
+            num_links=[_links(list(ends.shape), dim - 1, axis)],
             topology=self.mesh.topology,
-            **({"t_front_pad": front} if front else {}),
         )
-        return ttnn.reshape(padded, [1, *padded.shape][-5:])
+        if before:
+            write(padded, read(padded_ends, dim, 0, before), dim, 0)
+        if after:
+            end = padded_ends.shape[dim - 1]
+            write(padded, read(padded_ends, dim, end - after, end), dim, before + size)
+        for tensor in (first, last, ends, padded_ends):
+            ttnn.deallocate(tensor)
 
-    def _repeat_edge(self, padded: ttnn.Tensor, dim: int, before: int, size: ShardedDim) -> ttnn.Tensor:
+    def _repeat_edge(self, padded: ttnn.Tensor, dim: int, before: int, size: ShardedDim) -> None:
         """Overwrite the first position past the real end by the last real one, on the chip where that lies."""
         source = before + size.last_size - 1
-        edge = _take(padded, dim, source, source + 1)
-        beyond = _take(padded, dim, source + 1, source + 2)
-        padded = self.overwrite(padded, edge, beyond, dim, source + 1, size.axis, size.last_shard)
+        edge = read(padded, dim, source, source + 1)
+        self.overwrite(padded, edge, dim, source + 1, size.axis, size.last_shard)
         ttnn.deallocate(edge)
-        return padded
 
     def overwrite(
-        self,
-        x: ttnn.Tensor,
-        new: ttnn.Tensor,
-        old: ttnn.Tensor,
-        dim: int,
-        start: int,
-        axis: Axis | None,
-        shard: int,
-    ) -> ttnn.Tensor:
+        self, x_THWC: ttnn.Tensor, new: ttnn.Tensor, dim: int, start: int, axis: Axis | None, shard: int
+    ) -> None:
         """Write ``new`` into x from position ``start`` of ``dim`` on the chips of one ``shard``, in place.
 
-        ``old`` (freed) is what lies there: the other chips write it back. The choice is made by products with 0 and 1
-        and one sum, which are exact.
+        The other chips write back what lies there. The choice is made by products with 0 and 1 and one sum, which are
+        exact.
         """
-        here, elsewhere = (self._mask(axis, shard, x.shape[-1], value) for value in (1, 0))
-        chosen = ttnn.add(ttnn.multiply(new, here), ttnn.multiply(old, elsewhere))
-        ttnn.deallocate(old)
-        return write(x, chosen, dim, start)
+        here, elsewhere = (self._mask(axis, shard, x_THWC.shape[-1], value) for value in (1, 0))
+        old = read(x_THWC, dim, start, start + new.shape[dim - 1])
+        chosen, kept = ttnn.multiply(new, here), ttnn.multiply(old, elsewhere)
+        write(x_THWC, ttnn.add(chosen, kept), dim, start)
+        for tensor in (old, chosen, kept):
+            ttnn.deallocate(tensor)
 
     def _mask(self, axis: Axis | None, shard: int, channels: int, value: int) -> ttnn.Tensor:
-        """[1, 1, 1, 1, C]: ``value`` on the chips of ``shard`` along ``axis``, 1 - value on the others."""
+        """[1, 1, 1, C]: ``value`` on the chips of ``shard`` along ``axis``, 1 - value on the others."""
         import torch
 
         assert axis is not None
         key = (axis.index, shard * 2 + value, channels)
         if key not in self._masks:
-            host = torch.full((axis.size, 1, 1, 1, channels), float(1 - value))
+            host = torch.full((axis.size, 1, 1, channels), float(1 - value))
             host[shard] = float(value)
             self._masks[key] = upload(self.mesh, host, {axis.index: 0})
         return self._masks[key]
-
-    @staticmethod
-    def _axis(size: ShardedDim) -> Axis:
-        assert size.axis is not None
-        return size.axis
 
     def release(self) -> None:
         """Free the masks."""
@@ -223,27 +234,18 @@ def download(mesh: Mesh, x: ttnn.Tensor, dims: Mapping[int, int]):
     return mesh.download(x, sp=dims.get(mesh.sp.index), tp=dims.get(mesh.tp.index))
 
 
-def write(x_BTHWC: ttnn.Tensor, part: ttnn.Tensor, dim: int, start: int) -> ttnn.Tensor:
-    """Write ``part`` (freed) into x from position ``start`` of ``dim``, in place; returns x."""
-    shape = list(x_BTHWC.shape)
-    begin = [0] * 4
-    end = shape[1:]
-    begin[dim - 1], end[dim - 1] = start, start + part.shape[dim]
-    ttnn.experimental.slice_write(
-        ttnn.reshape(part, list(part.shape)[1:]), ttnn.reshape(x_BTHWC, shape[1:]), begin, end, [1] * 4
-    )
+def read(x_THWC: ttnn.Tensor, dim: int, start: int, stop: int) -> ttnn.Tensor:
+    """Copy positions ``start`` to ``stop`` of ``dim`` of each shard."""
+    begin, end = [0] * 4, list(x_THWC.shape)
+    if (start, stop) == (0, end[dim - 1]):
+        return ttnn.clone(x_THWC)  # A slice of everything would be x itself, and freed with it.
+    begin[dim - 1], end[dim - 1] = start, stop
+    return ttnn.slice(x_THWC, begin, end)
+
+
+def write(x_THWC: ttnn.Tensor, part: ttnn.Tensor, dim: int, start: int) -> None:
+    """Write ``part`` (freed) into x from position ``start`` of ``dim``, in place."""
+    begin, end = [0] * 4, list(x_THWC.shape)
+    begin[dim - 1], end[dim - 1] = start, start + part.shape[dim - 1]
+    ttnn.experimental.slice_write(part, x_THWC, begin, end, [1] * 4)
     ttnn.deallocate(part)
-    return x_BTHWC
-
-
-def _take(x: ttnn.Tensor, dim: int, start: int, stop: int) -> ttnn.Tensor:
-    if (start, stop) == (0, x.shape[dim]):
-        return ttnn.clone(x)  # A slice of everything would be x itself, and freed with it.
-    begin, end = [0] * len(x.shape), list(x.shape)
-    begin[dim], end[dim] = start, stop
-    return ttnn.slice(x, begin, end)
-
-
-def take_frames(x_BTHWC: ttnn.Tensor, start: int, stop: int) -> ttnn.Tensor:
-    """Copy frames ``start`` to ``stop`` of each shard."""
-    return _take(x_BTHWC, TIME, start, stop)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models.layers.group_norm import FrameGroupNorm, GroupSums
+from models.layers.staging import frames_of
 from models.parallel.halo import Extent, ShardedDim, download, upload
 from tests.support import StateDict, check, in_both, randn
 
@@ -46,7 +47,7 @@ def norm(channels: int) -> torch.nn.GroupNorm:
     return layer
 
 
-def frames_of(x_BTHWC):
+def as_images(x_BTHWC):
     return x_BTHWC[0].permute(0, 3, 1, 2)
 
 
@@ -61,11 +62,13 @@ def test_group_norm(mesh, split, sizes):
 
     def run(dtype, x):
         layer = norm(channels).to(dtype)
-        return torch.nn.functional.silu(layer(frames_of(x)))
+        return torch.nn.functional.silu(layer(as_images(x)))
 
     exact, rounded = in_both(run, x)
     ours = FrameGroupNorm(mesh, "norm_layer", channels, GroupSums(mesh))
     ours.load(StateDict(norm(channels), "norm_layer."))
-    out = gather(mesh, ours(scatter(mesh, x, extent, filling=50.0), extent), extent)
+    device = scatter(mesh, x, extent, filling=50.0)
+    ours(device, extent, frames_of(device))
+    out = gather(mesh, device, extent)
     for frame in range(size[0]):
-        check(frames_of(out)[frame], exact[frame], rounded[frame], min_pcc=0.9999, max_rmse=0.01)
+        check(as_images(out)[frame], exact[frame], rounded[frame], min_pcc=0.9999, max_rmse=0.01)

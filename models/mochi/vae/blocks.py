@@ -5,18 +5,20 @@ Names in the checkpoint and formulas: Diffusers ``autoencoder_kl_mochi.py`` and,
 whole on every chip (legend in `models.parallel.halo`). Every call frees the activations it was given.
 """
 
+import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import ttnn
 
 from models.layers.conv3d import Conv3d
 from models.layers.group_norm import FrameGroupNorm, GroupSums
 from models.layers.module import Module
+from models.layers.staging import frames_of, parts, put, take, then
 from models.parallel import Mesh, gather
-from models.parallel.halo import HEIGHT, TIME, WIDTH, Extent, HaloExchange, take_frames, write
+from models.parallel.halo import TIME, Border, Extent, HaloExchange, read
 
 _PAST = 2
-_HALOS = {TIME: (_PAST, 0), HEIGHT: (1, 1), WIDTH: (1, 1)}
 
 
 @dataclass
@@ -81,96 +83,95 @@ class CausalConv3d(Module):
         self.halo = shared.halo
         self.conv = Conv3d(shared.mesh, f"{name}.conv", in_channels, out_channels)
 
-    def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent, past: Past) -> ttnn.Tensor:
-        """x [1, T, H, W, C] -> [1, T, H, W, out], both fractured as ``extent`` says."""
-        padded = (
-            self._split_time(x_BTHWC, extent, past)
-            if extent.time.shards > 1
-            else self._whole_time(x_BTHWC, extent, past)
+    @staticmethod
+    def border(extent: Extent) -> Border:
+        """What the convolution reads around a shard: two frames, and rows and columns where those are split."""
+        height, width = ((1, 1) if size.shards > 1 else (0, 0) for size in (extent.height, extent.width))
+        return Border((_PAST, 0), height, width)
+
+    def room(self, extent: Extent) -> ttnn.Tensor:
+        """Room for the input with its border: [T, H, W, C] per chip, to be filled from the border's origin on."""
+        return self.halo.room(extent, self.border(extent), self.conv.in_channels)
+
+    def __call__(self, padded_THWC: ttnn.Tensor, extent: Extent, past: Past) -> ttnn.Tensor:
+        """Fill the border and convolve.
+
+        Args:
+            padded_THWC: what `room` gave, the shard written into it, fractured as ``extent`` says. Freed.
+            extent: the sizes without borders.
+            past: what the chunk before has left.
+
+        Returns:
+            [1, T, H, W, out], fractured as ``extent`` says.
+        """
+        border = self.border(extent)
+        if extent.time.shards > 1:
+            self._fill_split_time(padded_THWC, extent, border, past)
+        else:
+            self._fill_whole_time(padded_THWC, extent, border, past)
+        out = self.conv(
+            ttnn.reshape(padded_THWC, [1, *padded_THWC.shape]),
+            space=(int(extent.height.shards == 1), int(extent.width.shards == 1)),
         )
-        space = (int(extent.height.shards == 1), int(extent.width.shards == 1))
-        out = self.conv(padded, space=space)
-        ttnn.deallocate(padded)
+        ttnn.deallocate(padded_THWC)
         return out
 
     def past_shape(self, extent: Extent) -> list[int]:
-        """Shape of what is carried over per chip: two frames, with halos in space where time is split."""
-        around = 2 if extent.time.shards > 1 else 0
-        rows, columns = (size.local + around * (size.shards > 1) for size in (extent.height, extent.width))
-        return [1, _PAST, rows, columns, self.conv.in_channels]
+        """Shape of what is carried over per chip: two frames, with borders in space where time is split."""
+        border = self.border(extent) if extent.time.shards > 1 else Border()
+        return [_PAST, *border.around(extent, self.conv.in_channels)[1:]]
 
-    def _whole_time(self, x: ttnn.Tensor, extent: Extent, past: Past) -> ttnn.Tensor:
-        """Pad x, whose frames all lie on each chip, by the past and by the neighbours' rows and columns."""
-        carried = past.earlier(self)
-        earlier = carried if carried is not None else _twice_the_first(x)
-        last = _last(earlier, x) if past.more else None
-        if self.halo.makes_front(extent):
-            padded = self.halo.pad(x, extent, _HALOS, front=_PAST)
-            ttnn.deallocate(x)
-            write(padded, self.halo.pad(earlier, extent, _HALOS), TIME, 0)
-        else:
-            whole = ttnn.concat([earlier, x], dim=TIME)
-            ttnn.deallocate(x)
-            padded = self.halo.pad(whole, extent, _HALOS)
-            if padded is not whole:
-                ttnn.deallocate(whole)
-        if carried is None:
-            ttnn.deallocate(earlier)
-        if last is not None:
-            past.keep(self, last)
-        return padded
-
-    def _split_time(self, x: ttnn.Tensor, extent: Extent, past: Past) -> ttnn.Tensor:
-        """Pad x, whose frames lie on several chips: the past comes from the chip before, on the first from ``past``."""
-        padded = self.halo.pad(x, extent, _HALOS)
-        ttnn.deallocate(x)
+    def _fill_whole_time(self, padded: ttnn.Tensor, extent: Extent, border: Border, past: Past) -> None:
+        """All frames lie on each chip: the past goes before them, then the borders in space are filled."""
         earlier = past.earlier(self)
         if earlier is not None:
-            repeated = take_frames(padded, 0, _PAST)
-            padded = self.halo.overwrite(padded, earlier, repeated, TIME, 0, extent.time.axis, 0)
+            put(padded, earlier, (0, *border.origin[1:]), keep=True)
+        else:
+            first = self._frames(padded, extent, border, _PAST, _PAST + 1)
+            for frame in range(_PAST):
+                put(padded, first, (frame, *border.origin[1:]), keep=True)
+            ttnn.deallocate(first)
+        if past.more:
+            frames = padded.shape[0]
+            past.keep(self, self._frames(padded, extent, border, frames - _PAST, frames))
+        self.halo.fill(padded, extent, border)
+
+    def _fill_split_time(self, padded: ttnn.Tensor, extent: Extent, border: Border, past: Past) -> None:
+        """Frames lie on several chips: the past comes from the chip before, on the first from ``past``."""
+        self.halo.fill(padded, extent, border)
+        earlier = past.earlier(self)
+        if earlier is not None:
+            self.halo.overwrite(padded, earlier, TIME, 0, extent.time.axis, 0)
         if past.more:
             past.keep(self, self._last_of_all(padded, extent))
-        return padded
+
+    @staticmethod
+    def _frames(padded: ttnn.Tensor, extent: Extent, border: Border, start: int, stop: int) -> ttnn.Tensor:
+        """Copy frames ``start`` to ``stop`` without their borders in space."""
+        _, row, column = border.origin
+        ends = [stop, row + extent.height.local, column + extent.width.local, padded.shape[-1]]
+        return ttnn.slice(padded, [start, row, column, 0], ends)
 
     def _last_of_all(self, padded: ttnn.Tensor, extent: Extent) -> ttnn.Tensor:
         """The last two frames of the last shard, on every chip."""
         assert extent.time.axis is not None
-        frames = padded.shape[TIME]
-        mine = take_frames(padded, frames - _PAST, frames)
-        ends = gather(mine, self.mesh, dim=TIME, over=extent.time.axis)
-        last = take_frames(ends, ends.shape[TIME] - _PAST, ends.shape[TIME])
-        ttnn.deallocate(mine)
-        ttnn.deallocate(ends)
-        return last
-
-
-def _twice_the_first(x: ttnn.Tensor) -> ttnn.Tensor:
-    first = take_frames(x, 0, 1)
-    both = ttnn.concat([first, first], dim=TIME)
-    ttnn.deallocate(first)
-    return both
-
-
-def _last(earlier: ttnn.Tensor, x: ttnn.Tensor) -> ttnn.Tensor:
-    frames = x.shape[TIME]
-    if frames >= _PAST:
-        return take_frames(x, frames - _PAST, frames)
-    kept = take_frames(earlier, frames, _PAST)
-    both = ttnn.concat([kept, x], dim=TIME)
-    ttnn.deallocate(kept)
-    return both
+        frames = padded.shape[0]
+        mine = read(padded, TIME, frames - _PAST, frames)
+        ends = then(gather, mine, self.mesh, dim=0, over=extent.time.axis)
+        return then(read, ends, TIME, ends.shape[0] - _PAST, ends.shape[0])
 
 
 class ResBlock(Module):
-    """``x + conv2(silu(norm2(conv1(silu(norm1(x))))))``."""
+    """``x + conv2(silu(norm2(conv1(silu(norm1(x))))))``, then SiLU if ``active``."""
 
-    def __init__(self, shared: Shared, prefix: str, channels: int) -> None:
+    def __init__(self, shared: Shared, prefix: str, channels: int, *, active: bool = False) -> None:
         super().__init__(shared.mesh)
         self.prefix = prefix
         self.norm1 = FrameGroupNorm(shared.mesh, "norm1.norm_layer", channels, shared.sums)
         self.conv1 = CausalConv3d(shared, "conv1", channels, channels)
         self.norm2 = FrameGroupNorm(shared.mesh, "norm2.norm_layer", channels, shared.sums)
         self.conv2 = CausalConv3d(shared, "conv2", channels, channels)
+        self.activations = [ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)] if active else []
 
     def convolutions(self) -> list[CausalConv3d]:
         """Its causal convolutions."""
@@ -178,12 +179,20 @@ class ResBlock(Module):
 
     def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent, past: Past) -> ttnn.Tensor:
         """x [1, T, H, W, C] -> the same shape and placement."""
-        hidden = self.conv1(self.norm1(x_BTHWC, extent), extent, past)
-        hidden = self.conv2(self.norm2(hidden, extent, consume=True), extent, past)
-        out = ttnn.add(x_BTHWC, hidden)
+        padded = self._normed(self.norm1, self.conv1, x_BTHWC, extent)
+        hidden = self.conv1(padded, extent, past)
+        padded = then(partial(self._normed, self.norm2, self.conv2), hidden, extent)
+        hidden = self.conv2(padded, extent, past)
+        out = ttnn.add(x_BTHWC, hidden, activations=self.activations)
         ttnn.deallocate(x_BTHWC)
         ttnn.deallocate(hidden)
         return out
+
+    @staticmethod
+    def _normed(norm: FrameGroupNorm, conv: CausalConv3d, x_BTHWC: ttnn.Tensor, extent: Extent) -> ttnn.Tensor:
+        padded = conv.room(extent)
+        norm(x_BTHWC, extent, padded, conv.border(extent).origin)
+        return padded
 
 
 class UpBlock(Module):
@@ -214,13 +223,22 @@ class UpBlock(Module):
         """x [1, T, H, W, C] -> [1, t T, s H, s W, out] and its extent."""
         for block in self.resnets:
             x_BTHWC = block(x_BTHWC, extent, past)
-        expanded = self.proj(x_BTHWC)
-        ttnn.deallocate(x_BTHWC)
-        _, frames, rows, columns, _ = expanded.shape
+        expanded = then(self.proj, x_BTHWC)
+        if math.prod(self.factors) > 1:
+            expanded = then(self._spread, expanded)
+        return expanded, extent.times(*self.factors)
+
+    def _spread(self, expanded_BTHWC: ttnn.Tensor) -> ttnn.Tensor:
+        """Channels ordered (t, s, s, C) become frames, rows and columns, part by part in L1."""
+        expanded = frames_of(expanded_BTHWC)
+        frames, rows, columns, _ = expanded.shape
         time, space, _ = self.factors
-        parts = ttnn.reshape(expanded, [frames, rows, columns, time, space, space, self.out_channels])
-        ttnn.deallocate(expanded)
-        spread = ttnn.permute(parts, [0, 3, 1, 4, 2, 5, 6])
-        ttnn.deallocate(parts)
-        shape = [1, frames * time, rows * space, columns * space, self.out_channels]
-        return ttnn.reshape(spread, shape), extent.times(*self.factors)
+        shape = [frames * time, rows * space, columns * space, self.out_channels]
+        out = ttnn.allocate_tensor_on_device(ttnn.Shape(shape), expanded.dtype, ttnn.ROW_MAJOR_LAYOUT, self.mesh.device)
+        for part in parts(expanded):
+            count, height = part.shape
+            split = [count, height, columns, time, space, space, self.out_channels]
+            spread = then(ttnn.permute, then(ttnn.reshape, take(expanded, part), split), [0, 3, 1, 4, 2, 5, 6])
+            value = ttnn.reshape(spread, [count * time, height * space, *shape[2:]])
+            put(out, value, (part.frames[0] * time, part.rows[0] * space, 0))
+        return ttnn.reshape(out, [1, *shape])

@@ -38,6 +38,8 @@ class DecoderConfig:
         stages = len(channels) - 1
         if len(self.layers_per_block) != stages + 2:
             raise ValueError(f"layers_per_block {list(self.layers_per_block)} must have {stages + 2} entries")
+        if self.layers_per_block[0] < 1:
+            raise ValueError(f"layers_per_block {list(self.layers_per_block)} must begin with 1 or more")
         for name in ("temporal_expansions", "spatial_expansions"):
             if len(getattr(self, name)) != stages:
                 raise ValueError(f"{name} {list(getattr(self, name))} must have {stages} entries")

@@ -61,7 +61,8 @@ class MochiVaeDecoder(Module):
             for index in range(len(channels) - 1)
         ]
         self.block_out = [
-            ResBlock(self.shared, f"block_out.resnets.{index}.", channels[0]) for index in range(layers[0])
+            ResBlock(self.shared, f"block_out.resnets.{index}.", channels[0], active=index == layers[0] - 1)
+            for index in range(layers[0])
         ]
         self.proj_out = Conv3d(
             mesh,
@@ -132,10 +133,8 @@ class MochiVaeDecoder(Module):
             x_BTHWC, extent = up_block(x_BTHWC, extent, past)
         for block in self.block_out:
             x_BTHWC = block(x_BTHWC, extent, past)
-        active = ttnn.silu(x_BTHWC)
+        frames = self.proj_out(x_BTHWC)
         ttnn.deallocate(x_BTHWC)
-        frames = self.proj_out(active)
-        ttnn.deallocate(active)
         return frames
 
     def upload_latents(self, latents_BCTHW: torch.Tensor, extent: Extent) -> ttnn.Tensor:

@@ -52,11 +52,7 @@ def peak_bytes(config: DecoderConfig, extent: Extent, *, chunked: bool) -> int:
         high, wide = rows + 2 * (size.height.shards > 1), columns + 2 * (size.width.shards > 1)
         whole = time * rows * columns * channels * _BF16
         padded = (time + 2) * high * wide * channels * _BF16
-        if size.time.shards == 1 and size.height.shards == 1 and size.width.shards > 1:
-            block = whole + 4 * padded  # time is padded first, then columns
-        else:
-            block = 2 * whole + 2 * padded
-        peak = max(peak, block, 3 * time * rows * columns * expanded * _BF16)
+        peak = max(peak, 2 * whole + 2 * padded, 3 * time * rows * columns * expanded * _BF16)
         carried += 2 * blocks * 2 * high * wide * channels * _BF16
     pixels = time * rows * columns * _PIXEL_BYTES
     return max(peak, whole + pixels) + (carried if chunked else 0)

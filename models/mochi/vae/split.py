@@ -15,13 +15,8 @@ _NAMES = {"t": TIME, "h": HEIGHT, "w": WIDTH}
 _FORM = "write it as t0h1: t (time), h (rows) or w (columns), each with the mesh axis that splits it, or none"
 # Frames that a causal convolution looks back, which must come from one neighbour.
 _PAST = 2
-# Splits that store up to so much more than the least are taken as equal in memory.
-_TOLERANCE = 1.1
-# Copies of the activation that a split costs, against about 11 reads and writes per convolution and its norm:
-# columns that do not divide are masked in every norm; the past is put in front of frames by itself where neither
-# time nor rows are exchanged (`HaloExchange.makes_front`).
-_MASKED_COLUMNS = 1.15
-_ONLY_COLUMNS = 1.2
+# Splits that store up to so much more than the least are taken as equal in memory: halos are small, memory is not.
+_TOLERANCE = 1.01
 
 
 @dataclass(frozen=True)
@@ -85,9 +80,8 @@ class Split:
 def choose_split(mesh: Mesh, frames: int, rows: int, columns: int) -> Split:
     """Choose the split of latents of ``frames x rows x columns``.
 
-    The rule: memory first, then link bytes. Of all splits that use every mesh axis, those that store at most 10% more
-    positions per chip than the best, the copies that a split costs counted in; of those, the one whose convolutions
-    send the fewest positions over a link.
+    The rule: memory first, then link bytes. Of all splits that use every mesh axis, those that store at most 1% more
+    positions per chip than the best; of those, the one whose convolutions send the fewest positions over a link.
     """
     splits = list(_splits(mesh))
     stored = {split: _stored(split.extent(mesh, frames, rows, columns)) for split in splits}
@@ -104,13 +98,8 @@ def _splits(mesh: Mesh) -> Iterator[Split]:
                 yield Split((first, second))
 
 
-def _stored(extent: Extent) -> float:
-    stored = float(extent.time.local * extent.height.local * extent.width.local)
-    if extent.width.is_uneven:
-        stored *= _MASKED_COLUMNS
-    if extent.width.shards > 1 and extent.height.shards == extent.time.shards == 1:
-        stored *= _ONLY_COLUMNS
-    return stored
+def _stored(extent: Extent) -> int:
+    return extent.time.local * extent.height.local * extent.width.local
 
 
 def _sent(extent: Extent) -> int:

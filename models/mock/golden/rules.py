@@ -153,9 +153,7 @@ def local_rule(
 
 def mesh_rule(*names: str, source: str, partly_written: tuple[str, ...] = ()):
     """Register a whole-mesh golden (a collective) for the ops ``names``; ``source`` says where it was read."""
-    return _register(
-        names, lambda function: Rule(function, False, source, partly_written=frozenset(partly_written))
-    )
+    return _register(names, lambda function: Rule(function, False, source, partly_written=frozenset(partly_written)))
 
 
 def _register(names: tuple[str, ...], rule: Callable[[Callable[..., Any]], Rule]):

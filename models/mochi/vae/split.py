@@ -15,8 +15,8 @@ _NAMES = {"t": TIME, "h": HEIGHT, "w": WIDTH}
 _FORM = "write it as t0h1: t (time), h (rows) or w (columns), each with the mesh axis that splits it, or none"
 # Frames that a causal convolution looks back, which must come from one neighbour.
 _PAST = 2
-# Splits that store up to so much more than the least are taken as equal in memory: halos are small, memory is not.
-_TOLERANCE = 1.01
+# Splits that store up to so much more than the least are taken as equal in memory.
+_TOLERANCE = 1.05
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Split:
 def choose_split(mesh: Mesh, frames: int, rows: int, columns: int) -> Split:
     """Choose the split of latents of ``frames x rows x columns``.
 
-    The rule: memory first, then link bytes. Of all splits that use every mesh axis, those that store at most 1% more
+    The rule: memory first, then link bytes. Of all splits that use every mesh axis, those that store at most 5% more
     positions per chip than the best; of those, the one whose convolutions send the fewest positions over a link.
     """
     splits = list(_splits(mesh))

@@ -146,7 +146,11 @@ class MochiVaeDecoder(Module):
         return upload(self.mesh, host.contiguous(), _dims(extent))
 
     def download_frames(self, frames_BTHWC: ttnn.Tensor, extent: Extent) -> torch.Tensor:
-        """What the call gave (freed), of latents of ``extent`` -> host frames [1, F, 8 H, 8 W, 3], padding cut off."""
+        """What the call gave (freed), of latents of ``extent`` -> host frames [1, F, 8 H, 8 W, 3], padding cut off.
+
+        Pixels come down in bfloat16, 6 bytes each. Making them uint8 on the mesh would save 3 of them, 25 MB per chip
+        of a 2x4 for 163 frames of 848x480, and cost three more passes over one page per pixel.
+        """
         size = extent
         for time, space in zip(self.config.temporal_expansions, self.config.spatial_expansions, strict=True):
             size = size.times(time, space, space)

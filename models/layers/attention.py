@@ -6,12 +6,8 @@ from dataclasses import dataclass
 import ttnn
 
 from models.layers import compute
-from models.parallel import TILE, Mesh, round_up
-
-# Largest chunks of queries and of keys, in elements: 128 and 512 rows of head width 128, which fit L1 in bfloat16 and
-# keep the matrix engine busy. Short sequences and wide heads take fewer rows.
-_Q_CHUNK = 128 * 128
-_K_CHUNK = 512 * 128
+from models.layers.attention_chunks import choose_chunks
+from models.parallel import Mesh
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ def joint_attention(
         raise ValueError(f"{visual.rows} visual rows for {tokens} tokens: without SP there must be no padding rows")
     # The binding takes a float32 and refuses a Python float that is not exactly one.
     scale = struct.unpack("f", struct.pack("f", scale))[0]
-    program = attention_program(mesh, visual.q, visual.k, core_rows=mesh.grid[1])
+    program = attention_program(mesh, visual.q, visual.k, core_rows=mesh.grid[1], text=text.rows if text else 0)
     if text is None:
         out = ttnn.transformer.scaled_dot_product_attention(
             visual.q,
@@ -103,7 +99,14 @@ def _ring(
         persistent_output_buffer_v=mesh.buffer("ring_attention_v", gathered, visual.v.dtype),
         joint_strategy="rear",
         logical_n=tokens,
-        program_config=attention_program(mesh, visual.q, visual.k, core_rows=compute_rows),
+        program_config=attention_program(
+            mesh,
+            visual.q,
+            visual.k,
+            core_rows=compute_rows,
+            text=text.rows if text else 0,
+            shards=mesh.sp.size,
+        ),
         scale=scale,
         compute_kernel_config=config,
         dim=2,
@@ -117,19 +120,31 @@ def _ring(
     return spatial, joint if text else None
 
 
-def attention_program(mesh: Mesh, q: ttnn.Tensor, k: ttnn.Tensor, *, core_rows: int) -> ttnn.SDPAProgramConfig:
-    """Chunk sizes for queries and keys [1, H, M, E] on ``core_rows`` rows of the grid, with the exact exponential."""
+def attention_program(
+    mesh: Mesh, q: ttnn.Tensor, k: ttnn.Tensor, *, core_rows: int, text: int = 0, shards: int = 1
+) -> ttnn.SDPAProgramConfig:
+    """Chunk sizes on ``core_rows`` rows of the grid, with the exact exponential.
 
-    def chunk(x: ttnn.Tensor, elements: int) -> int:
-        return max(TILE, min(elements // x.shape[3], _power_of_two(round_up(x.shape[2], TILE))))
-
+    Args:
+        mesh: the mesh.
+        q: queries of one chip [1, H, M, E].
+        k: keys of one chip [1, H, N, E].
+        core_rows: rows of the compute grid that attend.
+        text: rows of a joint stream, both queries and keys.
+        shards: chips whose keys every query sees.
+    """
+    joint = (text,) if text else ()
+    chunks = choose_chunks(
+        (q.shape[2], *joint),
+        (k.shape[2],) * shards + joint,
+        heads=q.shape[1],
+        width=q.shape[3],
+        cores=mesh.grid[0] * core_rows,
+        element_bytes=1088 / 1024 if k.dtype == ttnn.bfloat8_b else 2.0,
+    )
     return ttnn.SDPAProgramConfig(
         compute_with_storage_grid_size=ttnn.CoreCoord(mesh.grid[0], core_rows),
-        q_chunk_size=chunk(q, _Q_CHUNK),
-        k_chunk_size=chunk(k, _K_CHUNK),
+        q_chunk_size=chunks.q,
+        k_chunk_size=chunks.k,
         exp_approx_mode=False,
     )
-
-
-def _power_of_two(value: int) -> int:
-    return 1 << (value - 1).bit_length()

@@ -1,0 +1,84 @@
+"""How attention is cut: chunks of queries and of keys that one core holds at a time."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from models.parallel import TILE, round_up
+
+# What circular buffers may take of a Wormhole core's 1,499,136 bytes of L1, with room for semaphores.
+L1_BUDGET = 1_470_000
+_TILE_BYTES = 2 * TILE * TILE
+# A step (a chunk of queries against a chunk of keys) costs as much as so many 32 x 32 scores besides its own: 11.4 us
+# and 0.434 us each for heads of 128 (tt-metal models/tt_dit/models/minimax_h3_wormhole/sdpa.md; models/perf).
+_STEP_TILES = 26
+_Q_CHUNKS = (1, 2, 4, 6, 8, 10)
+_K_CHUNKS = (1, 2, 4, 8, 12, 16, 20, 24)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Rows of a chunk of queries and of a chunk of keys."""
+
+    q: int
+    k: int
+
+
+def l1_bytes(chunks: Chunks, width: int, element_bytes: float = 2.0) -> int:
+    """L1 that a core's circular buffers take for heads of ``width`` (upstream ``ring_joint_sdpa_program_factory.cpp``).
+
+    Scores and their mask; per row of queries the queries, running outputs and statistics; keys and values twice.
+    """
+    q_tiles, k_tiles, wide = chunks.q // TILE, chunks.k // TILE, math.ceil(width / TILE)
+    operand = element_bytes * TILE * TILE
+    scores = 2 * q_tiles * k_tiles * _TILE_BYTES
+    rows = q_tiles * ((9 + 5 * wide) * _TILE_BYTES + wide * operand)
+    return int(scores + rows + 4 * wide * k_tiles * operand) + 116_128
+
+
+@lru_cache
+def choose_chunks(
+    queries: Sequence[int],
+    keys: Sequence[int],
+    *,
+    heads: int,
+    width: int,
+    cores: int,
+    element_bytes: float = 2.0,
+) -> Chunks:
+    """Choose chunks for stretches of ``queries`` and ``keys`` rows on one chip; stretches are cut one by one.
+
+    The rule: fit L1; then the least time of the busiest core, which gets whole chunks of queries of one head and takes
+    them against every chunk of keys; then the smaller chunks.
+
+    Args:
+        queries: rows of each stretch of queries, such as visual and text.
+        keys: rows of each stretch of keys, one for each chip of a ring.
+        heads: heads of the chip.
+        width: of a head.
+        cores: that compute.
+        element_bytes: of keys and values.
+
+    Raises:
+        ValueError: not even the smallest chunks fit L1.
+    """
+
+    def time(chunks: Chunks) -> tuple[float, int]:
+        units = heads * sum(math.ceil(rows / chunks.q) for rows in queries)
+        steps = math.ceil(units / cores) * sum(math.ceil(rows / chunks.k) for rows in keys)
+        tiles = (chunks.q // TILE) * (chunks.k // TILE)
+        return steps * (_STEP_TILES + tiles * width / 128), tiles
+
+    longest = round_up(max(queries), TILE), round_up(max(keys), TILE)
+    fitting = [
+        chunks
+        for q in _Q_CHUNKS
+        for k in _K_CHUNKS
+        for chunks in [Chunks(q * TILE, k * TILE)]
+        if chunks.q < 2 * longest[0] and chunks.k < 2 * longest[1]
+        if l1_bytes(chunks, width, element_bytes) <= L1_BUDGET
+    ]
+    if not fitting:
+        raise ValueError(f"attention with heads of {width} does not fit the {L1_BUDGET} bytes of L1 in any chunks")
+    return min(fitting, key=time)

@@ -35,6 +35,10 @@ class NamedMesh(Mesh):
         self.sp = Axis(layout.sp_axis, layout.sp)
         self.tp = Axis(layout.tp_axis, layout.tp)
 
+    def relaid(self, layout: Layout) -> NamedMesh:
+        """The same mesh in another layout."""
+        return NamedMesh(layout)
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -8,7 +8,7 @@ nothing is masked. The residual stream is float32: in bfloat16 the encoder is kn
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from models.layers import (
     rms_norm,
     split_heads,
 )
-from models.parallel import Mesh, gather
+from models.parallel import Layout, Mesh, gather
 
 MAX_TOKENS = 256
 _TIED = "encoder.embed_tokens.weight"
@@ -74,10 +74,21 @@ def position_buckets(tokens: int, buckets: int, max_distance: int) -> np.ndarray
     return np.where(far < exact, far, np.minimum(large, half - 1)) + np.where(distance > 0, half, 0)
 
 
+def text_layout(layout: Layout, heads: int) -> Layout:
+    """The layout of the text encoder beside a transformer in ``layout``: the widest TP that divides its heads.
+
+    A prompt is too short to be sharded, so chips along SP would only repeat each other's work and weights.
+    """
+    turned = replace(layout, sp_axis=layout.tp_axis, tp_axis=layout.sp_axis)
+    fitting = [candidate for candidate in (layout, turned) if heads % candidate.tp == 0]
+    return max(fitting, key=lambda candidate: candidate.tp, default=layout)
+
+
 class T5Encoder(Module):
-    """Token ids in, features out."""
+    """Token ids in, features out. It lies on the mesh in a layout of its own, see `text_layout`."""
 
     def __init__(self, config: T5Config, mesh: Mesh) -> None:
+        mesh = mesh.relaid(text_layout(mesh.layout, config.num_heads))
         super().__init__(mesh)
         self.config = config
         tp = mesh.tp.size

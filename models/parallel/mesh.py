@@ -54,6 +54,10 @@ class Mesh:
         self.topology = ttnn.Topology.Linear
         self._alternating: dict[Hashable, tuple[list, int]] = {}
 
+    def relaid(self, layout: Layout) -> "Mesh":
+        """The same chips in another layout; this very mesh where it is its own."""
+        return self if layout == self.layout else type(self)(self.device, layout, fused=self.fused)
+
     def _axis(self, index: int) -> Axis:
         """One axis of the layout, with as many links as the fabric has between its chips."""
         size = self.layout.mesh_shape[index]

@@ -7,7 +7,8 @@ import torch
 from transformers import T5Config as ReferenceConfig
 from transformers import T5EncoderModel
 
-from models.mochi.t5 import T5Config, T5Encoder, position_buckets
+from models.mochi.t5 import T5Config, T5Encoder, position_buckets, text_layout
+from models.parallel import Layout
 from models.reference.metrics import relative_rmse
 from models.reference.random_weights import randomize_
 from tests.support import StateDict, check
@@ -108,3 +109,18 @@ def test_bad_input(mesh):
         ours([1] * 257)
     with pytest.raises(ValueError, match="feed_forward_proj is 'relu'"):
         T5Config.from_dict(ReferenceConfig(feed_forward_proj="relu").to_dict())
+
+
+@pytest.mark.parametrize(
+    ("layout", "heads", "wanted"),
+    [
+        ("2x4sp1tp0", 64, "2x4sp0tp1"),
+        ("2x4sp0tp1", 64, "2x4sp0tp1"),
+        ("4x8sp1tp0", 64, "4x8sp0tp1"),
+        ("4x8sp1tp0", 12, "4x8sp1tp0"),
+        ("2x4sp1tp0", 3, "2x4sp1tp0"),
+    ],
+)
+def test_text_layout(layout, heads, wanted):
+    """The widest TP that divides the heads, whatever the transformer's layout."""
+    assert str(text_layout(Layout.parse(layout), heads)) == wanted

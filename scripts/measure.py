@@ -42,6 +42,9 @@ def measure(
         tuple[str, str] | None, typer.Option(metavar="A B", help="Only compare two reports; exit code 1 if B is worse.")
     ] = None,
     threshold: Annotated[float, typer.Option(min=0.0, help="Share that a figure of B may be above A's.")] = 0.02,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Project many videos and meshes of the system instead of one; minutes.")
+    ] = False,
     validation: Annotated[
         bool, typer.Option("--validation", help="Only show the cost model beside published times.")
     ] = False,
@@ -87,6 +90,8 @@ def measure(
         raise ValueError("a measurement needs weights: give --model, or --mode projection for none")
     if not on_hardware and machine.mock is None:
         raise ValueError(f"system {machine.name} cannot be projected yet: no mock stands for it")
+    if scaling:
+        return _scaling(machine, num_steps, policy)
     if on_hardware:
         report = _measured(machine, chosen, geometry, num_steps, runs, precision, vae_split, model, cache_dir)
     else:
@@ -116,6 +121,20 @@ def _compare(before: str, after: str, threshold: float) -> int:
     for ratio in worse:
         print(f"regression: {ratio}")
     return REGRESSION if worse else 0
+
+
+def _scaling(system: System, num_steps: int, precision: Precision) -> int:
+    from models.device import open_mesh
+    from models.perf.dry_run import preview_geometry
+    from models.perf.projection import FIRST_LINE
+    from models.perf.scaling import sweep, table
+
+    print(f"{FIRST_LINE}\n\n{system.name}, precision {precision.name}, {num_steps} steps with guidance\n")
+    print("\n".join(table([])))
+    with open_mesh(system.mesh, "dry-run"):  # the whole system first, so that smaller meshes are parts of it
+        for point in sweep(system, num_steps, precision, preview_geometry, lambda shape: open_mesh(shape, "dry-run")):
+            print(point.row(), flush=True)
+    return 0
 
 
 def _projected(

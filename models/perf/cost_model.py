@@ -1,4 +1,4 @@
-"""Seconds of a device call from what it counts: matrix work, DRAM bytes, link bytes.
+"""Seconds of a device call from what it counts: matrix work, DRAM, L1 and link bytes.
 
 Of one call, per chip:
 
@@ -6,7 +6,7 @@ Of one call, per chip:
   published efficiency is for another fidelity or operand type; attention in chunks is steps x cycles a step instead;
 * DRAM time = bytes / (bandwidth x efficiency); link time = bytes of the busiest link / (links x bandwidth x
   efficiency);
-* DRAM and matrix time overlap inside an op (kernels double-buffer): the longer one counts. Plain collectives stream
+* DRAM, L1 and matrix time overlap inside an op (kernels double-buffer): the longest counts. Plain collectives stream
   from memory to links. Elsewhere link time overlaps only what the op itself overlaps (`Cost.exposed_link_bytes` says
   what it does not), and of that a part shows all the same;
 * each call takes a launch besides.
@@ -64,7 +64,7 @@ def total(parts: Iterable[Seconds]) -> Seconds:
 
 @dataclass(frozen=True)
 class OpTime:
-    """What one call takes, and which of ``matrix``, ``dram``, ``link`` and ``launch`` is its largest expected part."""
+    """What one call takes, and its largest expected part: ``matrix``, ``dram``, ``L1``, ``link`` or ``launch``."""
 
     kind: str
     seconds: Seconds
@@ -100,11 +100,12 @@ def _case(record: Record, system: System, kind: dict[str, Any], index: int) -> t
     cost, chip = record.cost, system.architecture
     matrix = _matrix_seconds(record, system, kind, index)
     dram = cost.dram_bytes / (chip.dram_bytes_per_second * kind["dram"][index])
+    l1_speed = constants()["l1"]["core_cycle_bytes"][index] * system.cores * chip.clock_hz
     exposed, hidden = _link_seconds(record, system, kind, index)
-    work = max(matrix, dram)
+    work = max(matrix, dram, cost.l1_bytes / l1_speed)
     shown = kind["exposed"][index] * min(work, hidden) if "exposed" in kind else 0.0
     launch = constants()["launch"]["seconds"][index]
-    parts = {"matrix": matrix, "dram": dram, "link": exposed + hidden, "launch": launch}
+    parts = {"matrix": matrix, "dram": dram, "L1": cost.l1_bytes / l1_speed, "link": exposed + hidden, "launch": launch}
     if kind.get("streams"):
         return max(work, exposed + hidden) + launch, parts
     return max(work, hidden) + shown + exposed + launch, parts

@@ -35,6 +35,11 @@ def test_the_longer_of_product_and_memory_counts():
     assert op_time(record, QUIETBOX).bound == "dram"
 
 
+def test_l1_is_not_free():
+    speed = constants()["l1"]["core_cycle_bytes"][1] * 64 * 1e9
+    assert expected("ttnn.add", l1_bytes=1e9) == pytest.approx(1e9 / speed + LAUNCH)
+
+
 def test_exposed_link_bytes_add_and_overlapped_ones_hide_but_for_a_part():
     product = 1e12 / (QUIETBOX.peak_flops("HiFi2") * efficiency("gathered_matmul", "matrix"))
     link = 50e6 / (12.5e9 * efficiency("gathered_matmul", "link"))
@@ -91,7 +96,7 @@ def test_ranges_are_ordered_and_sourced_and_never_ideal():
         for what in {"matrix", "dram", "link"} & set(table):
             fast, usual, slow = table[what]
             assert 0.9 > fast >= usual >= slow > 0, (name, what)
-    assert all(constants()[name]["source"] for name in ("matrix", "attention", "launch", "dispatch"))
+    assert all(constants()[name]["source"] for name in ("matrix", "attention", "l1", "launch", "dispatch"))
 
 
 def test_unlisted_ops_are_elementwise():

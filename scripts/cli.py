@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from models.mochi.defaults import Defaults
-from models.mochi.tiny import DEFAULTS as TINY
+from models.mochi.defaults import DEFAULTS_FILE, Defaults
+from models.tiny import CHECKPOINT
 from scripts import cache
 from scripts.cache import HELP
 from scripts.decode import decode
 from scripts.dry_run import dry_run
+from scripts.evaluate import evaluate
 from scripts.measure import measure
 
 BAD_INPUT, INTERRUPTED = 2, 130
 _GENMO = Defaults()
+_TINY = json.loads((CHECKPOINT / DEFAULTS_FILE).read_text(encoding="utf-8"))
 
 app = typer.Typer(
     help="Mochi 1 text-to-video on Tenstorrent Wormhole meshes.",
@@ -30,7 +33,7 @@ app = typer.Typer(
 def _default(name: str) -> str:
     """The defaults of a real model and of `tiny`, for the help."""
     genmo = getattr(_GENMO, name)
-    tiny = TINY.get(name, genmo)
+    tiny = _TINY.get(name, genmo)
     return f"[default: {genmo}]" if tiny == genmo else f"[default: {genmo}; tiny: {tiny}]"
 
 
@@ -58,7 +61,7 @@ def generate(
         str,
         typer.Option(
             help="A directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors file, a Hugging Face id in the "
-            "local cache (genmo/mochi-1-preview), or the built-in tiny (random weights)."
+            "local cache (genmo/mochi-1-preview), or the built-in tiny."
         ),
     ] = "tiny",
     variant: Annotated[str | None, typer.Option(help="Of the weight files, such as bf16.")] = None,
@@ -91,7 +94,7 @@ def generate(
 ) -> None:
     """Make a video from a text: an .mp4, and a .json with everything that went into it."""
     from models.mochi.generate import MODES, Request, latents_file, plan, resolve_mode, run
-    from scripts.progress import make_reporter
+    from scripts.progress import make_reporter, quiet_libraries
 
     print(f"mode {MODES[resolve_mode(mode)]}", flush=True)
     request = Request(
@@ -119,7 +122,7 @@ def generate(
         save_latents=save_latents,
         out=out,
     )
-    _quiet_libraries()
+    quiet_libraries()
     job = plan(request)
     with make_reporter() as reporter:
         reporter.line(
@@ -143,6 +146,7 @@ def doctor() -> None:
 app.command("decode")(decode)
 app.command("dry-run")(dry_run)
 app.command("measure")(measure)
+app.command("evaluate")(evaluate)
 cache.register(app)
 
 
@@ -166,21 +170,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         print("mochi-tt: interrupted, nothing was written", file=sys.stderr)
     return code if isinstance(code, int) else 0
-
-
-def _quiet_libraries() -> None:
-    """Keep other libraries' notices and bars out of ours; their errors still show."""
-    import logging
-
-    from diffusers.utils import logging as diffusers_logging
-    from loguru import logger
-    from transformers.utils import logging as transformers_logging
-
-    logger.disable("models")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -25,15 +25,15 @@ def cache_directory(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fi
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in checkpoint; kept between runs beside pytest's temporary folders. Do not write in it."""
-    from models.mochi.tiny import tiny_checkpoint
+    """A small checkpoint of random weights; kept between runs beside pytest's folders. Do not write in it."""
+    from tests.random_checkpoint import random_checkpoint
 
-    return tiny_checkpoint(tmp_path_factory.getbasetemp().parent / "mochi-tt")
+    return random_checkpoint(tmp_path_factory.getbasetemp().parent / "mochi-tt")
 
 
 @pytest.fixture
 def tiny_copy(tiny: Path, tmp_path: Path) -> Path:
-    """A copy of the built-in checkpoint that a test may damage."""
+    """A copy of the random checkpoint that a test may damage."""
     import shutil
 
     return Path(shutil.copytree(tiny, tmp_path / "checkpoint"))

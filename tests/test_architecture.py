@@ -20,7 +20,7 @@ MAY_IMPORT = {
         "models.parallel",
     },
     "models/reference": {"models.reference"},
-    "weight_cache": {"weight_cache", "models.layers", "models.parallel", "models.mochi"},
+    "weight_cache": {"weight_cache", "models.layers", "models.parallel", "models.mochi", "models.tiny"},
 }
 
 

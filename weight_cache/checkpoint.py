@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from models.tiny import CHECKPOINT as TINY
 from weight_cache.component import Component, read_json
 from weight_cache.forms import has_decoder, open_decoder, open_transformer
 
@@ -204,17 +205,15 @@ def resolve(source: str | Path) -> Path:
     Args:
         source: a directory or a .safetensors file; or the id of a Hugging Face repository such as
             `genmo/mochi-1-preview` that is already in the local hub cache (nothing is downloaded); or `tiny`, the
-            built-in model, made on first use (`./tiny` is a directory of that name). A directory wins over an id of
-            the same spelling.
+            trained model that ships with the package (`./tiny` is a directory of that name). A directory wins over
+            an id of the same spelling.
 
     Raises:
         FileNotFoundError: none of these.
     """
     text = str(source)
     if source == "tiny":
-        from models.mochi.tiny import tiny_checkpoint
-
-        return tiny_checkpoint()
+        return TINY
     if Path(source).is_dir() or (Path(source).is_file() and Path(source).suffix == ".safetensors"):
         return Path(source)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):

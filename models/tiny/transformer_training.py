@@ -25,7 +25,7 @@ from models.tiny.training import Schedule, train
 TRANSFORMER: dict[str, Any] = {
     "num_attention_heads": 8,
     "attention_head_dim": 32,
-    "num_layers": 5,
+    "num_layers": 3,
     "pooled_projection_dim": 128,
     "text_embed_dim": 128,
     "time_embed_dim": 64,
@@ -39,7 +39,7 @@ TEXT_ENCODER: dict[str, Any] = {
     "feed_forward_proj": "gated-gelu",
     "dropout_rate": 0.0,
 }
-SCHEDULE = Schedule(steps=4000, rate=1e-3, warmup=100, ema=0.998)
+SCHEDULE = Schedule(steps=2500, rate=8e-4, warmup=100, ema=0.995)
 BATCH = 32
 # Longest caption in tokens; all but a few with two things are shorter.
 TOKENS = 20

@@ -16,32 +16,87 @@ from models.tiny.scenes import SIZE, random_scene, render, window
 from models.tiny.training import Schedule, train
 
 # GroupNorm has 32 groups, so channels are multiples of 32. The five depths are those of full, half, quarter and
-# eighth resolution and of the innermost block; at full resolution, which costs four times as much as all the rest,
-# there are only the projections.
+# eighth resolution and of the innermost block.
 CONFIG: dict[str, Any] = {
     "encoder_block_out_channels": (32, 32, 64, 128),
     "decoder_block_out_channels": (32, 32, 64, 128),
-    "layers_per_block": (0, 1, 2, 1, 1),
+    "layers_per_block": (1, 1, 2, 1, 1),
     "add_attention_block": (False, False, False, False, False),
 }
-SCHEDULE = Schedule(steps=2400, rate=2e-3)
+SCHEDULE = Schedule(steps=1500, rate=2e-4, ema=0.99)
+# After so many steps the encoder stays as it is, and with it the latents: from then on only the decoder is trained,
+# and the transformer can be.
+ENCODER_STEPS = 300
 # The first part of the training sees windows around the things, where there is most to learn; the rest whole frames.
 WINDOW, WINDOW_BATCH, WINDOW_SHARE = 32, 8, 0.85
 WHOLE_BATCH = 2
+NORM_BIAS, SILU_BIAS = 4.0, 3.0
 KL_WEIGHT = 5e-4
 SQUARE_WEIGHT = 1.0
-# Steps over which the latents' noise grows to its full spread: from the start it would drown what there is to learn.
-NOISE_RAMP = 1200
+# Of the error in hue, besides that in brightness.
+HUE_WEIGHT = 2.0
+# The share of the posterior's noise that is added to the latents, and the steps over which it grows to that: from the
+# start it would drown what there is to learn.
+NOISE_SHARE, NOISE_RAMP = 0.5, 200
 # Frames that the causal decoder makes before the first one of the video.
 SURPLUS = 5
 
 
 def new_vae(seed: int = 0) -> Any:
-    """An untrained `AutoencoderKLMochi` of these sizes."""
+    """An `AutoencoderKLMochi` whose first three latent channels start as the mean colour of their pixels.
+
+    At these widths a norm's group is one or a few channels, so that norms take away what a plain area's colour is, and
+    a training from random weights is slow to find the way around them. So the residual branches start at zero, and the
+    path around them starts with that colour; the other nine latent channels start at random.
+    """
     from diffusers import AutoencoderKLMochi
 
     torch.manual_seed(seed)
-    return AutoencoderKLMochi(**CONFIG)
+    vae: Any = AutoencoderKLMochi(**CONFIG)
+    with torch.no_grad():
+        for name, parameter in vae.named_parameters():
+            if ".conv2." in name:
+                parameter.zero_()
+            elif ".resnets." not in name and parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=(parameter.numel() / parameter.shape[0]) ** -0.5)
+        for colour in range(3):
+            _start_encoding_(vae.encoder, colour)
+            _start_decoding_(vae.decoder, colour)
+    return vae
+
+
+def _start_encoding_(encoder: Any, colour: int) -> None:
+    """Average a colour channel over the pixels of a latent pixel, past the last norm, into a latent channel."""
+    first, second, third = (block.conv_in.conv for block in encoder.down_blocks)
+    for layer in (encoder.proj_in, first, second):
+        _pick_(layer, [colour], colour)
+    # Two large constants of opposite sign keep the norm's mean at zero and its spread nearly constant.
+    group = third.out_channels // 32 * colour
+    for place, (sign, share) in enumerate(((1, 1), (-1, 1), (1, 0), (-1, 0))):
+        _pick_(third, [group + place], colour, sign * share, sign * NORM_BIAS)
+    encoder.proj_out.weight[colour] = 0
+    encoder.proj_out.weight[colour, group] = 2 * NORM_BIAS
+    encoder.proj_out.weight[colour, group + 2] = -2 * NORM_BIAS
+
+
+def _start_decoding_(decoder: Any, colour: int) -> None:
+    """Spread a latent channel over the pixels of a colour channel, past the last SiLU, which is straight far from 0."""
+    _pick_(decoder.conv_in, [colour], colour, 0.5)
+    for index, block in enumerate(decoder.up_blocks):
+        copies = block.temporal_expansion * block.spatial_expansion**2
+        last = index == len(decoder.up_blocks) - 1
+        rows = [colour * copies + copy for copy in range(copies)]
+        _pick_(block.proj, rows, colour, 1.0, SILU_BIAS if last else 0.0)
+    decoder.proj_out.weight[colour] *= 0.3
+    decoder.proj_out.weight[colour, colour] = 1
+    decoder.proj_out.bias[colour] = -SILU_BIAS
+
+
+def _pick_(layer: Any, rows: list[int], channel: int, gain: float = 1.0, bias: float = 0.0) -> None:
+    """Make outputs of a linear layer or convolution the mean of one input channel over the kernel."""
+    layer.weight[rows] = 0
+    layer.weight[rows, channel] = gain / layer.weight[0, 0].numel()
+    layer.bias[rows] = bias
 
 
 def train_vae(
@@ -60,7 +115,8 @@ def train_vae(
         noise = torch.Generator(device).manual_seed(step)
         frames = batch(rng, windows=step < WINDOW_SHARE * schedule.steps)
         frames = frames.to(device, memory_format=torch.channels_last_3d)
-        return vae_losses(vae, frames, noise, min(1.0, step / NOISE_RAMP))
+        vae.encoder.requires_grad_(step < ENCODER_STEPS)
+        return vae_losses(vae, frames, noise, NOISE_SHARE * min(1.0, step / NOISE_RAMP))
 
     return train(vae, losses, schedule, folder, progress).eval()
 
@@ -111,7 +167,7 @@ def batch(rng: random.Random, windows: bool) -> torch.Tensor:
 def vae_losses(
     vae: Any, frames_BCTHW: torch.Tensor, noise: torch.Generator, noise_share: float = 1.0
 ) -> dict[str, torch.Tensor]:
-    """Absolute and squared error of the reconstruction, and the KL divergence per latent value, in nats.
+    """Absolute, squared and hue error of the reconstruction, and the KL divergence per latent value, in nats.
 
     Args:
         vae: an `AutoencoderKLMochi`.
@@ -127,6 +183,7 @@ def vae_losses(
         decoded = vae.decoder(latents)[0][:, :, SURPLUS:].float()
     error = decoded - frames_BCTHW
     absolute, square = error.abs().mean(), error.square().mean()
+    hue = (error - error.mean(1, keepdim=True)).abs().mean()
     divergence = 0.5 * (mean.square() + spread.square() - 1 - log_variance).mean()
-    loss = absolute + SQUARE_WEIGHT * square + KL_WEIGHT * divergence
-    return {"loss": loss, "absolute": absolute, "square": square, "kl": divergence}
+    loss = absolute + SQUARE_WEIGHT * square + HUE_WEIGHT * hue + KL_WEIGHT * divergence
+    return {"loss": loss, "absolute": absolute, "square": square, "hue": hue, "kl": divergence}

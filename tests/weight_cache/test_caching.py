@@ -2,7 +2,7 @@
 
 `pytest tests/weight_cache/test_caching.py -k 2x4sp0tp1 --model genmo/mochi-1-preview --variant bf16` fills the store
 (that of MOCHI_TT_CACHE_DIR, TT_DIT_CACHE_DIR or the user's cache directory) for that layout, and checks what it
-filled. Without `--model` it fills a temporary one with the built-in tiny model.
+filled. Without `--model` it fills a temporary one with the random checkpoint of the tests.
 """
 
 import pytest

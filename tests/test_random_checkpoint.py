@@ -4,8 +4,8 @@ import threading
 import pytest
 import torch
 
-from models.mochi import tiny as tiny_module
-from models.mochi.tiny import build, tiny_checkpoint
+from tests import random_checkpoint as recipe
+from tests.random_checkpoint import build, random_checkpoint
 from weight_cache.checkpoint import Checkpoint
 
 
@@ -34,22 +34,22 @@ def quick_build(monkeypatch):
         builds.append(directory)
         directory.mkdir(parents=True)
         (directory / "weights").write_text("w")
-        (directory / "files.json").write_text(json.dumps(tiny_module._hashes(directory)))
+        (directory / "files.json").write_text(json.dumps(recipe._hashes(directory)))
         if quick.together:
             barrier.wait()
 
     quick.together = False
-    monkeypatch.setattr(tiny_module, "build", quick)
+    monkeypatch.setattr(recipe, "build", quick)
     return quick, builds
 
 
 def test_a_damaged_one_is_made_again(quick_build, tmp_path):
     _, builds = quick_build
-    first = tiny_checkpoint(tmp_path)
-    assert tiny_checkpoint(tmp_path) == first
+    first = random_checkpoint(tmp_path)
+    assert random_checkpoint(tmp_path) == first
     assert len(builds) == 1
     (first / "weights").write_text("damaged")
-    assert tiny_checkpoint(tmp_path) == first
+    assert random_checkpoint(tmp_path) == first
     assert (first / "weights").read_text() == "w"
     assert [p.name for p in tmp_path.iterdir()] == [first.name], "nothing temporary is left"
 
@@ -58,7 +58,7 @@ def test_two_at_once_both_get_it(quick_build, tmp_path):
     quick, builds = quick_build
     quick.together = True
     results = []
-    threads = [threading.Thread(target=lambda: results.append(tiny_checkpoint(tmp_path))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: results.append(random_checkpoint(tmp_path))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -74,9 +74,9 @@ def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
         directory.mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tiny_module, "build", fail)
+    monkeypatch.setattr(recipe, "build", fail)
     with pytest.raises(KeyboardInterrupt):
-        tiny_checkpoint(tmp_path)
+        random_checkpoint(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

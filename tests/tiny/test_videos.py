@@ -1,0 +1,47 @@
+"""The trained model end to end on golden: what is asked for is what is seen, and what PyTorch makes of it."""
+
+import pytest
+
+from models.mochi.defaults import Defaults
+from models.tiny.evaluation import evaluate, plan
+from models.tiny.vision import Sight
+
+
+@pytest.fixture(scope="module")
+def found():
+    checkpoint, settings, _ = plan("tiny", None)
+    prompts = [
+        ("a red ball rolls to the left", Sight("red", "left", "ball")),
+        ("a blue square moves up", Sight("blue", "up", "square")),
+    ]
+    return evaluate(checkpoint, settings, prompts)
+
+
+def test_colour_and_direction_are_those_of_the_prompt(found):
+    for verdict in found.verdicts:
+        assert (verdict.mesh.colour, verdict.mesh.motion) == (verdict.asked.colour, verdict.asked.motion)
+
+
+def test_the_mesh_makes_pytorchs_video(found):
+    for verdict in found.verdicts:
+        assert verdict.psnr >= 30
+        assert verdict.mesh == verdict.reference
+
+
+def test_the_report_counts(found):
+    report = found.to_json()
+    assert report["prompts"] == 2
+    assert report["accuracy"]["colour"] == 1.0
+    assert report["psnr_min"] == min(v.psnr for v in found.verdicts)
+
+
+def test_a_limit_below_one_is_refused():
+    with pytest.raises(ValueError, match="--limit 0"):
+        plan("tiny", 0)
+
+
+def test_prompts_are_limited_and_settings_are_the_checkpoints():
+    checkpoint, settings, prompts = plan("tiny", 3)
+    assert len(prompts) == 3
+    assert settings != Defaults()
+    assert checkpoint.directory.name == "checkpoint"

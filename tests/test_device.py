@@ -39,7 +39,7 @@ import json, os, pathlib
 from models.mock.cluster import system_named, write_descriptor
 from models.mock.toolchain import cache_directory, mock_variables, prepare_toolchain
 path = write_descriptor(system_named("t3000"), cache_directory() / "clusters")
-os.environ |= mock_variables(prepare_toolchain(), path, slow_dispatch=True)
+os.environ |= mock_variables(prepare_toolchain(), path)
 os.environ["TT_METAL_LOGS_PATH"] = os.getcwd()
 from models.device import open_mesh
 node = pathlib.Path("cards"); node.mkdir(); (node / "0").touch()

@@ -32,6 +32,12 @@ def tile_pairs(first, second):
     return _join_rows([tile for pair in zip(*split, strict=True) for tile in pair]).mT
 
 
+def spare_dim(mesh: Mesh, size: int, dim: int) -> int | None:
+    """``dim`` of ``size`` elements if the layout shards weights over SP too and whole tiles divide it, else None."""
+    splits = mesh.layout.fsdp and mesh.sp.size > 1 and size % (mesh.sp.size * TILE) == 0
+    return dim if splits else None
+
+
 def _join_rows(rows: list):
     """Join host matrices [out_i, in]. Checkpoint matrices are [out, in], so this is one plain copy.
 
@@ -102,6 +108,7 @@ class ColumnParallelLinear(Module):
         self.weight = Parameter(
             {f"{name}.weight": kernel or shape for name in names},
             weight,
+            sp=spare_dim(mesh, in_width.padded, 0),
             tp=1,
             moves_only=True,
             packing="gate and up in tile pairs" if paired else "",
@@ -116,7 +123,7 @@ class ColumnParallelLinear(Module):
         """x [1, B, M, in] replicated over TP -> [1, B, M, parts * out / TP] fractured over TP."""
         return ttnn.linear(
             x,
-            self.weight.tensor,
+            self.weight.whole(self.mesh),
             bias=self.bias.tensor if self.has_bias else None,
             activation=activation,
             dtype=dtype,
@@ -128,7 +135,7 @@ class ColumnParallelLinear(Module):
 
         With SwiGLU there is one output, ``up * silu(gate)``.
         """
-        weight, bias = self.weight.tensor, self.bias.tensor if self.has_bias else None
+        weight, bias = self.weight.whole(self.mesh), self.bias.tensor if self.has_bias else None
         if self.mesh.fused:
             parts = 1 if self.swiglu else self.parts
             return gathered_matmul(
@@ -167,6 +174,7 @@ class RowParallelLinear(Module):
         self.weight = Parameter(
             {f"{name}.weight": (out_width.size, in_width.size)},
             lambda matrix: in_width.pad(out_width.pad(matrix.T, 1), 0),
+            sp=spare_dim(mesh, out_width.padded, 1),
             tp=0,
             moves_only=True,
         )
@@ -181,7 +189,7 @@ class RowParallelLinear(Module):
     def partial(self, x: ttnn.Tensor, *, dtype: ttnn.DataType = ttnn.bfloat16) -> ttnn.Tensor:
         """x [1, B, M, in / TP] fractured over TP -> this chip's partial sum [1, B, M, out], without bias."""
         config = compute.matrix(self.fidelity)
-        return ttnn.linear(x, self.weight.tensor, dtype=dtype, compute_kernel_config=config)
+        return ttnn.linear(x, self.weight.whole(self.mesh), dtype=dtype, compute_kernel_config=config)
 
     def fractured(self, x: ttnn.Tensor) -> ttnn.Tensor:
         """Finish a layer without bias: x [1, B, M, in / TP] -> y [1, B, M, out / TP], both fractured over TP."""

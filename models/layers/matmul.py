@@ -17,8 +17,9 @@ def blocking(
 ) -> ttnn.MinimalMatmulConfig:
     """Block sizes of a product [rows, inner] x [inner, columns] on ``core_rows`` rows of the grid.
 
-    Rule: at most 8 tiles a side, not more than a core's share of the output, ``inner`` not more than one chip's share
-    of the gathered dim, columns even where tile pairs belong together.
+    Rule: at most 8 tiles a side, not more than a core's share of the output, ``inner`` a divisor of one chip's share
+    of the gathered dim (a ring wants that, and on a line it wastes nothing), columns even where tile pairs belong
+    together.
 
     Args:
         mesh: the mesh.
@@ -36,7 +37,7 @@ def blocking(
     height = 2 if m_block % 2 == 0 and 2 * width <= _SUBBLOCK_TILES else 1
     return ttnn.MinimalMatmulConfig(
         M_block_size=m_block,
-        K_block_size=min(_BLOCK_TILES, _tiles(inner)),
+        K_block_size=max(side for side in range(1, _BLOCK_TILES + 1) if _tiles(inner) % side == 0),
         N_block_size=n_block,
         subblock_h=height,
         subblock_w=width,

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import ttnn
 
-from models.parallel import Mesh
+from models.parallel import Mesh, gather
 
 
 class TensorSource(Protocol):
@@ -72,6 +72,10 @@ class Parameter:
         if self._tensor is None:
             raise RuntimeError(f"parameter made of {', '.join(self.sources)} was used before it was loaded")
         return self._tensor
+
+    def whole(self, mesh: Mesh) -> ttnn.Tensor:
+        """The device tensor, gathered over SP if it is sharded there; it stays sharded over TP."""
+        return self.tensor if self.sp is None else gather(self.tensor, mesh, dim=self.sp, over=mesh.sp)
 
     @property
     def shape(self) -> tuple[int, ...]:

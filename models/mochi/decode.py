@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,7 @@ def plan(request: DecodeRequest) -> DecodePlan:
     check_latents(latents, config.latent_channels)
     component.check()
     layout = Layout.parse(request.layout, mesh_shape) if request.layout else Layout.default(mesh_shape)
+    layout = replace(layout, cfg_axis=None)  # there are no branches in decoding
     return DecodePlan(request, mode, latents, about, model, component, config, layout, fps, out)
 
 

@@ -37,6 +37,7 @@ from weight_cache.store import Store
 
 if TYPE_CHECKING:
     from models.device import Mode, OpenMesh
+    from models.mochi.sampling import GuidanceParallel
     from models.mochi.transformer import MochiTransformer
     from models.parallel import Layout
 
@@ -84,6 +85,7 @@ class MochiPipeline:
         layout: Layout,
         checkpoint: Checkpoint,
         owns_mesh: bool = True,
+        parallel: GuidanceParallel | None = None,
     ):
         """Compose a pipeline from its parts; most callers want `from_pretrained`."""
         self.transformer = transformer
@@ -93,6 +95,7 @@ class MochiPipeline:
         self.mesh = mesh
         self.layout = layout
         self.checkpoint = checkpoint
+        self.parallel = parallel
         self._owns_mesh = owns_mesh
 
     @classmethod
@@ -167,30 +170,31 @@ class MochiPipeline:
         opened = mesh if isinstance(mesh, OpenMesh) else open_mesh(mesh, mode)
         try:
             report("load", 1, 2)
+            from models.mochi.sampling import GuidanceParallel
             from models.mochi.t5 import T5Config, T5Encoder
             from models.mochi.transformer import MochiTransformer
             from models.mochi.vae import MochiVaeDecoder
             from models.mochi.vae.config import DecoderConfig
-            from models.parallel import Mesh
+            from models.parallel import Halves, Mesh
 
-            on_mesh = Mesh(opened.device, chosen)
+            halves = None if chosen.cfg_axis is None else Halves(opened.device, chosen)
+            on_mesh = Mesh(opened.device, chosen) if halves is None else halves.conditional
             t5 = T5Encoder(T5Config.from_dict(checkpoint.text_encoder.config), on_mesh)
             text_encoder = MeshTextEncoder(load_tokenizer(checkpoint), t5)
             vae = MochiVaeDecoder(DecoderConfig.from_dict(checkpoint.vae.config), on_mesh, split=vae_split)
             config = TransformerConfig.from_dict(checkpoint.transformer.config)
             transformer = MochiTransformer(config, on_mesh, policy)
+            parallel = None
+            if halves is not None:
+                parallel = GuidanceParallel(halves, MochiTransformer(config, halves.unconditional, policy))
             report("load", 2, 2)
             store = Store(cache_dir)
             store.load(t5, checkpoint.text_encoder, progress=report, say=say)
             store.load(vae, checkpoint.vae, progress=report, say=say)
-            store.load(
-                transformer,
-                checkpoint.transformer,
-                precision=policy.weights,
-                loras=loras,
-                progress=report,
-                say=say,
-            )
+            for model in (transformer,) if parallel is None else (transformer, parallel.unconditional):
+                store.load(
+                    model, checkpoint.transformer, precision=policy.weights, loras=loras, progress=report, say=say
+                )
         except BaseException:
             if opened is not mesh:
                 opened.close()
@@ -204,6 +208,7 @@ class MochiPipeline:
             layout=chosen,
             checkpoint=checkpoint,
             owns_mesh=opened is not mesh,
+            parallel=parallel,
         )
 
     @property
@@ -348,6 +353,7 @@ class MochiPipeline:
                         guidance=guidance,
                         prompt=(text.embeds, text.mask),
                         negative=None if negative is None else (negative.embeds, negative.mask),
+                        parallel=self.parallel,
                         on_step=on_step,
                     )
                 )

@@ -45,12 +45,12 @@ def plan_weights(job: Job) -> Plan:
     if job.model_config is None:
         checkpoint = Checkpoint.open(job.model, job.variant, job.base)
         config = TransformerConfig.from_dict(checkpoint.transformer.config)
-        return plan_transformer(config, resolve_layout(checkpoint, shape, job.layout), weights)
+        return plan_transformer(config, resolve_layout(checkpoint, shape, job.layout).branch, weights)
     config = config_named(job.model_config)
     heads = config.num_attention_heads
     layout = Layout.parse(job.layout, shape) if job.layout else Layout.default(shape, heads)
     layout.check_heads(heads)
-    return plan_transformer(config, layout, weights)
+    return plan_transformer(config, layout.branch, weights)
 
 
 def build_weights(
@@ -67,11 +67,11 @@ def build_weights(
     weights = Precision.named(job.precision).weights
     loras = [LoraRequest.parse(text) for text in job.loras]
     checkpoint = Checkpoint.open(job.model, job.variant, job.base)
-    layout = resolve_layout(checkpoint, shape, job.layout)
+    layout = resolve_layout(checkpoint, shape, job.layout).branch
     checkpoint.transformer.check()
     config = TransformerConfig.from_dict(checkpoint.transformer.config)
     # ttnn packs on the host, but asks the cluster for its tiles: a mock one does where there are no cards.
-    with open_mesh(shape, "auto" if cards() else "dry-run") as opened:
+    with open_mesh(layout.mesh_shape, "auto" if cards() else "dry-run") as opened:
         model = MochiTransformer(config, Mesh(opened.device, layout))
         manifest, path = Store(job.cache_dir).build(
             model, checkpoint.transformer, precision=weights, loras=loras, progress=progress, say=say

@@ -1,12 +1,14 @@
 """Sampling as small functions: pack latents into patches, prepare, step through the schedule on the mesh, unpack."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import ttnn
 
 from models.mochi.schedule import model_times
 from models.mochi.transformer import Grid, MochiTransformer, PreparedPrompt
+from models.parallel import Halves
 
 if TYPE_CHECKING:
     import torch
@@ -39,21 +41,80 @@ def guided(conditional: ttnn.Tensor, unconditional: ttnn.Tensor, scale: float) -
     return ttnn.add(unconditional, ttnn.multiply(ttnn.subtract(conditional, unconditional), scale))
 
 
-def predict(
-    transformer: MochiTransformer,
-    patches_1BNI: ttnn.Tensor,
-    step: int,
-    grid: Grid,
-    positive: PreparedPrompt,
-    negative: PreparedPrompt | None,
-    scale: float,
-) -> ttnn.Tensor:
-    """The guided prediction of one step; a scale of 1 needs no second pass."""
-    conditional = transformer(patches_1BNI, positive, step, grid)
-    if scale == 1.0:
-        return conditional
-    assert negative is not None
-    return guided(conditional, transformer(patches_1BNI, negative, step, grid), scale)
+def euler(state: ttnn.Tensor, velocity: ttnn.Tensor, step: float) -> ttnn.Tensor:
+    """``state + step velocity``, all [1, 1, N / SP, I] float32."""
+    return ttnn.add(state, ttnn.multiply(velocity, step))
+
+
+@dataclass(frozen=True)
+class GuidanceParallel:
+    """Where the unconditional branch runs beside the conditional one: the same model, loaded on the other half."""
+
+    halves: Halves
+    unconditional: MochiTransformer
+
+
+class BranchesInTurn:
+    """One mesh, one state; a guided step is two forwards, a scale of 1 needs one only."""
+
+    def __init__(
+        self,
+        transformer: MochiTransformer,
+        grid: Grid,
+        patches: "torch.Tensor",
+        prompts: Sequence[PreparedPrompt],
+    ) -> None:
+        self.transformer = transformer
+        self.grid = grid
+        self.prompts = prompts
+        self.state_1BNI = transformer.upload_patches(patches)
+
+    def step(self, index: int, scale: float, step: float) -> None:
+        """Advance the state: ``scale`` of guidance, ``step`` in sigma."""
+        velocity = self.transformer(self.state_1BNI, self.prompts[0], index, self.grid)
+        if scale != 1.0:
+            velocity = guided(velocity, self.transformer(self.state_1BNI, self.prompts[1], index, self.grid), scale)
+        self.state_1BNI = euler(self.state_1BNI, velocity, step)
+
+
+class BranchesOnHalves:
+    """Two halves of a mesh, each with the whole state; each makes one forward, they swap, and both advance alike."""
+
+    def __init__(
+        self,
+        transformer: MochiTransformer,
+        parallel: GuidanceParallel,
+        grids: Sequence[Grid],
+        patches: "torch.Tensor",
+        prompts: Sequence[PreparedPrompt],
+    ) -> None:
+        self.models = (transformer, parallel.unconditional)
+        self.halves = parallel.halves
+        self.grids = grids
+        self.prompts = prompts
+        self.states = [model.upload_patches(patches) for model in self.models]
+
+    @property
+    def state_1BNI(self) -> ttnn.Tensor:
+        """The state on the conditional half."""
+        return self.states[0]
+
+    def step(self, index: int, scale: float, step: float) -> None:
+        """Advance the state: ``scale`` of guidance, ``step`` in sigma."""
+        self.advance(self.predict(0, index), self.predict(1, index), scale, step)
+
+    def predict(self, half: int, index: int) -> ttnn.Tensor:
+        """The forward of one half: 0 is the conditional branch."""
+        return self.models[half](self.states[half], self.prompts[half], index, self.grids[half])
+
+    def advance(self, conditional: ttnn.Tensor, unconditional: ttnn.Tensor, scale: float, step: float) -> None:
+        """Swap the predictions and advance both states."""
+        other_unconditional, other_conditional = self.halves.swap(conditional, unconditional)
+        velocities = (
+            guided(conditional, other_unconditional, scale),
+            guided(other_conditional, unconditional, scale),
+        )
+        self.states = [euler(state, v, step) for state, v in zip(self.states, velocities, strict=True)]
 
 
 def denoise(
@@ -64,6 +125,7 @@ def denoise(
     guidance: Sequence[float],
     prompt: Prompt,
     negative: Prompt | None,
+    parallel: GuidanceParallel | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> "torch.Tensor":
     """Integrate the flow from noise to latents with Euler steps; the state is float32 and stays on the mesh.
@@ -77,6 +139,7 @@ def denoise(
         guidance: n guidance scales.
         prompt: caption features [1, L, C] and mask [1, L]; only tokens whose mask is set take part.
         negative: the same for the unconditional pass; may be None where every scale is 1.
+        parallel: the other half of the mesh, where the layout has one; idle if every scale is 1.
         on_step: called with (steps done, n) after each step.
 
     Returns:
@@ -98,16 +161,22 @@ def denoise(
             f"latents {tuple(shape)} do not fit: they must be [1, {transformer.config.in_channels}, T, H, W] "
             f"with H and W multiples of the patch size {patch}"
         )
-    grid = transformer.grid(shape[2], shape[3] // patch, shape[4] // patch)
-    times = model_times(sigmas)
-    positive = transformer.prepare(real_tokens(prompt), times)
-    without = None
-    if negative is not None and any(scale != 1.0 for scale in guidance):
-        without = transformer.prepare(real_tokens(negative), times)
-    state_1BNI = transformer.upload_patches(pack_latents(latents, patch))
-    for step, scale in enumerate(guidance):
-        velocity = predict(transformer, state_1BNI, step, grid, positive, without, scale)
-        state_1BNI = ttnn.add(state_1BNI, ttnn.multiply(velocity, sigmas[step] - sigmas[step + 1]))
+    size = (shape[2], shape[3] // patch, shape[4] // patch)
+    grid, times = transformer.grid(*size), model_times(sigmas)
+    patches = pack_latents(latents, patch)
+    prompts = [transformer.prepare(real_tokens(prompt), times)]
+    branches: BranchesInTurn | BranchesOnHalves
+    if negative is None or all(scale == 1.0 for scale in guidance):
+        branches = BranchesInTurn(transformer, grid, patches, prompts)
+    elif parallel is None:
+        prompts.append(transformer.prepare(real_tokens(negative), times))
+        branches = BranchesInTurn(transformer, grid, patches, prompts)
+    else:
+        prompts.append(parallel.unconditional.prepare(real_tokens(negative), times))
+        grids = [grid, parallel.unconditional.grid(*size)]
+        branches = BranchesOnHalves(transformer, parallel, grids, patches, prompts)
+    for index, scale in enumerate(guidance):
+        branches.step(index, scale, sigmas[index] - sigmas[index + 1])
         if on_step is not None:
-            on_step(step + 1, steps)
-    return unpack_latents(transformer.download_patches(state_1BNI, grid.tokens), shape, patch)
+            on_step(index + 1, steps)
+    return unpack_latents(transformer.download_patches(branches.state_1BNI, grid.tokens), shape, patch)

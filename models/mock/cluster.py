@@ -47,8 +47,6 @@ class System:
     """Board type word of the descriptor: n150, n300 or ubb."""
     harvest_mask: int
     """One bit per tensix row that is switched off."""
-    slow_dispatch: bool
-    """Whether commands are written by the host; if not, the runtime keeps cores of its own for dispatch."""
     wire: Callable[[], Wiring]
     ring: bool = False
     """Whether rows and columns are closed to rings."""
@@ -162,21 +160,21 @@ def _galaxy(ring: bool = False) -> Wiring:
     )
 
 
-def _system(name: str, board: str, harvest_mask: int, slow_dispatch: bool, wire: Callable[[], Wiring]) -> System:
+def _system(name: str, board: str, harvest_mask: int, wire: Callable[[], Wiring]) -> System:
     """A mock system; shape, grid and ring are those of the machine it stands for."""
     machine = mock_of(name)
-    return System(name, machine.mesh, machine.grid, board, harvest_mask, slow_dispatch, wire, machine.ring)
+    return System(name, machine.mesh, machine.grid, board, harvest_mask, wire, machine.ring)
 
 
 SYSTEMS: dict[str, System] = {
     system.name: system
     for system in (
-        _system("n150", "n150", 0b1, True, _n150),
-        _system("n300", "n300", 0b11, True, lambda: _n300_cards(1)),
-        _system("n300-pair", "n300", 0b11, True, lambda: _n300_cards(2)),
-        _system("t3000", "n300", 0b11, True, lambda: _n300_cards(4)),
-        _system("galaxy", "ubb", 0, False, _galaxy),
-        _system("galaxy-torus", "ubb", 0, False, lambda: _galaxy(ring=True)),
+        _system("n150", "n150", 0b1, _n150),
+        _system("n300", "n300", 0b11, lambda: _n300_cards(1)),
+        _system("n300-pair", "n300", 0b11, lambda: _n300_cards(2)),
+        _system("t3000", "n300", 0b11, lambda: _n300_cards(4)),
+        _system("galaxy", "ubb", 0b1, _galaxy),
+        _system("galaxy-torus", "ubb", 0b1, lambda: _galaxy(ring=True)),
     )
 }
 """Every mock system by name, smallest first."""

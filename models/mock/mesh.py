@@ -177,7 +177,7 @@ def _open_parent(system: System) -> "ttnn.MeshDevice":
         _refuse_other_cluster()
         chain = prepare_toolchain()
         descriptor = write_descriptor(system, cache_directory() / "clusters")
-        variables = mock_variables(chain, descriptor, slow_dispatch=system.slow_dispatch)
+        variables = mock_variables(chain, descriptor)
         logs = tempfile.TemporaryDirectory(prefix="mochi-tt-mock-")
         atexit.register(logs.cleanup)
         atexit.register(release_cluster)

@@ -155,17 +155,18 @@ def prepare_toolchain(cache: Path | None = None, *, package: Path | None = None,
     return chain
 
 
-def mock_variables(chain: Toolchain, descriptor: Path, *, slow_dispatch: bool) -> dict[str, str]:
+def mock_variables(chain: Toolchain, descriptor: Path) -> dict[str, str]:
     """Environment that makes ttnn open `descriptor`'s cluster with the placeholder compiler.
 
-    It must be in force at the process's first device query, and only then.
+    It must be in force at the process's first device query, and only then. Commands are written by the host (slow
+    dispatch): a mock has no memory that a dispatch core could poll, and ops on part of a mesh would write to it.
     """
-    variables = {
+    return {
         "TT_METAL_RUNTIME_ROOT": str(chain.root),
         "TT_METAL_CACHE": str(chain.kernels),
         "TT_METAL_MOCK_CLUSTER_DESC_PATH": str(descriptor),
+        "TT_METAL_SLOW_DISPATCH_MODE": "1",
     }
-    return variables | ({"TT_METAL_SLOW_DISPATCH_MODE": "1"} if slow_dispatch else {})
 
 
 def _key(package: Path, zig: Path, banner: str) -> str:

@@ -1,51 +1,76 @@
 """Mesh layouts: which mesh axis carries sequence parallelism (SP) and which tensor parallelism (TP).
 
 A layout is written ``2x4sp0tp1``: a mesh of 2 rows and 4 columns, SP over axis 0 (2 shards), TP over axis 1 (4).
+``4x8cfg1sp1tp0`` cuts axis 1 in two halves of 4x4, one for each branch of classifier-free guidance, each with SP over
+axis 1 (4 shards) and TP over axis 0 (4). ``2x4sp1tp0fsdp`` keeps the weights sharded over SP as well and gathers each
+before its use (FSDP, arXiv:2304.11277).
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-_PATTERN = re.compile(r"(?:(\d+)x(\d+))?sp([01])tp([01])")
-_FORM = "write it as sp0tp1 or sp1tp0, with or without the mesh in front (2x4sp0tp1)"
+_PATTERN = re.compile(r"(?:(\d+)x(\d+))?(?:cfg([01]))?sp([01])tp([01])(fsdp)?")
+_FORM = "write it as sp0tp1 or sp1tp0, if need be with mesh and cfg in front and fsdp behind (4x8cfg1sp1tp0fsdp)"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Assignment of the mesh axes: ``sp_axis`` and ``tp_axis`` are the two axes of ``mesh_shape`` in some order."""
+    """Assignment of the mesh axes: ``sp_axis`` and ``tp_axis`` are the two axes of ``mesh_shape`` in some order.
+
+    ``cfg_axis``: the axis that is cut in two halves, one for each branch of guidance; None runs the branches in turn.
+    ``fsdp``: whether weights are sharded over SP too.
+    """
 
     mesh_shape: tuple[int, int]
     sp_axis: int
     tp_axis: int
+    cfg_axis: int | None = None
+    fsdp: bool = False
 
     def __post_init__(self) -> None:
-        """Check that the two axes differ.
+        """Check that the axes fit.
 
         Raises:
-            ValueError: SP and TP name the same mesh axis, or the mesh is empty.
+            ValueError: SP and TP name the same mesh axis, the mesh is empty, or the axis to halve is odd.
         """
         if {self.sp_axis, self.tp_axis} != {0, 1}:
             raise ValueError(f"layout sp{self.sp_axis}tp{self.tp_axis}: SP and TP need different mesh axes; {_FORM}")
+        rows, cols = self.mesh_shape
         if min(self.mesh_shape) < 1:
-            raise ValueError(f"mesh {self.mesh_shape[0]}x{self.mesh_shape[1]}: both sides must be at least 1")
+            raise ValueError(f"mesh {rows}x{cols}: both sides must be at least 1")
+        if self.cfg_axis is not None and self.mesh_shape[self.cfg_axis] % 2:
+            raise ValueError(
+                f"layout cfg{self.cfg_axis}: axis {self.cfg_axis} of mesh {rows}x{cols} has "
+                f"{self.mesh_shape[self.cfg_axis]} chips, which do not halve; choose the other axis or another mesh"
+            )
+
+    @property
+    def branch(self) -> "Layout":
+        """The layout of the mesh that one branch of guidance runs on: this one, or one half of it."""
+        if self.cfg_axis is None:
+            return self
+        rows, cols = self.mesh_shape
+        half = (rows // 2, cols) if self.cfg_axis == 0 else (rows, cols // 2)
+        return replace(self, mesh_shape=half, cfg_axis=None)
 
     @property
     def sp(self) -> int:
         """Number of sequence shards."""
-        return self.mesh_shape[self.sp_axis]
+        return self.branch.mesh_shape[self.sp_axis]
 
     @property
     def tp(self) -> int:
         """Number of tensor shards."""
-        return self.mesh_shape[self.tp_axis]
+        return self.branch.mesh_shape[self.tp_axis]
 
     def __str__(self) -> str:
         rows, cols = self.mesh_shape
-        return f"{rows}x{cols}sp{self.sp_axis}tp{self.tp_axis}"
+        cfg = "" if self.cfg_axis is None else f"cfg{self.cfg_axis}"
+        return f"{rows}x{cols}{cfg}sp{self.sp_axis}tp{self.tp_axis}{'fsdp' if self.fsdp else ''}"
 
     @classmethod
     def parse(cls, text: str, mesh_shape: tuple[int, int] | None = None) -> "Layout":
-        """Read a layout such as ``sp0tp1`` (with ``mesh_shape``) or ``2x4sp0tp1``.
+        """Read a layout such as ``sp0tp1`` (with ``mesh_shape``) or ``4x8cfg1sp1tp0fsdp``.
 
         Raises:
             ValueError: the text is not a layout, names another mesh than ``mesh_shape``, or names none at all.
@@ -53,7 +78,7 @@ class Layout:
         match = _PATTERN.fullmatch(text.strip().lower())
         if match is None:
             raise ValueError(f"layout {text!r} is not a layout: {_FORM}")
-        rows, cols, sp_axis, tp_axis = match.groups()
+        rows, cols, cfg_axis, sp_axis, tp_axis, fsdp = match.groups()
         named = (int(rows), int(cols)) if rows is not None else None
         if named is not None and mesh_shape is not None and named != tuple(mesh_shape):
             raise ValueError(
@@ -63,7 +88,8 @@ class Layout:
         shape = named or mesh_shape
         if shape is None:
             raise ValueError(f"layout {text!r} names no mesh: {_FORM}")
-        return cls((shape[0], shape[1]), int(sp_axis), int(tp_axis))
+        cfg = None if cfg_axis is None else int(cfg_axis)
+        return cls((shape[0], shape[1]), int(sp_axis), int(tp_axis), cfg, fsdp is not None)
 
     @classmethod
     def default(cls, mesh_shape: tuple[int, int], heads: int | None = None) -> "Layout":

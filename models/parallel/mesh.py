@@ -39,9 +39,11 @@ class Mesh:
                 they compose the same from single ops, which is what the fused ones are tested against.
 
         Raises:
-            ValueError: the layout is for another mesh shape.
+            ValueError: the layout is for another mesh shape, or for halves.
         """
         shape = (device.shape[0], device.shape[1])
+        if layout.cfg_axis is not None:
+            raise ValueError(f"layout {layout} is for two halves of a mesh: use models.parallel.Halves")
         if shape != layout.mesh_shape:
             raise ValueError(f"layout {layout} is not for the open mesh {shape[0]}x{shape[1]}: use its own shape")
         self.device = device

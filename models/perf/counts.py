@@ -16,6 +16,8 @@ from typing import Any
 
 import ttnn
 
+# Gives no tensor back.
+SEND = "ttnn.experimental.send_direct_async"
 _BYTES = {
     ttnn.bfloat16: 2.0,
     ttnn.float32: 4.0,
@@ -150,6 +152,18 @@ def _all_gather(call: Call) -> Cost:
 def _reduce_scatter(call: Call) -> Cost:
     whole, shard = nbytes(call.inputs[0]), nbytes(call.outputs[0])
     return Cost(dram_bytes=whole + shard, **_exposed((call.chips() - 1) * shard))
+
+
+@cost_rule(SEND)
+def _send(call: Call) -> Cost:
+    """Chips next to the cut read their tensor and send it over one link."""
+    return Cost(dram_bytes=nbytes(call.inputs[0]), **_exposed(nbytes(call.inputs[0])))
+
+
+@cost_rule("ttnn.experimental.recv_direct_async")
+def _receive(call: Call) -> Cost:
+    """The sender writes; here it arrives in memory."""
+    return Cost(dram_bytes=nbytes(call.inputs[0]))
 
 
 @cost_rule("ttnn.all_reduce")

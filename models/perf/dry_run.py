@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import ttnn
 
 from models.mochi.config import CONFIGS, TransformerConfig
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import PRECISIONS, Precision
-from models.mochi.sampling import guided
+from models.mochi.sampling import BranchesInTurn, BranchesOnHalves, GuidanceParallel, euler, guided
 from models.mochi.t5 import T5Config, T5Encoder
 from models.mochi.transformer import MochiTransformer
 from models.mochi.vae import MochiVaeDecoder
 from models.mochi.vae.config import DecoderConfig
-from models.parallel import Mesh
+from models.parallel import Halves, Mesh
 from models.perf.decode import trace_decode
 from models.perf.trace import Trace, dram_allocated, trace
 from weight_cache.precision import set_precision
@@ -92,7 +91,7 @@ class DryRun:
 
 
 def dry_run(
-    mesh: Mesh,
+    placed: Mesh | Halves,
     geometry: Geometry,
     *,
     stages: Sequence[str] = STAGES,
@@ -108,10 +107,11 @@ def dry_run(
 
     The weights of all models are resident whatever stages run. ``encode`` is one prompt. ``denoise`` has three traces:
     ``prepare`` (rotation tables, both captions, all modulations), ``denoise`` (one forward) and ``guide`` (the rest of
-    a guided step: the second forward, guidance and the Euler step). ``decode`` is the whole video.
+    a guided step: the second forward, guidance and the Euler step). ``decode`` is the whole video. On two halves the
+    conditional one is traced: it holds the text encoder and the decoder, and the second forward is not its work.
 
     Args:
-        mesh: an open mock mesh without golden execution, with its layout.
+        placed: an open mock mesh without golden execution, with its layout, or its halves.
         geometry: the video.
         stages: some of `STAGES`.
         config: transformer sizes; the other models are Mochi 1 preview's.
@@ -133,6 +133,7 @@ def dry_run(
         config = dataclasses.replace(config, num_layers=blocks)
     tell = on_stage or (lambda stage: None)
     tell("build")
+    mesh = placed.conditional if isinstance(placed, Halves) else placed
     encoder = T5Encoder(T5_XXL, mesh)
     transformer = MochiTransformer(config, mesh, precision)
     set_precision(transformer, precision.weights)
@@ -142,6 +143,11 @@ def dry_run(
         before = dram_allocated(mesh.device)
         model.allocate()
         weights[name] = dram_allocated(mesh.device) - before
+    parallel = None
+    if isinstance(placed, Halves):
+        parallel = GuidanceParallel(placed, MochiTransformer(config, placed.unconditional, precision))
+        set_precision(parallel.unconditional, precision.weights)
+        parallel.unconditional.allocate()
     traces: dict[str, Trace] = {}
     details: dict[str, dict] = {}
     if "encode" in stages:
@@ -151,36 +157,51 @@ def dry_run(
         with trace(mesh.device) as traces["encode"]:
             encoder(ids)
     if "denoise" in stages:
-        traces |= _denoise(transformer, geometry, text_tokens, steps, tell)
+        traces |= _denoise(transformer, parallel, geometry, text_tokens, steps, tell)
     if "decode" in stages:
         tell("decode")
         decoded = trace_decode(decoder, geometry)
         traces["decode"] = decoded.trace
         details["decode"] = {"split": str(decoded.split), "chunks": list(decoded.chunks)}
-    return DryRun(str(mesh.layout), precision, geometry, config.num_layers, weights, traces, details)
+    return DryRun(str(placed.layout), precision, geometry, config.num_layers, weights, traces, details)
 
 
 def _denoise(
-    model: MochiTransformer, geometry: Geometry, text_tokens: int, steps: int, tell: Callable[[str], None]
+    model: MochiTransformer,
+    parallel: GuidanceParallel | None,
+    geometry: Geometry,
+    text_tokens: int,
+    steps: int,
+    tell: Callable[[str], None],
 ) -> dict[str, Trace]:
-    device, config = model.mesh.device, model.config
+    device, config, step = model.mesh.device, model.config, min(1, steps - 1)
     times = list(np.linspace(0, 980, steps))
     features = torch.zeros(text_tokens, config.text_embed_dim)
+    patches = torch.zeros(geometry.num_tokens, config.patch_values)
     traces: dict[str, Trace] = {}
     tell("prepare")
     with trace(device) as traces["prepare"]:
         grid = model.grid(*geometry.token_grid)
-        positive, negative = model.prepare(features, times), model.prepare(features, times)
-        state = model.upload_patches(torch.zeros(grid.tokens, config.patch_values))
+        prompts = [model.prepare(features, times)]
+        if parallel is None:
+            prompts.append(model.prepare(features, times))
+            branches: BranchesInTurn | BranchesOnHalves = BranchesInTurn(model, grid, patches, prompts)
+        else:
+            prompts.append(parallel.unconditional.prepare(features, times))
+            grids = [grid, parallel.unconditional.grid(*geometry.token_grid)]
+            branches = BranchesOnHalves(model, parallel, grids, patches, prompts)
     tell("compile")
-    model(state, positive, 0, grid)
+    model(branches.state_1BNI, prompts[0], 0, grid)
     tell("denoise")
     with trace(device) as traces["denoise"]:
-        conditional = model(state, positive, min(1, steps - 1), grid)
+        conditional = model(branches.state_1BNI, prompts[0], step, grid)
     tell("guide")
     with trace(device) as traces["guide"]:
-        velocity = guided(conditional, model(state, negative, min(1, steps - 1), grid), 4.5)
-        state = ttnn.add(state, ttnn.multiply(velocity, 0.02))
+        if isinstance(branches, BranchesOnHalves):
+            branches.advance(conditional, branches.predict(1, step), 4.5, 0.02)
+        else:
+            velocity = guided(conditional, model(branches.state_1BNI, prompts[1], step, grid), 4.5)
+            euler(branches.state_1BNI, velocity, 0.02)
     return traces
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import ttnn
 from ttnn.decorators import FastOperation
 
-from models.perf.counts import Call, Cost, cost
+from models.perf.counts import SEND, Call, Cost, cost
 from models.perf.settings import Settings
 
 # Host work: building or reading tensors outside the device's queue.
@@ -115,7 +115,7 @@ def trace(device: ttnn.MeshDevice) -> Iterator[Trace]:
         finally:
             inside = False
         made.dram_peak_bytes = max(made.dram_peak_bytes, dram_allocated(device))
-        record = _record(operation.python_fully_qualified_name, args, kwargs, result)
+        record = _record(device, operation.python_fully_qualified_name, args, kwargs, result)
         if record is not None:
             made.records.append(record)
         return result
@@ -129,9 +129,11 @@ def trace(device: ttnn.MeshDevice) -> Iterator[Trace]:
         FastOperation.__call__ = original
 
 
-def _record(name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> Record | None:
+def _record(device: ttnn.MeshDevice, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> Record | None:
     outputs = _device_tensors(result)
-    if name in _HOST or not outputs:
+    if name == SEND:
+        outputs = _device_tensors(args)  # It gives nothing back; what it sent stands for it.
+    if name in _HOST or not outputs or outputs[0].device().id() != device.id():
         return None
     operands = {k: v for k, v in kwargs.items() if not any(word in k for word in _SCRATCH)}
     inputs = [t for t in _device_tensors([*args, *operands.values()]) if t.is_allocated()]

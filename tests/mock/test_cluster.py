@@ -61,9 +61,9 @@ def test_descriptor_describes_the_system(system: System) -> None:
     assert sorted(chip for board in tree["boards"] for chip in board[2]["chips"]) == sorted(chips)
     assert {chip for entry in tree["chips_with_mmio"] for chip in entry.values()} <= chips
     assert len(tree["ethernet_connections"]) == len(system.wire().links)
-    # A harvested row takes one of the ten rows of eight cores; fast dispatch takes one more.
+    # A harvested row takes one of the ten rows of eight cores.
     harvested = {bin(entry["harvest_mask"]).count("1") for entry in tree["harvesting"].values()}
-    assert harvested == {10 - system.grid[1] - (not system.slow_dispatch)}
+    assert harvested == {10 - system.grid[1]}
 
 
 @pytest.mark.parametrize(

@@ -225,8 +225,7 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mock_kernels_stay_out_of_the_hardware_cache(chain: Toolchain, tmp_path: Path) -> None:
-    variables = mock_variables(chain, tmp_path / "x.yaml", slow_dispatch=True)
+    variables = mock_variables(chain, tmp_path / "x.yaml")
     assert variables["TT_METAL_CACHE"] == str(chain.kernels)
     assert chain.kernels.is_relative_to(chain.root.parent.parent)
     assert variables["TT_METAL_SLOW_DISPATCH_MODE"] == "1"
-    assert "TT_METAL_SLOW_DISPATCH_MODE" not in mock_variables(chain, tmp_path / "x.yaml", slow_dispatch=False)

@@ -7,12 +7,25 @@ from models.parallel import Layout
 
 @pytest.mark.parametrize(
     ("text", "mesh", "sp", "tp"),
-    [("2x4sp0tp1", None, 2, 4), ("sp1tp0", (2, 4), 4, 2), ("4x8sp1tp0", (4, 8), 8, 4), (" 1x1SP0TP1 ", None, 1, 1)],
+    [
+        ("2x4sp0tp1", None, 2, 4),
+        ("sp1tp0", (2, 4), 4, 2),
+        ("4x8sp1tp0", (4, 8), 8, 4),
+        (" 1x1SP0TP1 ", None, 1, 1),
+        ("4x8cfg1sp1tp0", None, 4, 4),
+        ("cfg0sp1tp0fsdp", (2, 4), 4, 1),
+    ],
 )
 def test_parse(text, mesh, sp, tp):
     layout = Layout.parse(text, mesh)
     assert (layout.sp, layout.tp) == (sp, tp)
     assert Layout.parse(str(layout)) == layout
+
+
+def test_a_branch_has_half_of_the_mesh():
+    layout = Layout.parse("4x8cfg1sp1tp0fsdp")
+    assert str(layout.branch) == "4x4sp1tp0fsdp"
+    assert layout.branch.branch == layout.branch
 
 
 @pytest.mark.parametrize(
@@ -25,6 +38,8 @@ def test_parse(text, mesh, sp, tp):
         ("sp0tp1", None, "names no mesh"),
         ("4x8sp0tp1", (2, 4), "is for mesh 4x8, but the mesh is 2x4"),
         ("0x4sp0tp1", None, "both sides must be at least 1"),
+        ("1x4cfg0sp0tp1", None, "axis 0 of mesh 1x4 has 1 chips, which do not halve"),
+        ("2x4sp0tp1cfg0", None, "is not a layout"),
     ],
 )
 def test_parse_errors(text, mesh, message):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import ttnn
 
+from models.mock.golden import sockets
 from models.mock.golden.errors import golden_error
 from models.mock.golden.rounding import host_tensor, is_integer
 from models.mock.golden.store import describe, map_shared
@@ -16,7 +17,7 @@ from models.mock.golden.store import describe, map_shared
 if TYPE_CHECKING:
     from models.mock.golden.engine import Engine
 
-HANDLERS: dict[str, Callable[..., Any]] = {}
+HANDLERS: dict[str, Callable[..., Any]] = {sockets.SEND: sockets.send, sockets.RECEIVE: sockets.receive}
 _METHODS: dict[str, Any] = {}
 _FUNCTIONS: dict[str, Any] = {}
 # Tensor methods that would read a device buffer (zeros on a mock mesh) or copy it outside the op entry point.
@@ -233,10 +234,12 @@ def attach(engine: Engine) -> None:
         return parts
 
     ttnn.get_device_tensors = get_device_tensors
+    sockets.attach()
 
 
 def detach() -> None:
     """Give the tensor methods and functions back."""
+    sockets.detach()
     for name, original in _METHODS.items():
         setattr(ttnn.Tensor, name, original)
     for name, original in _FUNCTIONS.items():

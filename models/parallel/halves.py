@@ -1,0 +1,109 @@
+"""Two halves of a mesh that run the two branches of guidance side by side, and the swap of what they computed."""
+
+from typing import cast
+
+import ttnn
+
+from models.parallel.collectives import gather
+from models.parallel.layout import Layout
+from models.parallel.mesh import Axis, Mesh
+
+# The sender writes into the receiver's tensor; only the handshake goes through the socket's own queue.
+_QUEUE_BYTES = 4096
+_Sockets = tuple["ttnn.MeshSocket", "ttnn.MeshSocket"]
+
+
+class Halves:
+    """A mesh cut in two along the layout's CFG axis; each half is a `Mesh` with the layout's SP and TP.
+
+    Submeshes have memory allocators of their own, so nothing may be put on the whole mesh while the halves are in use.
+    """
+
+    def __init__(self, device: ttnn.MeshDevice, layout: Layout, *, fused: bool = True) -> None:
+        """Cut ``device``.
+
+        Args:
+            device: an open mesh.
+            layout: with a CFG axis.
+            fused: see `Mesh`.
+
+        Raises:
+            ValueError: the layout has no CFG axis or is for another mesh.
+        """
+        shape = (device.shape[0], device.shape[1])
+        if layout.cfg_axis is None or shape != layout.mesh_shape:
+            raise ValueError(f"layout {layout} does not cut mesh {shape[0]}x{shape[1]} in halves: name it with cfg")
+        self.layout = layout
+        half = layout.branch
+        parts = device.create_submeshes(ttnn.MeshShape(*half.mesh_shape))
+        self.conditional, self.unconditional = (Mesh(part, half, fused=fused) for part in parts)
+        self._axis = Axis(layout.cfg_axis, half.mesh_shape[layout.cfg_axis])
+        self._sockets: tuple[_Sockets, _Sockets] | None = None
+
+    def swap(self, x: ttnn.Tensor, y: ttnn.Tensor) -> tuple[ttnn.Tensor, ttnn.Tensor]:
+        """Give each half the other's tensor.
+
+        Neighbouring chips on either side of the cut exchange whole tensors and spread them over their half: a fabric of
+        lines carries sockets between neighbours only.
+
+        Args:
+            x: on the conditional half, [1, 1, N / SP, I] fractured over SP, replicated over TP.
+            y: the same on the unconditional half.
+
+        Returns:
+            y on the conditional half and x on the unconditional half, shaped and placed like x and y.
+        """
+        there, back = self._sockets = self._sockets or self._connect()
+        whole_x, whole_y = self._whole(x, self.conditional), self._whole(y, self.unconditional)
+        got_y, got_x = _like(whole_y, self.conditional), _like(whole_x, self.unconditional)
+        ttnn.experimental.send_direct_async(whole_x, there[0])
+        ttnn.experimental.recv_direct_async(got_x, there[1])
+        ttnn.experimental.send_direct_async(whole_y, back[0])
+        ttnn.experimental.recv_direct_async(got_y, back[1])
+        last = self._axis.size - 1
+        return self._spread(got_y, self.conditional, last), self._spread(got_x, self.unconditional, 0)
+
+    def release(self) -> None:
+        """Free both halves' persistent buffers and the sockets."""
+        self._sockets = None
+        self.conditional.release()
+        self.unconditional.release()
+
+    def _connect(self) -> tuple[_Sockets, _Sockets]:
+        """Sockets either way between the chips next to the cut."""
+        axis, last = self._axis.index, self._axis.size - 1
+        along = self.conditional.layout.mesh_shape[1 - axis]
+        edge = [ttnn.MeshCoordinate(*((last, i) if axis == 0 else (i, last))) for i in range(along)]
+        other_edge = [ttnn.MeshCoordinate(*((0, i) if axis == 0 else (i, 0))) for i in range(along)]
+        there = _pair(self.conditional, edge, self.unconditional, other_edge, ttnn.CoreCoord(0, 0))
+        back = _pair(self.unconditional, other_edge, self.conditional, edge, ttnn.CoreCoord(0, 1))
+        return there, back
+
+    def _whole(self, x: ttnn.Tensor, mesh: Mesh) -> ttnn.Tensor:
+        """Make x the same along the cut axis: gather it over SP where that is the axis."""
+        return gather(x, mesh, dim=2, over=mesh.sp) if mesh.sp.index == self._axis.index else x
+
+    def _spread(self, x: ttnn.Tensor, mesh: Mesh, edge: int) -> ttnn.Tensor:
+        """Give all chips along the cut axis what the one at ``edge`` holds, and each its SP shard again."""
+        axis = mesh.sp if mesh.sp.index == self._axis.index else mesh.tp
+        if axis.size == 1:
+            return x
+        rows, width = x.shape[2], x.shape[3]
+        stacked = gather(x, mesh, dim=0, over=axis)
+        whole = ttnn.slice(stacked, [edge, 0, 0, 0], [edge + 1, 1, rows, width])
+        return ttnn.mesh_partition(whole, 2, cluster_axis=axis.index) if axis is mesh.sp else whole
+
+
+def _like(x: ttnn.Tensor, mesh: Mesh) -> ttnn.Tensor:
+    return ttnn.allocate_tensor_on_device(x.shape, x.dtype, x.layout, mesh.device)
+
+
+def _pair(sender: Mesh, from_: list, receiver: Mesh, to: list, core: ttnn.CoreCoord) -> _Sockets:
+    connections = [
+        ttnn.SocketConnection(ttnn.MeshCoreCoord(a, core), ttnn.MeshCoreCoord(b, core))
+        for a, b in zip(from_, to, strict=True)
+    ]
+    memory = ttnn.SocketMemoryConfig(ttnn.BufferType.L1, _QUEUE_BYTES)
+    return cast(
+        _Sockets, ttnn.create_socket_pair(sender.device, receiver.device, ttnn.SocketConfig(connections, memory))
+    )

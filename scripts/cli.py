@@ -16,6 +16,7 @@ from scripts.cache import HELP
 from scripts.decode import decode
 from scripts.dry_run import dry_run
 from scripts.evaluate import evaluate
+from scripts.layouts import layouts
 from scripts.measure import measure
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -145,6 +146,7 @@ def doctor() -> None:
 
 app.command("decode")(decode)
 app.command("dry-run")(dry_run)
+app.command("layouts")(layouts)
 app.command("measure")(measure)
 app.command("evaluate")(evaluate)
 cache.register(app)

@@ -38,7 +38,7 @@ def dry_run(
     from models.mochi.precision import Precision
     from models.mochi.transformer.widths import Widths
     from models.mochi.video import check_writable, write_json
-    from models.parallel import Halves, Layout, Mesh
+    from models.parallel import Layout, place
     from models.perf.dry_run import STAGES, preview_geometry
     from models.perf.dry_run import dry_run as run
 
@@ -58,7 +58,7 @@ def dry_run(
         check_writable(target, ".json")
     with open_mesh(shape, "dry-run") as opened:
         report = run(
-            Mesh(opened.device, chosen) if chosen.cfg_axis is None else Halves(opened.device, chosen),
+            place(opened.device, chosen),
             geometry,
             stages=stages,
             split=vae_split,

@@ -141,12 +141,12 @@ def _projected(
     system: System, layout: Layout, geometry: Geometry, num_steps: int, precision: Precision, vae_split: str | None
 ) -> dict:
     from models.device import open_mesh
-    from models.parallel import Mesh
+    from models.parallel import place
     from models.perf.dry_run import dry_run
     from models.perf.projection import Projection
 
     with open_mesh(system.mesh, "dry-run") as opened:
-        run = dry_run(Mesh(opened.device, layout), geometry, steps=num_steps, split=vae_split, precision=precision)
+        run = dry_run(place(opened.device, layout), geometry, steps=num_steps, split=vae_split, precision=precision)
     return Projection(system, run, num_steps).to_json()
 
 

@@ -175,18 +175,18 @@ class MochiPipeline:
             from models.mochi.transformer import MochiTransformer
             from models.mochi.vae import MochiVaeDecoder
             from models.mochi.vae.config import DecoderConfig
-            from models.parallel import Halves, Mesh
+            from models.parallel import Halves, place
 
-            halves = None if chosen.cfg_axis is None else Halves(opened.device, chosen)
-            on_mesh = Mesh(opened.device, chosen) if halves is None else halves.conditional
+            placed = place(opened.device, chosen)
+            on_mesh = placed.conditional if isinstance(placed, Halves) else placed
             t5 = T5Encoder(T5Config.from_dict(checkpoint.text_encoder.config), on_mesh)
             text_encoder = MeshTextEncoder(load_tokenizer(checkpoint), t5)
             vae = MochiVaeDecoder(DecoderConfig.from_dict(checkpoint.vae.config), on_mesh, split=vae_split)
             config = TransformerConfig.from_dict(checkpoint.transformer.config)
             transformer = MochiTransformer(config, on_mesh, policy)
             parallel = None
-            if halves is not None:
-                parallel = GuidanceParallel(halves, MochiTransformer(config, halves.unconditional, policy))
+            if isinstance(placed, Halves):
+                parallel = GuidanceParallel(placed, MochiTransformer(config, placed.unconditional, policy))
             report("load", 2, 2)
             store = Store(cache_dir)
             store.load(t5, checkpoint.text_encoder, progress=report, say=say)

@@ -94,6 +94,15 @@ class Halves:
         return ttnn.mesh_partition(whole, 2, cluster_axis=axis.index) if axis is mesh.sp else whole
 
 
+def place(device: ttnn.MeshDevice, layout: Layout) -> Mesh | Halves:
+    """``device`` with its layout: one mesh, or two halves where the layout has a CFG axis.
+
+    Raises:
+        ValueError: the layout is for another mesh.
+    """
+    return Mesh(device, layout) if layout.cfg_axis is None else Halves(device, layout)
+
+
 def _like(x: ttnn.Tensor, mesh: Mesh) -> ttnn.Tensor:
     return ttnn.allocate_tensor_on_device(x.shape, x.dtype, x.layout, mesh.device)
 

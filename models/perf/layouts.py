@@ -1,0 +1,162 @@
+"""Candidate layouts of a system compared by the time and memory that a dry run and the cost model give them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import isinf
+
+from models.device import open_mesh
+from models.mochi.config import CONFIGS, TransformerConfig
+from models.mochi.geometry import Geometry
+from models.mochi.precision import Precision
+from models.parallel import Layout, place
+from models.perf.cost_model import Seconds
+from models.perf.dry_run import DryRun, dry_run
+from models.perf.projection import Projection
+from models.systems import System
+
+# Blocks are alike but for the last one, so all counts grow linearly with their number from here on.
+_FEW, _MORE = 2, 4
+# DRAM of a chip that weights and denoising may take: 11.5 of 12.85 GB, the rest is for what the counts do not see.
+BUDGET_BYTES = 11.5e9
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One layout and precision, per chip; ``video`` is the whole video with ``steps`` guided steps."""
+
+    layout: Layout
+    precision: Precision
+    peak_bytes: float
+    step: Seconds = field(default_factory=Seconds)
+    decode: Seconds = field(default_factory=Seconds)
+    video: Seconds = field(default_factory=Seconds)
+    dram_bytes: float = 0.0
+    link_bytes: float = 0.0
+    exposed_link_bytes: float = 0.0
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything stays within `BUDGET_BYTES`."""
+        return self.peak_bytes <= BUDGET_BYTES
+
+    def to_json(self) -> dict:
+        """The row as plain data."""
+        return {
+            "layout": str(self.layout),
+            "precision": self.precision.name,
+            "fits": self.fits,
+            "peak_bytes": None if isinf(self.peak_bytes) else round(self.peak_bytes),
+            "step_seconds": self.step.to_json(),
+            "decode_seconds": self.decode.to_json(),
+            "video_seconds": self.video.to_json(),
+            "step_dram_bytes": round(self.dram_bytes),
+            "step_link_bytes": round(self.link_bytes),
+            "step_exposed_link_bytes": round(self.exposed_link_bytes),
+        }
+
+
+def layouts_of(mesh_shape: tuple[int, int], heads: int) -> Iterator[Layout]:
+    """Every layout of a mesh whose TP divides the heads, weights over SP only where there is SP."""
+    for cfg in (None, 0, 1):
+        if cfg is not None and mesh_shape[cfg] % 2:
+            continue
+        for sp_axis in (0, 1):
+            for fsdp in (False, True):
+                layout = Layout(mesh_shape, sp_axis, 1 - sp_axis, cfg, fsdp)
+                if heads % layout.tp == 0 and (layout.sp > 1 or not fsdp):
+                    yield layout
+
+
+def compare(
+    system: System,
+    precisions: Sequence[Precision],
+    geometry: Geometry,
+    *,
+    config: TransformerConfig = CONFIGS["preview"],
+    steps: int = 50,
+    tell: Callable[[str], None] | None = None,
+) -> list[Candidate]:
+    """Dry-run every layout of a system at every precision; those that fit first, fastest first.
+
+    Each runs with a few blocks and a few more, from which the whole model follows linearly; the decoder runs whole,
+    once per shape of the mesh that it works on. What cannot even be put on the chips with few blocks has no times.
+
+    Raises:
+        RuntimeError: a mesh of the system cannot be opened as a mock.
+    """
+    decoded: dict[tuple[int, int], Seconds] = {}
+    made = []
+    for layout in layouts_of(system.mesh, config.num_attention_heads):
+        for precision in precisions:
+            if tell is not None:
+                tell(f"{layout} {precision.name} ...")
+            shape = layout.branch.mesh_shape
+            stages = ("encode", "denoise") if shape in decoded else ("encode", "denoise", "decode")
+            try:
+                few = _run(layout, precision, geometry, _FEW, stages)
+                more = _run(layout, precision, geometry, _MORE, ("encode", "denoise"))
+            except RuntimeError as error:
+                if "Out of Memory" not in str(error):
+                    raise
+                made.append(Candidate(layout, precision, float("inf")))
+                continue
+            if shape not in decoded:
+                decoded[shape] = Projection(system, few, steps).seconds()["decode"]
+            made.append(_candidate(system, layout, few, more, config.num_layers, steps, decoded[shape]))
+    return sorted(made, key=lambda row: (not row.fits, row.video.expected))
+
+
+def _run(layout: Layout, precision: Precision, geometry: Geometry, blocks: int, stages: Sequence[str]) -> DryRun:
+    with open_mesh(layout.mesh_shape, "dry-run") as opened:
+        placed = place(opened.device, layout)
+        run = dry_run(placed, geometry, stages=stages, precision=precision, blocks=blocks)
+        placed.release()
+        return run
+
+
+def _candidate(
+    system: System, layout: Layout, few: DryRun, more: DryRun, blocks: int, steps: int, decode: Seconds
+) -> Candidate:
+    factor = (blocks - _FEW) / (_MORE - _FEW)
+
+    def of(what: Callable[[DryRun], float]) -> float:
+        return what(few) + (what(more) - what(few)) * factor
+
+    times = [Projection(system, run, steps).seconds() for run in (few, more)]
+
+    def seconds(name: str) -> Seconds:
+        return times[0][name] + (times[1][name] + times[0][name] * -1.0) * factor
+
+    def step_total(what: str) -> float:
+        return of(lambda run: sum(run.stages[part].total(what) for part in ("denoise", "guide")))
+
+    return Candidate(
+        layout=layout,
+        precision=few.precision,
+        peak_bytes=of(lambda run: max(run.stages[part].dram_peak_bytes for part in ("prepare", "denoise", "guide"))),
+        step=seconds("step"),
+        decode=decode,
+        video=seconds("encode") + seconds("denoise") + decode,
+        dram_bytes=step_total("dram_bytes"),
+        link_bytes=step_total("link_bytes"),
+        exposed_link_bytes=step_total("exposed_link_bytes"),
+    )
+
+
+def lines(candidates: Sequence[Candidate]) -> list[str]:
+    """The comparison as a Markdown table."""
+    table = [
+        "| layout | precision | peak DRAM GB | s per guided step | decode s | video s | DRAM GB | link GB (exposed) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in candidates:
+        if isinf(row.peak_bytes):
+            table.append(f"| {row.layout} | {row.precision.name} | out of memory | | | | | |")
+            continue
+        peak = f"{row.peak_bytes / 1e9:.1f}" + ("" if row.fits else ", does not fit")
+        table.append(
+            f"| {row.layout} | {row.precision.name} | {peak} | {row.step.expected:.2f} | {row.decode.expected:.1f} | "
+            f"{row.video.expected:.0f} | {row.dram_bytes / 1e9:.0f} | "
+            f"{row.link_bytes / 1e9:.1f} ({row.exposed_link_bytes / 1e9:.1f}) |"
+        )
+    return table

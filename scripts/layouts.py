@@ -1,0 +1,47 @@
+"""`mochi-tt layouts`: which layout of a mesh is the fastest that fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scripts.cache import HELP
+
+
+def layouts(
+    system: Annotated[str, typer.Option(help="A system of models/systems.toml that a mock stands for.")] = "quietbox",
+    precision: Annotated[
+        list[str] | None, typer.Option(help=f"{HELP['precision']} May be repeated. [default: default]")
+    ] = None,
+    width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 848,
+    height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
+    num_frames: Annotated[int, typer.Option(help="6k + 1.")] = 163,
+    num_steps: Annotated[int, typer.Option(min=1, help="Guided steps of the video.")] = 50,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write the table to this file.")] = None,
+) -> None:
+    """Compare all layouts of a system: dry runs on a mock mesh, times from the cost model; no card is used."""
+    from models.device import quiet_ttnn
+
+    quiet_ttnn()
+    from models.mochi.precision import Precision
+    from models.mochi.video import check_writable, write_json
+    from models.perf.dry_run import preview_geometry
+    from models.perf.layouts import compare, lines
+    from models.systems import system as named
+
+    machine = named(system)
+    policies = [Precision.named(name) for name in precision or ["default"]]
+    geometry = preview_geometry(height, width, num_frames)
+    target = Path(json_file) if json_file else None
+    if target is not None:
+        check_writable(target, ".json")
+    if machine.mock is None:
+        raise ValueError(f"system {system!r} has no mock, so nothing can be run for it")
+    found = compare(machine, policies, geometry, steps=num_steps, tell=lambda line: print(line, flush=True))
+    print(f"PROJECTION for {machine.name}: dry runs on a mock mesh, times from a cost model; no card was used")
+    print("\n".join(lines(found)))
+    if target is not None:
+        write_json({"system": machine.name, "candidates": [row.to_json() for row in found]}, target)
+        print(f"wrote {target}")

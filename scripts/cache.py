@@ -125,6 +125,7 @@ def benchmark(
     gigabytes: Annotated[float, typer.Option(min=0.01, help="Size of the synthetic checkpoint.")] = 4.0,
     mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
     precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
+    rounds: Annotated[int, typer.Option(min=1, help="How often to copy and to convert.")] = 3,
     folder: Annotated[str | None, typer.Option(help="Scratch folder. [default: the system's]")] = None,
     json_file: Json = None,
 ) -> None:
@@ -136,7 +137,8 @@ def benchmark(
     from models.mochi.precision import Precision
 
     _check(json_file)
-    found = run_benchmark(gigabytes, mesh, Precision.named(precision).weights, Path(folder) if folder else None, print)
+    weights = Precision.named(precision).weights
+    found = run_benchmark(gigabytes, mesh, weights, rounds, Path(folder) if folder else None, print)
     _write(found, json_file)
 
 

@@ -1,7 +1,7 @@
 """Converting a module's weights into an entry of the store, tensor by tensor.
 
-Three kinds of work overlap: reading and rearranging tensors ahead (on several threads), packing with ttnn (on the
-calling thread), and writing and hashing the files (on one more).
+Each tensor is read, packed, written and hashed by one thread; as many threads work side by side as there are cores,
+within a bound on the memory that they take together.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
-
-import ttnn
+from typing import Any
 
 from models.layers.module import Module, Parameter, TensorSource, check_sources
-from weight_cache.digest import ByteProgress, checksum
+from weight_cache.digest import ByteProgress
 from weight_cache.entry import TEMPORARY, Entry, free_bytes
 from weight_cache.manifest import Manifest, TensorRecord
 from weight_cache.plan import data_bytes, disk_bytes
+from weight_cache.tensor_file import TensorWriter
 
-if TYPE_CHECKING:
-    import torch
-
-# Tensors read ahead and not yet written may take this much; one larger tensor is let through alone.
-AHEAD_BYTES = 896 << 20
+# Tensors in work may take this much together; one larger tensor is let through alone.
+WORKING_BYTES = 960 << 20
+# Per value, while a tensor is in work: mapped source, converted and packed values, and what ttnn needs to pack them
+# (measured on ttnn 0.81.1). More where it is computed with, in float32.
+_MOVED_BYTES, _COMPUTED_BYTES = 9, 16
 _SPARE_BYTES = 16 << 20
 
 
@@ -75,43 +75,21 @@ def convert(
             f"no space for the converted weights: {needed / 1e9:.2f} GB are needed in {entry.path.parent} and "
             f"{free / 1e9:.2f} GB are free; make room (mochi-tt cache prune), or choose another --cache-dir"
         )
-    total, written = sum(sizes.values()), sum(sizes[name] for name in done)
-    if progress is not None:
-        progress(written, total)
+    written, total = sum(sizes[name] for name in done), sum(sizes.values())
 
-    def noted(job: Future[TensorRecord]) -> None:
+    def note(record: TensorRecord) -> None:
         nonlocal written
-        record = job.result()
         entry.append(record)
         done[record.name] = record
         written += sizes[record.name]
         if progress is not None:
             progress(written, total)
 
-    writing: deque[Future[TensorRecord]] = deque()
-    with (
-        _one_torch_thread_each(),
-        ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as readers,
-        ThreadPoolExecutor(1) as writer,
-    ):
-        try:
-            for (name, _, parameter), host in _read_ahead(readers, todo, source, forget_pages):
-                tensor = parameter.distribute(module.mesh, host)
-                del host
-                writing.append(writer.submit(_write, entry, module, name, parameter, tensor))
-                del tensor
-                while writing and (writing[0].done() or len(writing) > 2):
-                    noted(writing.popleft())
-            while writing:
-                noted(writing.popleft())
-        except BaseException:
-            readers.shutdown(cancel_futures=True)
-            writer.shutdown(cancel_futures=True)
-            # Whatever was written in full is worth keeping.
-            for job in writing:
-                if not job.cancelled() and job.exception() is None:
-                    entry.append(job.result())
-            raise
+    if progress is not None:
+        progress(written, total)
+    worker = _Worker(entry, module, source, TensorWriter(module.mesh), forget_pages)
+    with _one_torch_thread_each():
+        _work(worker, todo, note)
     about = about | {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(perf_counter() - start, 3),
@@ -137,48 +115,74 @@ def _one_torch_thread_each() -> Iterator[None]:
 Item = tuple[str, str, Parameter]
 
 
-def _read_ahead(
-    pool: ThreadPoolExecutor, items: list[Item], source: TensorSource, forget_pages: Callable[[], None] | None
-):
-    """Yield (item, host tensor) in order, reading further ones meanwhile within `AHEAD_BYTES`."""
-    waiting: deque[tuple[Item, int, Future[torch.Tensor]]] = deque()
-    ahead, position = 0, 0
-    while waiting or position < len(items):
-        while position < len(items):
-            _, prefix, parameter = items[position]
-            # Sources and result may both be there, in float32 at worst.
-            size = 8 * prod(parameter.shape)
-            if waiting and ahead + size > AHEAD_BYTES:
-                break
-            waiting.append((items[position], size, pool.submit(parameter.read, source, prefix)))
-            ahead += size
-            position += 1
-        item, size, job = waiting.popleft()
-        host = job.result()
-        ahead -= size
-        if forget_pages is not None:
-            forget_pages()
-        yield item, host
-        del host
-
-
-def _write(entry: Entry, module: Module, name: str, parameter: Parameter, tensor: ttnn.Tensor) -> TensorRecord:
-    """Write a packed tensor under its name, in one step."""
-    path = entry.tensors / f"{name}.tensorbin"
-    temporary = entry.tensors / f"{TEMPORARY}{path.name}"
-    try:
+def _work(worker: _Worker, items: list[Item], note: Callable[[TensorRecord], None]) -> None:
+    """Convert all items on as many threads as there are cores; `note` is called here, for each as it is finished."""
+    waiting = deque(items)
+    running: dict[Future[TensorRecord], int] = {}
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         try:
-            ttnn.dump_tensor(temporary, tensor)
-        except RuntimeError as error:
-            raise OSError(_why_not(temporary, str(error))) from error
-        if temporary.stat().st_size < data_bytes(parameter, module.mesh):
-            # A full disk cuts the file short without an error from ttnn.
-            raise OSError(_why_not(temporary, "the file came out short"))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return _record(path, name, parameter)
+            while waiting or running:
+                while waiting and (not running or sum(running.values()) + _bytes_in_work(waiting[0]) <= WORKING_BYTES):
+                    item = waiting.popleft()
+                    running[pool.submit(worker.convert, *item)] = _bytes_in_work(item)
+                for job in wait(running, return_when=FIRST_COMPLETED).done:
+                    del running[job]
+                    note(job.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            # Whatever was written in full is worth keeping.
+            for job in running:
+                if not job.cancelled() and job.exception() is None:
+                    worker.entry.append(job.result())
+            raise
+
+
+def _bytes_in_work(item: Item) -> int:
+    _, _, parameter = item
+    return prod(parameter.shape) * (_MOVED_BYTES if parameter.moves_only else _COMPUTED_BYTES)
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What a thread needs to convert any tensor."""
+
+    entry: Entry
+    module: Module
+    source: TensorSource
+    writer: TensorWriter
+    forget_pages: Callable[[], None] | None
+
+    def convert(self, name: str, prefix: str, parameter: Parameter) -> TensorRecord:
+        """Read, pack, write and hash one tensor; its file appears in one step."""
+        path = self.entry.tensors / f"{name}.tensorbin"
+        temporary = path.with_name(f"{TEMPORARY}{path.name}")
+        host = parameter.read(self.source, prefix)
+        try:
+            try:
+                checksum = self.writer.write(temporary, parameter, host)
+            except (OSError, RuntimeError) as error:
+                raise OSError(_why_not(temporary, str(error))) from error
+            size = temporary.stat().st_size
+            if size < data_bytes(parameter, self.module.mesh):
+                # A full disk cuts the file short without an error from ttnn.
+                raise OSError(_why_not(temporary, "the file came out short"))
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if self.forget_pages is not None:
+            self.forget_pages()
+        return TensorRecord(
+            name=name,
+            file=path.name,
+            shape=parameter.shape,
+            dtype=parameter.dtype.name,
+            layout=parameter.layout.name,
+            sp=parameter.sp,
+            tp=parameter.tp,
+            bytes=size,
+            checksum=checksum,
+        )
 
 
 def _why_not(path: Path, reason: str) -> str:
@@ -186,18 +190,4 @@ def _why_not(path: Path, reason: str) -> str:
     return (
         f"writing to {path.parent} failed with {free_bytes(path.parent) / 1e6:.0f} MB free ({first}): "
         "make room and run it again, what is finished is kept"
-    )
-
-
-def _record(path: Path, name: str, parameter: Parameter) -> TensorRecord:
-    return TensorRecord(
-        name=name,
-        file=path.name,
-        shape=parameter.shape,
-        dtype=parameter.dtype.name,
-        layout=parameter.layout.name,
-        sp=parameter.sp,
-        tp=parameter.tp,
-        bytes=path.stat().st_size,
-        checksum=checksum(path),
     )

@@ -71,12 +71,18 @@ class Plan:
         ]
 
 
-def chip_bytes(parameter: Parameter, mesh: Mesh) -> int:
-    """Bytes of a parameter on one chip, tiles filled up."""
+def chip_shape(parameter: Parameter, mesh: Mesh) -> list[int]:
+    """Shape of a parameter on one chip."""
     shape = list(parameter.shape)
     for axis, dim in ((mesh.sp, parameter.sp), (mesh.tp, parameter.tp)):
         if dim is not None:
             shape[dim] //= axis.size
+    return shape
+
+
+def chip_bytes(parameter: Parameter, mesh: Mesh) -> int:
+    """Bytes of a parameter on one chip, tiles filled up."""
+    shape = chip_shape(parameter, mesh)
     if parameter.layout == ttnn.TILE_LAYOUT:
         shape = [1] * (2 - len(shape)) + shape
         shape[-2:] = [round_up(size, TILE) for size in shape[-2:]]

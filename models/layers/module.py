@@ -6,6 +6,7 @@ is ever held on the host.
 """
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from math import prod
 from typing import Protocol
 
@@ -77,7 +78,7 @@ class Parameter:
         """The device tensor, gathered over SP if it is sharded there; it stays sharded over TP."""
         return self.tensor if self.sp is None else gather(self.tensor, mesh, dim=self.sp, over=mesh.sp)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape over all shards, as `read` gives it."""
         import torch
@@ -88,11 +89,11 @@ class Parameter:
         return tuple(self._converted(parts).shape)
 
     def read(self, source: TensorSource, prefix: str):
-        """Read the sources and convert them: a host ``torch.Tensor`` over all shards."""
+        """Read the sources and convert them: a host ``torch.Tensor`` over all shards, which may be a view of them."""
         parts = [source.tensor(prefix + name) for name in self.sources]
         if not (self.moves_only and len({part.dtype for part in parts}) == 1 and parts[0].is_floating_point()):
             parts = [part.float() for part in parts]
-        return self._converted(parts).contiguous()
+        return self._converted(parts)
 
     def distribute(self, mesh: Mesh, host) -> ttnn.Tensor:
         """Make of what `read` gave the ttnn host tensor, one shard per chip, that `put` takes."""

@@ -1,7 +1,8 @@
 """The job behind `mochi-tt cache benchmark`: what conversion and loading cost, on a synthetic checkpoint.
 
-Each step runs in a process of its own, so that its peak memory is its own. Files stay in the page cache between the
-steps; rates are therefore given as ratios to plainly copying and reading the same bytes in the same state.
+Rates are given as ratios to plainly copying and reading the same bytes in the same state: files lie in the page cache,
+what was written before is on the disk, and copies and conversions take turns, so that both see the same machine.
+Making, converting and loading run in processes of their own, so that each peak of memory is its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import replace
 from math import prod
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
@@ -23,7 +25,7 @@ _MIB = 1 << 20
 
 
 def run_benchmark(
-    gigabytes: float, mesh: str, precision: str, folder: Path | None, tell: Callable[[str], None]
+    gigabytes: float, mesh: str, precision: str, rounds: int, folder: Path | None, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """Make a checkpoint of Mochi's own widths and as many blocks as make `gigabytes`, convert it, and load it.
 
@@ -31,28 +33,35 @@ def run_benchmark(
         gigabytes: least size of the checkpoint, in bfloat16.
         mesh: shape such as "2x4"; a mock mesh is opened, nothing runs on silicon.
         precision: `"bf16"` or `"bf8"`.
-        folder: scratch space for about four times `gigabytes`; removed afterwards.
+        rounds: how often to copy and to convert; ratios are medians.
+        folder: scratch space for twice `gigabytes`; removed afterwards.
         tell: called with each line of the report.
 
     Raises:
         ValueError: mesh or precision are wrong.
         OSError: no space.
     """
+    from models.device import parse_mesh
+    from weight_cache.precision import check_precision
+
+    parse_mesh(mesh)
+    check_precision(precision)
     with tempfile.TemporaryDirectory(prefix="mochi-tt-benchmark-", dir=folder) as name:
         scratch = Path(name)
         made = _apart(_make_checkpoint, scratch, gigabytes)
+        size = made["bytes"]
         tell(f"machine:    load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
-        tell(f"checkpoint: {made['bytes'] / 1e9:.2f} GB, {made['blocks']} blocks, made in {made['seconds']:.1f} s")
-        copy = _copy(scratch / "transformer", scratch / "copy")
-        tell(f"plain copy: {copy['seconds']:.2f} s, {made['bytes'] / copy['seconds'] / 1e9:.2f} GB/s")
-        converted = _apart(_convert, scratch, mesh, precision)
+        tell(f"checkpoint: {size / 1e9:.2f} GB, {made['blocks']} blocks, made in {made['seconds']:.1f} s")
+        converted = _apart(_convert, scratch, mesh, precision, rounds)
+        copy, convert = converted["copy"], converted["convert"]
+        ratio = median(a["seconds"] / b["seconds"] for a, b in zip(copy, convert, strict=True))
+        seconds = median(step["seconds"] for step in convert)
         limit = 3 * converted["largest_bytes"] + 1024 * _MIB
-        ratio = copy["seconds"] / converted["seconds"]
         tell(
             f"identify:   {converted['identify_seconds']:.2f} s to hash the checkpoint, once per file\n"
-            f"convert:    {converted['seconds']:.2f} s ({converted['cpu_seconds']:.2f} s of CPU time with identify), "
-            f"{made['bytes'] / converted['seconds'] / 1e9:.2f} GB/s, "
-            f"{ratio:.2f} of the copy's rate; {converted['stored_bytes'] / 1e9:.2f} GB stored\n"
+            f"plain copy: {_spread(copy, size)}\n"
+            f"convert:    {_spread(convert, size)}; {converted['stored_bytes'] / 1e9:.2f} GB stored\n"
+            f"ratio:      conversion runs at {ratio:.2f} of the copy's rate (median of {rounds} rounds)\n"
             f"memory:     {converted['extra_bytes'] / _MIB:.0f} MiB over the {converted['base_bytes'] / _MIB:.0f} MiB "
             f"of the idle process, peak RSS {converted['peak_bytes'] / _MIB:.0f} MiB (limit of the extra: "
             f"{limit / _MIB:.0f} MiB, three times the largest parameter, {converted['largest_bytes'] / _MIB:.0f} MiB, "
@@ -63,26 +72,38 @@ def run_benchmark(
         tell(
             f"plain read: {loaded['read_seconds']:.2f} s\n"
             f"first load: {first:.2f} s with all checksums, {loaded['read_seconds'] / first:.2f} of the read's rate, "
-            f"{converted['seconds'] / first:.1f} times faster than converting\n"
+            f"{seconds / first:.1f} times faster than converting\n"
             f"later load: {later:.3f} s (sizes checked, files mapped; a mock mesh takes them by reference, so this "
-            f"leaves out the transfer), {converted['seconds'] / later:.0f} times faster than converting\n"
+            f"leaves out the transfer), {seconds / later:.0f} times faster than converting\n"
             f"load+read:  {later + loaded['read_seconds']:.2f} s with every stored byte read, "
-            f"{converted['seconds'] / (later + loaded['read_seconds']):.1f} times faster than converting"
+            f"{seconds / (later + loaded['read_seconds']):.1f} times faster than converting"
         )
     return {
         "mesh": mesh,
         "precision": precision,
         "checkpoint": made,
-        "copy": copy,
-        "convert": converted | {"limit_bytes": limit, "ratio_to_copy": ratio},
-        "load": loaded
-        | {"ratio_to_read": loaded["read_seconds"] / first, "times_faster": converted["seconds"] / first},
+        "convert": converted | {"limit_bytes": limit, "seconds": seconds, "ratio_to_copy": ratio},
+        "load": loaded | {"ratio_to_read": loaded["read_seconds"] / first, "times_faster": seconds / first},
     }
 
 
+def _spread(steps: list[dict[str, float]], size: int) -> str:
+    seconds = sorted(step["seconds"] for step in steps)
+    return (
+        f"{median(seconds):.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f}), {size / median(seconds) / 1e9:.2f} GB/s, "
+        f"{median(step['cpu_seconds'] for step in steps):.2f} s of CPU time"
+    )
+
+
 def _apart(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_quiet) as pool:
         return pool.submit(step, *arguments).result()
+
+
+def _quiet() -> None:
+    from models.device import quiet_ttnn
+
+    quiet_ttnn()
 
 
 def _make_checkpoint(scratch: Path, gigabytes: float) -> dict[str, Any]:
@@ -130,38 +151,59 @@ def _make_checkpoint(scratch: Path, gigabytes: float) -> dict[str, Any]:
     return {"bytes": total, "blocks": blocks, "seconds": round(perf_counter() - start, 3)}
 
 
-def _copy(source: Path, target: Path) -> dict[str, Any]:
-    start = perf_counter()
-    shutil.copytree(source, target)
-    seconds = perf_counter() - start
-    shutil.rmtree(target)
-    return {"seconds": round(seconds, 3)}
-
-
-def _convert(scratch: Path, mesh: str, precision: str) -> dict[str, Any]:
-    marks: dict[str, float] = {}
-
-    def progress(stage: str, done: int, total: int) -> None:
-        if stage == "convert" and done == 0:
-            marks["start"] = perf_counter()
-
+def _convert(scratch: Path, mesh: str, precision: str, rounds: int) -> dict[str, Any]:
+    """Copy the checkpoint and convert it, in turns; every copy and every entry but the last is deleted."""
     model, component, store, opened = _prepare(scratch, mesh)
+    copies, conversions, identified, peaks = [], [], [], []
     with opened:
         base = _reset_peak()
-        begin, cpu = perf_counter(), process_time()
-        manifest, _ = store.build(model, component, precision=precision, progress=progress)
-        end, peak = perf_counter(), _status("VmHWM")
-        cpu = process_time() - cpu
+        for _ in range(rounds):
+            store.prune(everything=True)
+            copies.append(_copy(scratch / "transformer", scratch / "copy"))
+            os.sync()
+            _reset_peak()
+            clock = _ConversionClock()
+            begin = perf_counter()
+            manifest, _ = store.build(model, component, precision=precision, progress=clock)
+            conversions.append(clock.since_start())
+            identified.append(round(clock.start - begin, 3))
+            peaks.append(_status("VmHWM"))
     return {
-        "identify_seconds": round(marks["start"] - begin, 3),
-        "seconds": round(end - marks["start"], 3),
-        "cpu_seconds": round(cpu, 3),
+        "identify_seconds": identified[0],
+        "copy": copies,
+        "convert": conversions,
         "stored_bytes": manifest.bytes,
         "largest_bytes": max(2 * prod(record.shape) for record in manifest.tensors),
         "base_bytes": base,
-        "peak_bytes": peak,
-        "extra_bytes": peak - base,
+        "peak_bytes": max(peaks),
+        "extra_bytes": max(peaks) - base,
     }
+
+
+class _ConversionClock:
+    """A store's progress that notes when converting begins, after the checkpoint is identified."""
+
+    start = cpu = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage == "convert" and done == 0:
+            self.start, self.cpu = perf_counter(), process_time()
+
+    def since_start(self) -> dict[str, float]:
+        return _since(self.start, self.cpu)
+
+
+def _copy(source: Path, target: Path) -> dict[str, float]:
+    os.sync()
+    start, cpu = perf_counter(), process_time()
+    shutil.copytree(source, target)
+    seconds = _since(start, cpu)
+    shutil.rmtree(target)
+    return seconds
+
+
+def _since(start: float, cpu: float) -> dict[str, float]:
+    return {"seconds": round(perf_counter() - start, 3), "cpu_seconds": round(process_time() - cpu, 3)}
 
 
 def _load(scratch: Path, mesh: str, precision: str) -> dict[str, Any]:
@@ -180,9 +222,7 @@ def _load(scratch: Path, mesh: str, precision: str) -> dict[str, Any]:
 
 
 def _prepare(scratch: Path, mesh: str):
-    from models.device import open_mesh, parse_mesh, quiet_ttnn
-
-    quiet_ttnn()
+    from models.device import open_mesh, parse_mesh
     from models.mochi.config import TransformerConfig
     from models.mochi.transformer import MochiTransformer
     from models.parallel import Layout, Mesh

@@ -14,8 +14,10 @@ from tests.support import randn
 from tests.weight_cache.helpers import assert_same, copy_store, declared, from_store, in_memory, only_entry
 from weight_cache import convert as conversion
 from weight_cache.component import Component
+from weight_cache.entry import TEMPORARY
 from weight_cache.manifest import FORMAT_VERSION
 from weight_cache.store import Store
+from weight_cache.tensor_file import TensorWriter
 
 MESH = "2x4sp0tp1"
 SMALL = pytest.mark.parametrize("mesh", [MESH], indirect=True)
@@ -37,6 +39,17 @@ def filled(tmp_path_factory, open_layout, component):
 @pytest.fixture
 def expected(open_layout, component):
     return in_memory(open_layout(MESH), component)
+
+
+def note_written(monkeypatch, names):
+    """Add the name of every parameter that is converted from here on to `names`."""
+    write = TensorWriter.write
+
+    def noting(self, path, parameter, host):
+        names.append(path.name.removeprefix(TEMPORARY).removesuffix(".tensorbin"))
+        return write(self, path, parameter, host)
+
+    monkeypatch.setattr(TensorWriter, "write", noting)
 
 
 def predict(model):
@@ -87,7 +100,7 @@ def test_damaged_files_are_set_aside_and_made_again(mesh, component, filled, exp
     else:
         victim.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
     written = []
-    monkeypatch.setattr(conversion, "_write", lambda *a, _write=conversion._write: written.append(a[2]) or _write(*a))
+    note_written(monkeypatch, written)
     model, lines = from_store(mesh, component, cache)
     assert len(lines) == 1
     assert victim.name in lines[0]
@@ -152,7 +165,7 @@ def test_an_interrupt_leaves_no_debris_and_is_resumed(mesh, component, expected,
     left = {path.name for path in entry.path.rglob("*") if path.is_file()}
     assert not [name for name in left if name.startswith(".tmp-")]
     written = []
-    monkeypatch.setattr(conversion, "_write", lambda *a, _write=conversion._write: written.append(a[2]) or _write(*a))
+    note_written(monkeypatch, written)
     model, _ = from_store(mesh, component, tmp_path)
     assert 0 < len(written) < len(list(expected.parameters()))
     assert_same(model, expected)

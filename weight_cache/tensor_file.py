@@ -1,0 +1,109 @@
+"""Writing parameters as ttnn's `.tensorbin` files.
+
+Most parameters of a model are alike, block after block, and their files differ in values only. ttnn packs and writes
+the first of a kind. If what it wrote is a header and then the values in the order of `_pieces`, the others are written
+that way under that header: one strided copy from wherever the values lie, in pieces that stay in a core's cache while
+they are hashed and handed to the system. ttnn does the same by way of several buffers as large as the tensor, which
+costs several times as much. It writes all of a kind whose order is another one, or whose packing computes (bfloat8_b,
+float32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ttnn
+
+from models.parallel import TILE
+from weight_cache.digest import checksum, new_checksum
+from weight_cache.plan import chip_shape, data_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.layers import Parameter
+    from models.parallel import Mesh
+
+_FACE = 16
+# What a core's second-level cache holds.
+_PIECE_BYTES = 1 << 20
+_Kind = tuple[tuple[int, ...], int | None, int | None]
+
+
+class TensorWriter:
+    """Writes the parameters of one mesh; threads may share it."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        """Begin with no kind known."""
+        self._mesh = mesh
+        self._headers: dict[_Kind, bytes] = {}
+
+    def write(self, path: Path, parameter: Parameter, host: torch.Tensor) -> str:
+        """Write what `Parameter.read` gave to `path`, which must end with `.tensorbin`; returns its checksum.
+
+        Raises:
+            ValueError: a split dim is not divisible by its axis.
+            OSError, RuntimeError: it cannot be written.
+        """
+        kind = (parameter.shape, parameter.sp, parameter.tp)
+        only_moves = _only_moves(parameter, host, self._mesh)
+        if only_moves and kind in self._headers:
+            return self._write_alike(path, self._headers[kind], parameter, host)
+        ttnn.dump_tensor(path, parameter.distribute(self._mesh, host))
+        if only_moves:
+            header = self._header(path, parameter, host)
+            if header is not None:
+                self._headers[kind] = header
+        return checksum(path)
+
+    def _write_alike(self, path: Path, header: bytes, parameter: Parameter, host: torch.Tensor) -> str:
+        digest = new_checksum()
+        digest.update(header)
+        with path.open("wb") as file:
+            file.write(header)
+            for piece in _pieces(parameter, host, self._mesh):
+                digest.update(piece)
+                file.write(piece)
+        return str(digest.hexdigest())
+
+    def _header(self, path: Path, parameter: Parameter, host: torch.Tensor) -> bytes | None:
+        """What stands before the values in a file that ttnn wrote; None if these are not `_pieces`."""
+        length = path.stat().st_size - data_bytes(parameter, self._mesh)
+        if length < 0:
+            return None
+        with path.open("rb") as file:
+            header = file.read(length)
+            same = all(file.read(len(piece)) == piece.tobytes() for piece in _pieces(parameter, host, self._mesh))
+        return header if same else None
+
+
+def _only_moves(parameter: Parameter, host: torch.Tensor, mesh: Mesh) -> bool:
+    """Whether packing computes nothing: a bfloat16 matrix, on every chip in whole tiles."""
+    import torch
+
+    if parameter.dtype != ttnn.bfloat16 or parameter.layout != ttnn.TILE_LAYOUT or host.dtype != torch.bfloat16:
+        return False
+    return host.ndim == 2 and all(size % TILE == 0 for size in chip_shape(parameter, mesh))
+
+
+def _pieces(parameter: Parameter, host: torch.Tensor, mesh: Mesh) -> Iterator[memoryview]:
+    """The packed bytes: each distinct shard once, in the order of the chips that hold it first, tile after tile.
+
+    A tile's values lie in four faces of 16 x 16, faces and values row by row (tt-metal
+    `tech_reports/tensor_layouts/tensor_layouts.md`).
+    """
+    import torch
+
+    shards = [host]
+    for axis, dim in sorted(((mesh.sp, parameter.sp), (mesh.tp, parameter.tp)), key=lambda pair: pair[0].index):
+        if dim is not None:
+            shards = [part for shard in shards for part in shard.chunk(axis.size, dim)]
+    for shard in shards:
+        # [R, C] as [R / 32, C / 32, 2, 2, 16, 16].
+        faces = shard.unflatten(1, (-1, TILE // _FACE, _FACE)).unflatten(0, (-1, TILE // _FACE, _FACE))
+        tiles = faces.permute(0, 3, 1, 4, 2, 5)
+        row_bytes = shard.shape[1] * TILE * shard.element_size()
+        for piece in tiles.split(max(1, _PIECE_BYTES // row_bytes)):
+            yield memoryview(piece.contiguous().flatten().view(torch.uint8).numpy())

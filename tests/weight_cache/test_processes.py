@@ -15,7 +15,7 @@ from weight_cache.store import Store
 
 ROOT = Path(__file__).parents[2]
 MESH = "2x4sp0tp1"
-# Ends its own process without warning at the n-th call of one function, leaving half of the file that was to be written.
+# Ends its own process without warning at the n-th call of one function; half of the file it was to write stays.
 CHILD = """
 import os, signal, sys
 from itertools import count

@@ -53,14 +53,18 @@ def build(
     _check(json_file)
     job = Job(model, variant, base, mesh, layout, precision, tuple(lora or ()), cache_dir, model_config)
     if plan:
-        found = plan_weights(job)
-        print("\n".join(found.lines()))
-        _write(found.as_json(), json_file)
+        plans = plan_weights(job)
+        sizes = {name: sum(getattr(planned, name) for planned in plans) for name in ("disk_bytes", "chip_bytes")}
+        for planned in plans:
+            print("\n".join(planned.lines()))
+        print(f"together: {sizes['disk_bytes'] / 1e9:.3f} GB on disk, {sizes['chip_bytes'] / 1e9:.3f} GB per chip")
+        _write({"components": [planned.as_json() for planned in plans], **sizes}, json_file)
         return
     with make_reporter() as reporter:
         built = build_weights(job, reporter.progress, lambda line: reporter.line(f"warning: {line}"))
-    print(f"{built['tensors']} tensors, {built['bytes'] / 1e9:.3f} GB in {built['path']}")
-    _write(built, json_file)
+    for entry in built:
+        print(f"{entry['component']}: {entry['tensors']} tensors, {entry['bytes'] / 1e9:.3f} GB in {entry['path']}")
+    _write({"entries": built}, json_file)
 
 
 @app.command("list")

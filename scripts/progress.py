@@ -7,7 +7,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-# Stages whose done and total are bytes.
+# First words of stages whose done and total are bytes.
 BYTE_STAGES = ("identify", "convert", "verify")
 
 
@@ -21,7 +21,7 @@ class Reporter(Protocol):
     ) -> None: ...
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Show that `stage` is at `done` of `total`; both are bytes in `BYTE_STAGES`."""
+        """Show that `stage` is at `done` of `total`; both are bytes where its first word is one of `BYTE_STAGES`."""
         ...
 
     def line(self, text: str) -> None:
@@ -53,12 +53,12 @@ class BarReporter:
             counted, size, rate = MofNCompleteColumn(), DownloadColumn(), TransferSpeedColumn()
 
             def render(self, task: Task) -> Text:
-                if task.description not in BYTE_STAGES:
+                if not _counts_bytes(task.description):
                     return self.counted.render(task)
                 return Text.assemble(self.size.render(task), " ", self.rate.render(task))
 
         self._bars = Progress(
-            TextColumn("{task.description:<8}"),
+            TextColumn("{task.description:<20}"),
             BarColumn(),
             AmountColumn(),
             TimeElapsedColumn(),
@@ -117,8 +117,12 @@ class LineReporter:
         print(text, file=self._stream, flush=True)
 
 
+def _counts_bytes(stage: str) -> bool:
+    return stage.split()[0] in BYTE_STAGES
+
+
 def _amount(stage: str, done: int, total: int, seconds: float) -> str:
-    if stage not in BYTE_STAGES:
+    if not _counts_bytes(stage):
         return f"{done}/{total} ({seconds:.1f} s)"
     text = f"{done / 1e9:.2f}/{total / 1e9:.2f} GB ({seconds:.1f} s"
     if seconds > 0.5 and 0 < done < total:

@@ -153,8 +153,13 @@ class Entry:
         return 0.0
 
     def size(self) -> int:
-        """Bytes of everything in the directory."""
-        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+        """Bytes of everything in the directory, which another process may be writing."""
+        total = 0
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.stat(os.path.join(folder, name)).st_size
+        return total
 
     def remove(self) -> None:
         """Delete the directory, the manifest first so that no half of it is ever taken for whole."""

@@ -24,7 +24,9 @@ from models.mochi.checkpoint_names import Piece, genmo_lora_targets
 if TYPE_CHECKING:
     import torch
 
+    from models.layers import Module
     from models.layers.module import TensorSource
+    from weight_cache.component import Component
 
 _PEFT = re.compile(r"(?:(?:transformer|base_model\.model)\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 _GENMO = re.compile(r"(.+)\.lora_([AB])")
@@ -111,6 +113,19 @@ class LoraSource:
             # The first sum makes a copy: the stored tensor is a view of the file.
             value = value.float() + delta.value() if index == 0 else value.add_(delta.value())
         return value
+
+
+def checked_source(module: Module, component: Component, loras: Sequence[LoraRequest] = ()) -> TensorSource:
+    """The weights of a declared module, LoRAs merged in; headers and LoRA files are read, no weights.
+
+    Raises:
+        ValueError: weights or LoRAs do not fit the model.
+    """
+    from models.layers.module import check_sources
+
+    source: TensorSource = module.part_of(component)
+    check_sources(list(module.parameters()), source)
+    return LoraSource(source, loras, int(component.config["num_layers"])) if loras else source
 
 
 def _read(lora: LoraRequest, source: TensorSource, layers: int) -> list[tuple[str, _Delta]]:

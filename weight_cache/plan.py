@@ -11,11 +11,10 @@ import ttnn
 
 from models.parallel import TILE, Mesh, round_up
 from models.parallel.mesh import Axis
-from weight_cache.precision import set_precision
+from weight_cache.precision import set_precision, stored_precision
 
 if TYPE_CHECKING:
     from models.layers import Module, Parameter
-    from models.mochi.config import TransformerConfig
     from models.parallel import Layout
 
 _BYTES = {ttnn.bfloat16: 2, ttnn.float32: 4}
@@ -29,9 +28,13 @@ class NamedMesh(Mesh):
     """A mesh in name only: enough to declare a model and to convert its weights, not to run it."""
 
     def __init__(self, layout: Layout) -> None:
-        """Take the layout's word for everything."""
+        """Take the layout's word for everything.
+
+        The grid is the smallest of a Wormhole; it decides how convolutions' weights are ordered, never their size.
+        """
         self.layout = layout
         self.fused = True
+        self.grid = (8, 8)
         self.sp = Axis(layout.sp_axis, layout.sp)
         self.tp = Axis(layout.tp_axis, layout.tp)
 
@@ -107,11 +110,12 @@ def disk_bytes(parameter: Parameter, mesh: Mesh) -> int:
 
 
 def plan(module: Module, component: str, precision: str) -> Plan:
-    """Plan the entry of a freshly declared module.
+    """Plan the entry of a freshly declared module that is `component` of a checkpoint.
 
     Raises:
         ValueError: there is no such precision.
     """
+    precision = stored_precision(component, precision)
     set_precision(module, precision)
     mesh = module.mesh
     found = [parameter for _, _, parameter in module.parameters()]
@@ -131,14 +135,3 @@ def plan(module: Module, component: str, precision: str) -> Plan:
         {name: {"tensors": count[name], "disk_bytes": size[name]} for name in sorted(count)},
         max(4 * prod(parameter.shape) for parameter in found),
     )
-
-
-def plan_transformer(config: TransformerConfig, layout: Layout, precision: str) -> Plan:
-    """Plan the transformer of `config`.
-
-    Raises:
-        ValueError: no such precision, or the layout does not divide the heads.
-    """
-    from models.mochi.transformer import MochiTransformer
-
-    return plan(MochiTransformer(config, NamedMesh(layout)), "transformer", precision)

@@ -2,13 +2,17 @@
 
 This is the one place that says so. A kind is recognised by the canonical checkpoint names of a parameter's sources.
 
-| kind | bf16 | bf8 |
-|---|---|---|
-| matrices of attention (q, k, v, output) and of the feed-forwards | bfloat16 | bfloat8_b |
-| modulation, embeddings, caption pool, final layer, norms, biases, RoPE frequencies | as declared | as declared |
+| component | kind | bf16 | bf8 |
+|---|---|---|---|
+| transformer | matrices of attention (q, k, v, output) and of the feed-forwards | bfloat16 | bfloat8_b |
+| transformer | modulation, embeddings, caption pool, final layer, norms, biases, RoPE tables | as declared | same |
+| text encoder | all | as declared: matrices bfloat16, norms and position bias float32 | same |
+| VAE decoder | all | as declared: convolutions bfloat16, norms float32 | same |
 
-The matrices named are read in every step by every token, so their size is what memory and bandwidth feel. The
-modulations are read once per video, and everything else is small; all of these act on the residual stream directly.
+The transformer's matrices named are read in every step by every token, so their size is what memory and bandwidth feel.
+Its modulations are read once per video, and everything else is small; all of these act on the residual stream directly.
+The text encoder runs once per prompt, so that smaller weights would save no time worth having, and every step is
+conditioned on what it says. The decoder is 2 % of all weights, and its convolutions' kernel takes bfloat16.
 """
 
 from __future__ import annotations
@@ -36,6 +40,16 @@ def check_precision(precision: str) -> str:
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} does not exist: choose one of {', '.join(PRECISIONS)}")
     return precision
+
+
+def stored_precision(component: str, precision: str) -> str:
+    """The precision that a component has in the store where `precision` is asked for: only the transformer's differs.
+
+    Raises:
+        ValueError: there is no such precision.
+    """
+    check_precision(precision)
+    return precision if component == "transformer" else "bf16"
 
 
 def is_large_matrix(parameter: Parameter, prefix: str) -> bool:

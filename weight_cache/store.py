@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -19,44 +18,21 @@ from filelock import FileLock, Timeout
 from weight_cache.digest import DigestMemory
 from weight_cache.entry import Entry
 from weight_cache.key import entry_key, key_fields
+from weight_cache.listing import Found
 from weight_cache.location import store_directory
-from weight_cache.lora import LoraRequest, LoraSource
+from weight_cache.lora import LoraRequest, checked_source
 from weight_cache.manifest import Manifest
-from weight_cache.precision import check_precision, set_precision
+from weight_cache.precision import set_precision, stored_precision
 
 if TYPE_CHECKING:
     from models.layers import Module
-    from models.layers.module import TensorSource
     from weight_cache.component import Component
 
-# progress(stage, done, total): "identify", "convert" and "verify" count bytes, "weights" counts tensors.
+# progress(stage, done, total): a stage is an act and what it is done to, such as "convert transformer". "identify",
+# "convert" and "verify" count bytes, "weights" counts tensors.
 Progress = Callable[[str, int, int], None]
 Say = Callable[[str], None]
 _KEY_DIGITS = 24
-
-
-@dataclass(frozen=True)
-class Found:
-    """An entry as `Store.entries` lists it. ``state`` is complete, unfinished or unreadable."""
-
-    name: str
-    path: Path
-    state: str
-    bytes: int
-    set_aside_bytes: int
-    last_used: float
-    about: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        """The entry as plain data."""
-        return {
-            "name": self.name,
-            "state": self.state,
-            "bytes": self.bytes,
-            "set_aside_bytes": self.set_aside_bytes,
-            "age_days": round((time() - self.last_used) / 86400, 3),
-            **self.about,
-        }
 
 
 class Store:
@@ -98,7 +74,7 @@ class Store:
         parameters = list(module.parameters())
         for index, (name, _, parameter) in enumerate(parameters):
             parameter.put(module.mesh, ttnn.load_tensor(entry.file(records[name])))
-            report("weights", index + 1, len(parameters))
+            report(f"weights {component.name}", index + 1, len(parameters))
         entry.touch()
         return manifest
 
@@ -118,7 +94,7 @@ class Store:
 
     def entries(self) -> list[Found]:
         """All entries, by name."""
-        return [self._describe(path) for path in self._paths()]
+        return [Found.at(path) for path in self._paths()]
 
     def verify(self, names: Sequence[str] = (), progress: Progress | None = None) -> dict[str, dict[str, str]]:
         """Read every file of the complete entries whose name contains one of `names` (all by default).
@@ -139,7 +115,9 @@ class Store:
                 continue
             wrong = entry.wrong_sizes(manifest.tensors)
             whole = [record for record in manifest.tensors if record.file not in wrong]
-            found[path.name] = wrong | entry.wrong_checksums(whole, again=True, progress=_stage(progress, "verify"))
+            found[path.name] = wrong | entry.wrong_checksums(
+                whole, again=True, progress=_stage(progress, "verify", path.name)
+            )
         return found
 
     def prune(
@@ -163,7 +141,7 @@ class Store:
             self._selected(names)
         removed = []
         for path in self._paths():
-            found = self._describe(path)
+            found = Found.at(path)
             old = older_than_days is not None and time() - found.last_used > older_than_days * 86400
             named = any(name in path.name for name in names)
             with contextlib.suppress(Timeout), self._lock(path.name).acquire(timeout=0):
@@ -186,17 +164,12 @@ class Store:
         check: bool,
     ) -> tuple[Manifest, Entry]:
         """The complete entry for these weights, made or mended first where needed."""
-        from models.layers.module import check_sources
-
-        set_precision(module, check_precision(precision))
+        precision = stored_precision(component.name, precision)
+        set_precision(module, precision)
         tell = say or (lambda line: None)
-        parameters = list(module.parameters())
-        source: TensorSource = module.part_of(component)
-        check_sources(parameters, source)
-        if loras:
-            source = LoraSource(component, loras, int(component.config["num_layers"]))
+        source = checked_source(module, component, loras)
         digests = DigestMemory(self.root / "digests.json")
-        fields = key_fields(module, component, precision, loras, digests, _stage(progress, "identify"))
+        fields = key_fields(module, component, precision, loras, digests, _stage(progress, "identify", component.name))
         key = entry_key(fields)
         name = f"{component.name}-{module.mesh.layout}-{precision}-{key[:_KEY_DIGITS]}"
         entry = Entry(self.root / "entries" / name)
@@ -226,7 +199,7 @@ class Store:
                 key=key,
                 key_fields=fields,
                 about=about,
-                progress=_stage(progress, "convert"),
+                progress=_stage(progress, "convert", component.name),
                 forget_pages=component.forget_pages,
             )
             return made, entry
@@ -245,7 +218,9 @@ class Store:
             return {"manifest.json": f"manifest {entry.manifest_path} is of another entry"}
         wrong = entry.wrong_sizes(manifest.tensors)
         if not wrong and check:
-            wrong = entry.wrong_checksums(manifest.tensors, again=False, progress=_stage(progress, "verify"))
+            wrong = entry.wrong_checksums(
+                manifest.tensors, again=False, progress=_stage(progress, "verify", entry.path.name)
+            )
         return wrong or manifest
 
     def _set_aside(self, entry: Entry, wrong: dict[str, str], tell: Say) -> None:
@@ -300,24 +275,12 @@ class Store:
                 raise ValueError(f"no entry of {self.root} has {name!r} in its name; see mochi-tt cache list")
         return [path for path in paths if not names or any(name in path.name for name in names)]
 
-    def _describe(self, path: Path) -> Found:
-        entry = Entry(path)
-        about: dict[str, Any] = {}
-        try:
-            manifest = entry.manifest()
-            state = "unfinished" if manifest is None else "complete"
-            about = {} if manifest is None else manifest.about | {"tensors": len(manifest.tensors)}
-        except ValueError as error:
-            state, about = "unreadable", {"why": str(error)}
-        aside = Entry(path / "set-aside").size()
-        return Found(path.name, path, state, entry.size() - aside, aside, entry.last_used(), about)
 
-
-def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
+def _stage(progress: Progress | None, act: str, subject: str) -> Callable[[int, int], None] | None:
     if progress is None:
         return None
     report = progress
-    return lambda done, total: report(stage, done, total)
+    return lambda done, total: report(f"{act} {subject}", done, total)
 
 
 def _silent(stage: str, done: int, total: int) -> None:

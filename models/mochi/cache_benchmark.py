@@ -186,7 +186,7 @@ class _ConversionClock:
     start = cpu = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage == "convert" and done == 0:
+        if stage.startswith("convert") and done == 0:
             self.start, self.cpu = perf_counter(), process_time()
 
     def since_start(self) -> dict[str, float]:

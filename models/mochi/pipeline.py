@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from models.mochi import inputs
-from models.mochi.config import TransformerConfig
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import Precision
 from models.mochi.schedule import guidance_schedule, model_times, resolve_sigmas
@@ -41,9 +40,8 @@ if TYPE_CHECKING:
     from models.mochi.transformer import MochiTransformer
     from models.parallel import Layout
 
-# progress(stage, done, total): the stages are "load" (mesh, text encoder, VAE); "identify" (hashing the checkpoint),
-# "convert" and "verify" in bytes, each only where there is need; "weights" (the transformer's), "encode", "denoise" and
-# "decode".
+# progress(stage, done, total): the stages are "load" (the mesh); those of the store, for each component
+# (`weight_cache.store`); "encode", "denoise" and "decode".
 Progress = Callable[[str, int, int], None]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -128,7 +126,7 @@ class MochiPipeline:
             layout: such as `"sp0tp1"`; chosen from the mesh and the number of heads by default.
             mode: `"hardware"`, `"golden"`, `"dry-run"`, or `"auto"` (hardware where there are cards).
             variant: of the weight files, such as `"bf16"`.
-            progress: called as `progress(stage, done, total)`, stages up to "weights".
+            progress: called as `progress(stage, done, total)`, stages up to the last "weights".
             base: for Genmo's and ComfyUI's forms, where the components come from that they lack.
             precision: `"accurate"`, `"default"` or `"fast"`, or `"bf16"` or `"bf8"` for the default with the
                 transformer's weights in that; see `models.mochi.precision`.
@@ -170,45 +168,30 @@ class MochiPipeline:
         opened = mesh if isinstance(mesh, OpenMesh) else open_mesh(mesh, mode)
         try:
             report("load", 1, 2)
-            from models.mochi.sampling import GuidanceParallel
-            from models.mochi.t5 import T5Config, T5Encoder
-            from models.mochi.transformer import MochiTransformer
-            from models.mochi.vae import MochiVaeDecoder
-            from models.mochi.vae.config import DecoderConfig
-            from models.parallel import Halves, place
+            from models.mochi.components import Configs, Models
+            from models.parallel import place
 
             placed = place(opened.device, chosen)
-            on_mesh = placed.conditional if isinstance(placed, Halves) else placed
-            t5 = T5Encoder(T5Config.from_dict(checkpoint.text_encoder.config), on_mesh)
-            text_encoder = MeshTextEncoder(load_tokenizer(checkpoint), t5)
-            vae = MochiVaeDecoder(DecoderConfig.from_dict(checkpoint.vae.config), on_mesh, split=vae_split)
-            config = TransformerConfig.from_dict(checkpoint.transformer.config)
-            transformer = MochiTransformer(config, on_mesh, policy)
-            parallel = None
-            if isinstance(placed, Halves):
-                parallel = GuidanceParallel(placed, MochiTransformer(config, placed.unconditional, policy))
+            models = Models.declare(Configs.of(checkpoint), placed, policy, vae_split=vae_split)
+            text_encoder = MeshTextEncoder(load_tokenizer(checkpoint), models.text_encoder)
             report("load", 2, 2)
             store = Store(cache_dir)
-            store.load(t5, checkpoint.text_encoder, progress=report, say=say)
-            store.load(vae, checkpoint.vae, progress=report, say=say)
-            for model in (transformer,) if parallel is None else (transformer, parallel.unconditional):
-                store.load(
-                    model, checkpoint.transformer, precision=policy.weights, loras=loras, progress=report, say=say
-                )
+            for module, component, merged in models.with_weights(checkpoint, loras):
+                store.load(module, component, precision=policy.weights, loras=merged, progress=report, say=say)
         except BaseException:
             if opened is not mesh:
                 opened.close()
             raise
         return cls(
-            transformer=transformer,
+            transformer=models.transformer,
             text_encoder=text_encoder,
-            vae=vae,
+            vae=models.vae,
             scales=scales,
             mesh=opened,
             layout=chosen,
             checkpoint=checkpoint,
             owns_mesh=opened is not mesh,
-            parallel=parallel,
+            parallel=models.parallel,
         )
 
     @property

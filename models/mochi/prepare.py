@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.device import cards, open_mesh, parse_mesh
-from models.mochi.config import TransformerConfig, config_named
-from models.mochi.inputs import resolve_layout
+from models.mochi.components import Configs, Models
+from models.mochi.config import config_named
+from models.mochi.inputs import check_configs, resolve_layout
 from models.mochi.precision import Precision
-from models.mochi.transformer import MochiTransformer
-from models.parallel import Layout, Mesh
+from models.parallel import Layout, place
 from weight_cache.checkpoint import Checkpoint
 from weight_cache.lora import LoraRequest
-from weight_cache.plan import Plan, plan_transformer
+from weight_cache.plan import NamedMesh, Plan, plan
 from weight_cache.store import Progress, Store
 
 
@@ -33,8 +33,8 @@ class Job:
     model_config: str | None = None
 
 
-def plan_weights(job: Job) -> Plan:
-    """How large the entry will be; reads at most a checkpoint's headers and opens no mesh.
+def plan_weights(job: Job) -> list[Plan]:
+    """How large the entries will be, one per component; reads at most a checkpoint's headers and opens no mesh.
 
     Raises:
         ValueError: a value breaks its rule.
@@ -44,19 +44,20 @@ def plan_weights(job: Job) -> Plan:
     weights = Precision.named(job.precision).weights
     if job.model_config is None:
         checkpoint = Checkpoint.open(job.model, job.variant, job.base)
-        config = TransformerConfig.from_dict(checkpoint.transformer.config)
-        return plan_transformer(config, resolve_layout(checkpoint, shape, job.layout).branch, weights)
-    config = config_named(job.model_config)
-    heads = config.num_attention_heads
-    layout = Layout.parse(job.layout, shape) if job.layout else Layout.default(shape, heads)
-    layout.check_heads(heads)
-    return plan_transformer(config, layout.branch, weights)
+        configs, layout = Configs.of(checkpoint), resolve_layout(checkpoint, shape, job.layout)
+    else:
+        configs = Configs(transformer=config_named(job.model_config))
+        heads = configs.transformer.num_attention_heads
+        layout = Layout.parse(job.layout, shape) if job.layout else Layout.default(shape, heads)
+        layout.check_heads(heads)
+    models = Models.declare(configs, NamedMesh(layout.branch))
+    return [plan(module, component, weights) for component, module in models.by_component().items()]
 
 
 def build_weights(
     job: Job, progress: Progress | None = None, say: Callable[[str], None] | None = None
-) -> dict[str, Any]:
-    """Make the entry unless it is there; returns what the store says of it, and its path.
+) -> list[dict[str, Any]]:
+    """Make the entries of all components unless they are there; returns what the store says of each, and its path.
 
     Raises:
         ValueError: a value breaks its rule, or weights or LoRAs do not fit.
@@ -67,13 +68,20 @@ def build_weights(
     weights = Precision.named(job.precision).weights
     loras = [LoraRequest.parse(text) for text in job.loras]
     checkpoint = Checkpoint.open(job.model, job.variant, job.base)
-    layout = resolve_layout(checkpoint, shape, job.layout).branch
-    checkpoint.transformer.check()
-    config = TransformerConfig.from_dict(checkpoint.transformer.config)
+    layout = resolve_layout(checkpoint, shape, job.layout)
+    check_configs(checkpoint)
+    for component in checkpoint.components:
+        component.check()
+    store, built = Store(job.cache_dir), {}
     # ttnn packs on the host, but asks the cluster for its tiles: a mock one does where there are no cards.
-    with open_mesh(layout.mesh_shape, "auto" if cards() else "dry-run") as opened:
-        model = MochiTransformer(config, Mesh(opened.device, layout))
-        manifest, path = Store(job.cache_dir).build(
-            model, checkpoint.transformer, precision=weights, loras=loras, progress=progress, say=say
-        )
-    return manifest.about | {"tensors": len(manifest.tensors), "bytes": manifest.bytes, "path": str(path)}
+    with open_mesh(shape, "auto" if cards() else "dry-run") as opened:
+        models = Models.declare(Configs.of(checkpoint), place(opened.device, layout))
+        for module, component, merged in models.with_weights(checkpoint, loras):
+            manifest, path = store.build(module, component, precision=weights, loras=merged, progress=progress, say=say)
+            # Two halves of a mesh share the transformer's entry.
+            built[path] = manifest.about | {
+                "tensors": len(manifest.tensors),
+                "bytes": manifest.bytes,
+                "path": str(path),
+            }
+    return list(built.values())

@@ -58,6 +58,10 @@ class T5Config:
         return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
 
 
+# The text encoder of Mochi 1 preview, T5 v1.1 XXL.
+T5_XXL = T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
+
+
 def position_buckets(tokens: int, buckets: int, max_distance: int) -> np.ndarray:
     """Bucket [tokens, tokens] of the distance key - query, both directions.
 
@@ -99,6 +103,7 @@ class T5Encoder(Module):
             lambda table: width.pad(table, 1),
             tp=1,
             layout=ttnn.ROW_MAJOR_LAYOUT,
+            moves_only=True,
         )
         buckets = position_buckets(
             MAX_TOKENS, config.relative_attention_num_buckets, config.relative_attention_max_distance

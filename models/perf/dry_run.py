@@ -11,7 +11,7 @@ from models.mochi.config import CONFIGS, TransformerConfig
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import PRECISIONS, Precision
 from models.mochi.sampling import BranchesInTurn, BranchesOnHalves, GuidanceParallel, euler, guided
-from models.mochi.t5 import T5Config, T5Encoder
+from models.mochi.t5 import T5_XXL, T5Encoder
 from models.mochi.transformer import MochiTransformer
 from models.mochi.vae import MochiVaeDecoder
 from models.mochi.vae.config import DecoderConfig
@@ -22,8 +22,6 @@ from weight_cache.precision import set_precision
 
 STAGES = ("encode", "denoise", "decode")
 STEPS = 50
-# The text encoder of Mochi 1 preview, T5 v1.1 XXL.
-T5_XXL = T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
 GB = 1e9
 
 

@@ -7,9 +7,9 @@ filled. Without `--model` it fills a temporary one with the random checkpoint of
 
 import pytest
 
+from models.mochi.components import COMPONENTS, Configs, Models
 from models.mochi.precision import Precision
 from models.parallel import Layout
-from tests.weight_cache.helpers import declared
 from weight_cache.checkpoint import Checkpoint
 from weight_cache.entry import Entry
 from weight_cache.key import layout_fields, parameter_fields
@@ -20,18 +20,22 @@ LAYOUTS = ("1x1sp0tp1", "1x2sp0tp1", "2x2sp0tp1", "2x4sp0tp1", "2x4sp1tp0", "4x8
 
 
 @pytest.mark.parametrize("mesh", LAYOUTS, indirect=True)
+@pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.timeout(4 * 3600)
-def test_fill(mesh, request, tiny, capsys):
-    name = request.config.getoption("--model") or tiny
+def test_fill(mesh, component, request, tiny, capsys):
+    checkpoint = Checkpoint.open(request.config.getoption("--model") or tiny, request.config.getoption("--variant"))
     precision = Precision.named(request.config.getoption("--precision")).weights
-    component = Checkpoint.open(name, request.config.getoption("--variant")).transformer
-    store = Store()
-    manifest, path = store.build(declared(mesh, component), component, precision=precision)
-    with capsys.disabled():
-        print(f"\n{manifest.bytes / 1e9:.3f} GB for {mesh.layout} in {path}")
+    store, source = Store(), getattr(checkpoint, component)
 
-    model = declared(mesh, component)
-    planned = plan(model, component.name, precision)
+    def declared():
+        return getattr(Models.declare(Configs.of(checkpoint), mesh), component)
+
+    manifest, path = store.build(declared(), source, precision=precision)
+    with capsys.disabled():
+        print(f"\n{component}: {manifest.bytes / 1e9:.3f} GB for {mesh.layout} in {path}")
+
+    model = declared()
+    planned = plan(model, component, precision)
     assert manifest.key_fields["layout"] == layout_fields(mesh.layout)
     stored = {
         r.name: {"shape": list(r.shape), "dtype": r.dtype, "layout": r.layout, "sp": r.sp, "tp": r.tp}
@@ -42,15 +46,15 @@ def test_fill(mesh, request, tiny, capsys):
         del fields["sources"], fields["packing"]
     assert stored == wanted
     sizes = {record.name: record.bytes for record in manifest.tensors}
-    for parameter_name, _, parameter in model.parameters():
-        assert 0 <= sizes[parameter_name] - data_bytes(parameter, mesh) <= 8192, parameter_name
+    for name, _, parameter in model.parameters():
+        assert 0 <= sizes[name] - data_bytes(parameter, mesh) <= 8192, name
     assert manifest.bytes <= planned.disk_bytes
     files = {file.name for file in (path / "tensors").iterdir()}
     assert files == {record.file for record in manifest.tensors}
     assert store.verify([path.name]) == {path.name: {}}
 
     before = Entry(path).manifest_path.stat().st_mtime_ns
-    assert store.build(declared(mesh, component), component, precision=precision)[0] == manifest
+    assert store.build(declared(), source, precision=precision)[0] == manifest
     assert Entry(path).manifest_path.stat().st_mtime_ns == before, "what is there is not converted again"
 
 

@@ -37,6 +37,7 @@ def on_this_mesh(open_layout, monkeypatch):
 
     mesh = open_layout("2x4sp0tp1")
     monkeypatch.setattr(prepare, "open_mesh", lambda *_: contextlib.nullcontext(SimpleNamespace(device=mesh.device)))
+    return mesh
 
 
 # The name `mesh` is what the root conftest reads to choose this process's mock cluster.
@@ -46,34 +47,61 @@ def test_build_list_verify_and_prune(tiny, store, tmp_path, capsys, on_this_mesh
     arguments = ["cache", "build", "--model", str(tiny), "--cache-dir", str(store), "--precision", "bf8"]
     assert main([*arguments, "--json", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "identify" in text
-    assert "convert 0.00/0.01 GB" in text
-    built = json.loads(out.read_text())
-    assert built["layout"] == mesh
-    assert built["tensors"] == len(list((Path(built["path"]) / "tensors").iterdir()))
+    assert "identify transformer" in text
+    assert "convert transformer 0.00/0.01 GB" in text
+    built = {entry["component"]: entry for entry in json.loads(out.read_text())["entries"]}
+    assert {name: entry["precision"] for name, entry in built.items()} == {
+        "text_encoder": "bf16",
+        "vae": "bf16",
+        "transformer": "bf8",
+    }
+    for entry in built.values():
+        assert entry["layout"] == mesh
+        assert entry["tensors"] == len(list((Path(entry["path"]) / "tensors").iterdir()))
 
     assert main(["cache", "list", "--cache-dir", str(store), "--json", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "1 entries" in text
+    assert "3 entries" in text
     assert "layout 2x4sp0tp1, precision bf8, loras none" in text
-    (entry,) = json.loads(out.read_text())["entries"]
-    assert entry["state"] == "complete"
-    assert 0 <= entry["age_days"] < 1
+    entries = json.loads(out.read_text())["entries"]
+    for entry in entries:
+        assert entry["state"] == "complete"
+        assert 0 <= entry["age_days"] < 1
 
     assert main(["cache", "verify", "--cache-dir", str(store), "--json", str(out)]) == 0
-    assert json.loads(out.read_text()) == {"entries": {entry["name"]: {}}}
-    victim = next((Path(built["path"]) / "tensors").iterdir())
+    assert json.loads(out.read_text()) == {"entries": {entry["name"]: {} for entry in entries}}
+    damaged = Path(built["transformer"]["path"])
+    victim = next((damaged / "tensors").iterdir())
     victim.write_bytes(victim.read_bytes()[:-1])
     capsys.readouterr()
-    assert main(["cache", "verify", "--cache-dir", str(store), "--json", str(out)]) == 1
+    assert main(["cache", "verify", "bf8", "--cache-dir", str(store), "--json", str(out)]) == 1
     assert victim.name in capsys.readouterr().out
-    assert list(json.loads(out.read_text())["entries"][entry["name"]]) == [victim.name]
+    found = json.loads(out.read_text())["entries"]
+    assert {name: list(wrong) for name, wrong in found.items()} == {damaged.name: [victim.name]}
 
     assert main(["cache", "prune", "--cache-dir", str(store)]) == 0
     assert "no entry to delete" in capsys.readouterr().out
     assert main(["cache", "prune", "bf8", "--cache-dir", str(store)]) == 0
-    assert f"deleted {entry['name']}" in capsys.readouterr().out
+    assert f"deleted {damaged.name}" in capsys.readouterr().out
+    assert len(Store(store).entries()) == 2
+    assert main(["cache", "prune", "--all", "--cache-dir", str(store)]) == 0
     assert Store(store).entries() == []
+
+
+@pytest.mark.parametrize("mesh", ["2x4sp0tp1"])
+def test_generate_finds_what_build_made(tiny, store, capsys, on_this_mesh, mesh, monkeypatch):
+    """Another precision of the transformer shares the entries of the other components."""
+    from models.mochi import MochiPipeline
+    from weight_cache import convert
+
+    for precision in ("default", "bf8"):
+        assert main(["cache", "build", "--model", tiny, "--cache-dir", str(store), "--precision", precision]) == 0
+    assert len(Store(store).entries()) == 4
+    monkeypatch.setattr(convert, "convert", lambda *_, **__: pytest.fail("converted again"))
+    from models.device import OpenMesh
+
+    opened = OpenMesh(on_this_mesh.device, "golden", "t3000")
+    MochiPipeline.from_pretrained(tiny, mesh=opened, precision="fast", cache_dir=store)
 
 
 def test_a_plan_needs_no_weights_and_no_mesh(tmp_path, capsys, monkeypatch):
@@ -87,6 +115,8 @@ def test_a_plan_needs_no_weights_and_no_mesh(tmp_path, capsys, monkeypatch):
     assert "transformer  2x4sp0tp1  bf16" in text
     assert "20.1" in text
     planned = json.loads(out.read_text())
+    assert [part["component"] for part in planned["components"]] == ["text_encoder", "vae", "transformer"]
+    assert planned["chip_bytes"] == sum(part["chip_bytes"] for part in planned["components"])
     assert planned["chip_bytes"] < planned["disk_bytes"]
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.mochi.components import Configs, Models
 from models.mochi.config import TransformerConfig, config_named
 from models.mochi.transformer import MochiTransformer
 from models.parallel import Layout
@@ -19,7 +20,7 @@ from weight_cache.component import Component
 from weight_cache.digest import DigestMemory
 from weight_cache.key import entry_key
 from weight_cache.lora import LoraRequest
-from weight_cache.plan import NamedMesh, plan, plan_transformer
+from weight_cache.plan import NamedMesh, plan
 
 
 @pytest.fixture
@@ -158,9 +159,13 @@ def test_the_directory_is_asked_for_when_it_is_used(monkeypatch):
     assert location.store_directory() == Path("/third") / folder
 
 
-def test_the_full_model_is_planned_without_weights():
-    config = config_named("preview")
-    bf16, bf8 = (plan_transformer(config, Layout((2, 4), 0, 1), precision) for precision in ("bf16", "bf8"))
+def test_the_full_models_are_planned_without_weights():
+    def planned(layout, precision):
+        models = Models.declare(Configs(), NamedMesh(Layout.parse(layout)))
+        return {name: plan(module, name, precision) for name, module in models.by_component().items()}
+
+    both = {precision: planned("2x4sp0tp1", precision) for precision in ("bf16", "bf8")}
+    bf16, bf8 = (plans["transformer"] for plans in both.values())
     assert 10.0e9 < bf16.parameters < 10.1e9
     assert bf16.disk_bytes == pytest.approx(2 * bf16.parameters, rel=0.01)
     assert bf16.chip_bytes == pytest.approx(bf16.disk_bytes / 4, rel=0.01)
@@ -171,8 +176,12 @@ def test_the_full_model_is_planned_without_weights():
     text = 3 * 1536 * 3072 + 3072 * 1536 + 3 * 1536 * 4096
     large = 48 * (visual + text) - 3072 * 1536 - 3 * 1536 * 4096
     assert bf16.disk_bytes - bf8.disk_bytes == large * 2 - large * 1088 // 1024
-    assert plan_transformer(config, Layout((4, 8), 1, 0), "bf16").chip_bytes == bf16.chip_bytes
-    assert plan_transformer(config, Layout((1, 1), 0, 1), "bf16").chip_bytes > 4 * 0.99 * bf16.chip_bytes
+    assert planned("4x8sp1tp0", "bf16")["transformer"].chip_bytes == bf16.chip_bytes
+    assert planned("1x1sp0tp1", "bf16")["transformer"].chip_bytes > 4 * 0.99 * bf16.chip_bytes
+    assert 4.75e9 < both["bf16"]["text_encoder"].parameters < 4.77e9
+    assert both["bf16"]["vae"].chip_bytes == pytest.approx(both["bf16"]["vae"].disk_bytes, rel=0.01), "replicated"
+    for other in ("text_encoder", "vae"):
+        assert both["bf8"][other] == both["bf16"][other], "only the transformer is packed smaller"
 
 
 @pytest.mark.parametrize("sizes", [{}, {"attention_head_dim": 20, "num_attention_heads": 6}])

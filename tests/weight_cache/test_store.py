@@ -155,7 +155,7 @@ def test_a_manifest_that_cannot_be_trusted_is_not(mesh, component, filled, expec
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_leaves_no_debris_and_is_resumed(mesh, component, expected, tmp_path, stop, monkeypatch):
     def progress(stage, done, total):
-        if stage == "convert" and done > total / 2:
+        if stage == "convert transformer" and done > total / 2:
             raise stop
 
     with pytest.raises(stop):

@@ -1,0 +1,118 @@
+"""The three models of Mochi 1: their sizes, and their declaration on a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from models.mochi.config import CONFIGS, TransformerConfig
+from models.mochi.precision import PRECISIONS, Precision
+from models.mochi.sampling import GuidanceParallel
+from models.mochi.t5 import T5_XXL, T5Config, T5Encoder
+from models.mochi.transformer import MochiTransformer
+from models.mochi.vae import MochiVaeDecoder
+from models.mochi.vae.config import DecoderConfig
+from models.parallel import Halves
+from weight_cache.lora import checked_source
+
+if TYPE_CHECKING:
+    from models.layers import Module
+    from models.parallel import Mesh
+    from weight_cache.checkpoint import Checkpoint
+    from weight_cache.component import Component
+    from weight_cache.lora import LoraRequest
+
+COMPONENTS = ("text_encoder", "vae", "transformer")
+
+
+@dataclass(frozen=True)
+class Configs:
+    """Sizes of the three models; the defaults are Mochi 1 preview's."""
+
+    text_encoder: T5Config = T5_XXL
+    vae: DecoderConfig = field(default_factory=DecoderConfig)
+    transformer: TransformerConfig = CONFIGS["preview"]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Configs:
+        """Those of a checkpoint.
+
+        Raises:
+            ValueError: a setting that is not implemented.
+        """
+        return cls(
+            T5Config.from_dict(checkpoint.text_encoder.config),
+            DecoderConfig.from_dict(checkpoint.vae.config),
+            TransformerConfig.from_dict(checkpoint.transformer.config),
+        )
+
+
+@dataclass(frozen=True)
+class Models:
+    """The three models on a mesh, under the names of a checkpoint's components.
+
+    On two halves of a mesh they lie on the conditional one, and ``parallel`` has the other half's transformer.
+    """
+
+    text_encoder: T5Encoder
+    vae: MochiVaeDecoder
+    transformer: MochiTransformer
+    parallel: GuidanceParallel | None = None
+
+    @classmethod
+    def declare(
+        cls,
+        configs: Configs,
+        placed: Mesh | Halves,
+        precision: Precision = PRECISIONS["default"],
+        *,
+        vae_split: str | None = None,
+    ) -> Models:
+        """Declare all of them, without weights.
+
+        Args:
+            configs: their sizes.
+            placed: where they will lie.
+            precision: how the transformer's arithmetic is done.
+            vae_split: how the decoder is split, such as `"h0w1"`; chosen per video if None.
+
+        Raises:
+            ValueError: the layout does not divide the heads, or `vae_split` is not a split.
+        """
+        mesh = placed.conditional if isinstance(placed, Halves) else placed
+        parallel = None
+        if isinstance(placed, Halves):
+            parallel = GuidanceParallel(placed, MochiTransformer(configs.transformer, placed.unconditional, precision))
+        return cls(
+            T5Encoder(configs.text_encoder, mesh),
+            MochiVaeDecoder(configs.vae, mesh, split=vae_split),
+            MochiTransformer(configs.transformer, mesh, precision),
+            parallel,
+        )
+
+    def by_component(self) -> dict[str, Module]:
+        """The models by the names of a checkpoint's components."""
+        return {name: getattr(self, name) for name in COMPONENTS}
+
+    def with_weights(
+        self, checkpoint: Checkpoint, loras: Sequence[LoraRequest] = ()
+    ) -> Iterator[tuple[Module, Component, Sequence[LoraRequest]]]:
+        """Each model, the component of `checkpoint` that fills it, and those of `loras` that are merged into it.
+
+        All of them are checked before the first is given.
+
+        Raises:
+            FileNotFoundError: a weight file is missing.
+            ValueError: weights or LoRAs do not fit the model.
+        """
+        parts: list[tuple[Module, Component, Sequence[LoraRequest]]] = [
+            (self.text_encoder, checkpoint.text_encoder, ()),
+            (self.vae, checkpoint.vae, ()),
+            (self.transformer, checkpoint.transformer, loras),
+        ]
+        if self.parallel is not None:
+            parts.append((self.parallel.unconditional, checkpoint.transformer, loras))
+        for part in parts:
+            checked_source(*part)
+        yield from parts

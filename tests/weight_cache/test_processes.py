@@ -15,6 +15,8 @@ from weight_cache.store import Store
 
 ROOT = Path(__file__).parents[2]
 MESH = "2x4sp0tp1"
+# A converter takes 10 s alone, and minutes on a machine with much else to do.
+SECONDS = 500
 # Ends its own process without warning at the n-th call of one function; half of the file it was to write stays.
 CHILD = """
 import os, signal, sys
@@ -77,12 +79,21 @@ def start(component, cache, where, number=1):
     )
 
 
+def outcome(process) -> tuple[str, str]:
+    """What an ended process printed and complained of; one that does not end is killed and shown."""
+    try:
+        return process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"a converter took more than {SECONDS} s: {process.communicate()}")
+
+
 def killed_then_rerun(component, cache, points, mesh):
     """Kill a conversion at each of `points` in turn, over one store; then finish and compare."""
     finished = 0
     for where, number in points:
         process = start(component, cache, where, number)
-        output, errors = process.communicate(timeout=120)
+        output, errors = outcome(process)
         assert process.returncode == -signal.SIGKILL, errors
         assert "done" not in output
         entries = Store(cache).entries()
@@ -108,6 +119,7 @@ def test_a_killed_conversion_is_resumed(mesh, component, tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("mesh", [MESH], indirect=True)
 @pytest.mark.parametrize("where", ["dump", "write", "rename", "journal", "read", "hash", "manifest", "finish", "start"])
 def test_a_conversion_killed_at_many_points_is_resumed(mesh, component, tmp_path, where):
@@ -124,7 +136,7 @@ def test_of_two_converters_one_works_and_the_other_adopts(mesh, component, tmp_p
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [outcome(process) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     said = [out for out, _ in outputs]
     assert all(out.endswith("done\n") for out in said)

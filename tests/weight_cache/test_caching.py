@@ -32,11 +32,11 @@ def test_fill(mesh, component, request, tiny, capsys):
 
     manifest, path = store.build(declared(), source, precision=precision)
     with capsys.disabled():
-        print(f"\n{component}: {manifest.bytes / 1e9:.3f} GB for {mesh.layout} in {path}")
+        print(f"\n{component}: {manifest.bytes / 1e9:.3f} GB for {manifest.about['layout']} in {path}")
 
     model = declared()
     planned = plan(model, component, precision)
-    assert manifest.key_fields["layout"] == layout_fields(mesh.layout)
+    assert manifest.key_fields["layout"] == layout_fields(model.mesh.layout)
     stored = {
         r.name: {"shape": list(r.shape), "dtype": r.dtype, "layout": r.layout, "sp": r.sp, "tp": r.tp}
         for r in manifest.tensors
@@ -47,7 +47,7 @@ def test_fill(mesh, component, request, tiny, capsys):
     assert stored == wanted
     sizes = {record.name: record.bytes for record in manifest.tensors}
     for name, _, parameter in model.parameters():
-        assert 0 <= sizes[name] - data_bytes(parameter, mesh) <= 8192, name
+        assert 0 <= sizes[name] - data_bytes(parameter, model.mesh) <= 8192, name
     assert manifest.bytes <= planned.disk_bytes
     files = {file.name for file in (path / "tensors").iterdir()}
     assert files == {record.file for record in manifest.tensors}

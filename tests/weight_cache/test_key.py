@@ -63,7 +63,9 @@ def test_each_field_of_a_layout_is_in_the_key_by_name():
         pipeline_axis: int = 0
 
     named = key.layout_fields(Later((2, 4), 0, 1, pipeline_axis=1))
-    assert named == {"mesh_shape": [2, 4], "sp_axis": 0, "tp_axis": 1, "pipeline_axis": 1}
+    assert named == {"mesh_shape": [2, 4], "sp_axis": 0, "tp_axis": 1, "cfg_axis": None, "fsdp": False} | {
+        "pipeline_axis": 1
+    }
 
 
 def test_a_path_or_a_day_makes_no_difference(component, tiny, tmp_path):

@@ -104,7 +104,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path, monkeyp
 def test_a_few_steps_make_the_vae_better():
     vae = new_vae()
     replace_norms_(vae)
-    optimiser = torch.optim.Adam(vae.parameters(), 2e-3)
+    optimiser = torch.optim.Adam(vae.parameters(), 2e-5)  # it starts as the mean colour: larger first steps leave that
     frames, losses = batch(random.Random(0), windows=True)[:2], []
     for _ in range(12):
         loss = vae_losses(vae, frames, torch.Generator().manual_seed(0), 0.0)["loss"]

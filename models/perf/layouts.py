@@ -18,6 +18,8 @@ from models.systems import System
 _FEW, _MORE = 2, 4
 # DRAM of a chip that weights and denoising may take: 11.5 of 12.85 GB, the rest is for what the counts do not see.
 BUDGET_BYTES = 11.5e9
+# How ttnn says that DRAM or L1 is too small.
+_TOO_LARGE = ("Out of Memory", "beyond max L1 size")
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def compare(
                 few = _run(layout, precision, geometry, _FEW, stages)
                 more = _run(layout, precision, geometry, _MORE, ("encode", "denoise"))
             except RuntimeError as error:
-                if "Out of Memory" not in str(error):
+                if not any(words in str(error) for words in _TOO_LARGE):
                     raise
                 made.append(Candidate(layout, precision, float("inf")))
                 continue

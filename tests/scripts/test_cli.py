@@ -85,7 +85,7 @@ def test_a_whole_run_leaves_a_video_and_its_record(tiny, here, environment):
 
 def test_an_interrupt_leaves_nothing(tiny, here, environment):
     process = subprocess.Popen(
-        command("generate", "x", "--model", str(tiny), "--mesh", "1x1", *SMALL, "--num-steps", "64"),
+        command("generate", "x", "--model", str(tiny), "--mesh", "1x1", *SMALL, "--num-steps", "400"),
         cwd=here,
         env=environment,
         stdout=subprocess.PIPE,

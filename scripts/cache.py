@@ -121,7 +121,7 @@ def prune(
     for entry in removed:
         print(f"deleted {entry.name} ({entry.state}, {entry.bytes / 1e9:.3f} GB)")
     if not removed:
-        print("no entry to delete")
+        print("nothing to delete")
 
 
 @app.command()

@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mochi-tt: error: {' '.join(text.split())}", file=sys.stderr)
         return BAD_INPUT
     if code == INTERRUPTED:
-        print("mochi-tt: interrupted, nothing was written", file=sys.stderr)
+        print("mochi-tt: interrupted, no file is left half-written", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

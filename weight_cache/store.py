@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -103,15 +104,22 @@ class Store:
             Per entry, the damaged files and what is wrong with them.
 
         Raises:
-            ValueError: no entry has such a name, or a manifest cannot be read.
+            ValueError: no entry has such a name, or one that is named is not finished.
         """
         found = {}
         for path in self._selected(names):
             entry = Entry(path)
-            manifest = entry.manifest()
+            try:
+                manifest = entry.manifest()
+            except ValueError as error:
+                found[path.name] = {entry.manifest_path.name: str(error)}
+                continue
             if manifest is None:
                 if names:
                     raise ValueError(f"entry {path.name} is not finished: there is nothing to verify yet")
+                continue
+            if entry_key(manifest.key_fields) != manifest.key:
+                found[path.name] = {entry.manifest_path.name: f"manifest {entry.manifest_path} is of another entry"}
                 continue
             wrong = entry.wrong_sizes(manifest.tensors)
             whole = [record for record in manifest.tensors if record.file not in wrong]
@@ -125,8 +133,8 @@ class Store:
     ) -> list[Found]:
         """Delete entries, and return what was deleted.
 
-        Without arguments: entries that are unfinished or unreadable, and what was set aside in the others. Entries
-        that another process is working on stay.
+        Without arguments: entries that are unfinished or unreadable, and what was set aside in the others (which are
+        returned in the state "set aside"). Entries that another process is working on stay.
 
         Args:
             names: also delete complete entries whose name contains one of these.
@@ -150,6 +158,7 @@ class Store:
                     removed.append(found)
                 elif found.set_aside_bytes:
                     Entry(path / "set-aside").remove()
+                    removed.append(replace(found, state="set aside", bytes=found.set_aside_bytes))
         return removed
 
     def _ready(

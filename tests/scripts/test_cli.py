@@ -100,7 +100,7 @@ def test_an_interrupt_leaves_nothing(tiny, here, environment):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.splitlines() == ["mochi-tt: interrupted, nothing was written"]
+    assert errors.splitlines() == ["mochi-tt: interrupted, no file is left half-written"]
     assert [p.name for p in here.rglob("*") if p.is_file()] == []
 
 

@@ -80,7 +80,7 @@ def test_build_list_verify_and_prune(tiny, store, tmp_path, capsys, on_this_mesh
     assert {name: list(wrong) for name, wrong in found.items()} == {damaged.name: [victim.name]}
 
     assert main(["cache", "prune", "--cache-dir", str(store)]) == 0
-    assert "no entry to delete" in capsys.readouterr().out
+    assert "nothing to delete" in capsys.readouterr().out
     assert main(["cache", "prune", "bf8", "--cache-dir", str(store)]) == 0
     assert f"deleted {damaged.name}" in capsys.readouterr().out
     assert len(Store(store).entries()) == 2

@@ -144,6 +144,8 @@ def test_a_manifest_that_cannot_be_trusted_is_not(mesh, component, filled, expec
     elif damage == "fields":
         del value["tensors"][0]["checksum"]
     path.write_text("{" if damage == "garbage" else json.dumps(value))
+    ((file, why),) = Store(cache).verify()[path.parent.name].items()
+    assert (file, why.startswith(f"manifest {path} ")) == ("manifest.json", True)
     model, lines = from_store(mesh, component, cache)
     assert len(lines) == 1
     assert "cannot be used" in lines[0]
@@ -278,6 +280,12 @@ def test_list_and_prune(mesh, component, filled, tmp_path):
     (sound,) = store.entries()
     assert (sound.state, sound.about["layout"], sound.about["precision"]) == ("complete", MESH, "bf16")
     assert sound.bytes == sum(p.stat().st_size for p in sound.path.rglob("*") if p.is_file())
+    assert store.prune() == []
+
+    victim = next((sound.path / "tensors").iterdir())
+    os.truncate(victim, 10)
+    store.build(declared(mesh, component), component)
+    assert [(e.name, e.state, e.bytes) for e in store.prune()] == [(sound.name, "set aside", 10)]
     assert store.prune() == []
 
     store.build(declared(mesh, component), component, precision="bf8")

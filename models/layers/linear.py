@@ -8,18 +8,21 @@ from models.layers import compute
 from models.layers.matmul import gathered_matmul, plain_gathered_matmul
 from models.layers.module import Module, Parameter
 from models.layers.width import Width
-from models.parallel import TILE, Mesh, all_reduce, reduce_scatter
+from models.parallel import TILE, Mesh, all_reduce, gather, reduce_scatter
 
 
-def fuse_columns(parts: Sequence, shards: int):
+def fuse_columns(parts: Sequence, shards: int, layers: int = 1):
     """Join host matrices [in, out_i] so that a split of the columns into ``shards`` gives each shard its part of all.
 
-    Shard s then holds ``[part_0 shard s | part_1 shard s | ...]``.
+    Shard s then holds ``[part_0 shard s | part_1 shard s | ...]``. With several ``layers`` each shard is cut once more,
+    and the pieces l of all shards lie in layer l of the result [layers, 1, in, out / layers].
     """
-    if len(parts) == 1:
+    if len(parts) == layers == 1:
         return parts[0]
-    split = [part.mT.chunk(shards, dim=-2) for part in parts]
-    return _join_rows([chunks[shard] for shard in range(shards) for chunks in split]).mT
+    split = [part.mT.chunk(shards * layers, dim=-2) for part in parts]
+    order = [shard * layers + layer for layer in range(layers) for shard in range(shards)]
+    joined = _join_rows([chunks[index] for index in order for chunks in split])
+    return joined.mT if layers == 1 else joined.unflatten(0, (layers, 1, -1)).mT
 
 
 def tile_pairs(first, second):
@@ -34,8 +37,12 @@ def tile_pairs(first, second):
 
 def spare_dim(mesh: Mesh, size: int, dim: int) -> int | None:
     """``dim`` of ``size`` elements if the layout shards weights over SP too and whole tiles divide it, else None."""
-    splits = mesh.layout.fsdp and mesh.sp.size > 1 and size % (mesh.sp.size * TILE) == 0
-    return dim if splits else None
+    return dim if mesh.layout.fsdp and mesh.sp.size > 1 and _splits(mesh, size) else None
+
+
+def _splits(mesh: Mesh, size: int) -> bool:
+    """Whether each chip of SP gets whole tiles of ``size`` elements."""
+    return size % (mesh.sp.size * TILE) == 0
 
 
 def _join_rows(rows: list):
@@ -70,6 +77,7 @@ class ColumnParallelLinear(Module):
         kernel: tuple[int, ...] | None = None,
         flatten: Callable | None = None,
         swiglu: bool = False,
+        over_sp: bool = False,
         fidelity: ttnn.MathFidelity = ttnn.MathFidelity.HiFi4,
     ) -> None:
         """Declare the layer.
@@ -85,45 +93,51 @@ class ColumnParallelLinear(Module):
                 ``flatten`` then makes [out, in] of it.
             flatten: see ``kernel``.
             swiglu: the two chunks are (up, gate) of a gated product, which `gathered` then computes.
+            over_sp: cut the columns over SP as well, for inputs that are replicated there; `whole` joins the outputs.
+                Without effect where whole tiles do not divide them so.
             fidelity: of the product.
         """
         super().__init__(mesh)
         self.parts = len(names) * chunks
-        self.local_width = out_width.padded // mesh.tp.size
+        self.cuts = mesh.sp.size if over_sp and _splits(mesh, out_width.padded // mesh.tp.size) else 1
+        self.local_width = out_width.padded // mesh.tp.size // self.cuts
         self.swiglu = swiglu
         self.fidelity = fidelity
-        shards, paired = mesh.tp.size, swiglu and mesh.fused
+        shards, cuts, paired = mesh.tp.size, self.cuts, swiglu and mesh.fused
 
         def weight(*matrices):
             flat = [flatten(matrix) if flatten is not None else matrix for matrix in matrices]
             parts = [chunk for matrix in flat for chunk in matrix.chunk(chunks, dim=0)]
             padded = [in_width.pad(out_width.pad(p.T, 1), 0) for p in parts]
-            return tile_pairs(padded[1], padded[0]) if paired else fuse_columns(padded, shards)
+            return tile_pairs(padded[1], padded[0]) if paired else fuse_columns(padded, shards, cuts)
 
         def fused_bias(*vectors):
             parts = [chunk for vector in vectors for chunk in vector.chunk(chunks, dim=0)]
-            return fuse_columns([out_width.pad(p[None], 1) for p in parts], shards)[None, None]
+            fused = fuse_columns([out_width.pad(p[None], 1) for p in parts], shards, cuts)
+            return fused if cuts > 1 else fused[None, None]
 
         shape = (chunks * out_width.size, in_width.size)
         self.weight = Parameter(
             {f"{name}.weight": kernel or shape for name in names},
             weight,
-            sp=spare_dim(mesh, in_width.padded, 0),
-            tp=1,
+            sp=spare_dim(mesh, in_width.padded, 0) if cuts == 1 else 0,
+            tp=1 if cuts == 1 else 3,
             moves_only=True,
             packing="gate and up in tile pairs" if paired else "",
         )
         if bias:
-            self.bias = Parameter({f"{name}.bias": shape[:1] for name in names}, fused_bias, tp=3)
+            self.bias = Parameter(
+                {f"{name}.bias": shape[:1] for name in names}, fused_bias, sp=0 if cuts > 1 else None, tp=3
+            )
         self.has_bias = bias
 
     def __call__(
         self, x: ttnn.Tensor, *, activation: str | None = None, dtype: ttnn.DataType = ttnn.bfloat16
     ) -> ttnn.Tensor:
-        """x [1, B, M, in] replicated over TP -> [1, B, M, parts * out / TP] fractured over TP."""
+        """x [1, B, M, in] replicated over TP -> [1, B, M, parts * out / TP] fractured over TP, or over TP and SP."""
         return ttnn.linear(
             x,
-            self.weight.whole(self.mesh),
+            self.weight.whole(self.mesh) if self.cuts == 1 else self.weight.tensor,
             bias=self.bias.tensor if self.has_bias else None,
             activation=activation,
             dtype=dtype,
@@ -148,12 +162,16 @@ class ColumnParallelLinear(Module):
         return [ttnn.multiply(up, ttnn.silu(gate))]
 
     def split(self, y: ttnn.Tensor) -> list[ttnn.Tensor]:
-        """Cut a fused output into its parts, each [1, B, M, out / TP] fractured over TP."""
+        """Cut a fused output into its parts, each [1, B, M, out / TP] fractured as it is."""
         rows, step = y.shape[2], self.local_width
         return [
             ttnn.slice(y, [0, 0, 0, part * step], [1, y.shape[1], rows, (part + 1) * step])
             for part in range(self.parts)
         ]
+
+    def whole(self, part: ttnn.Tensor) -> ttnn.Tensor:
+        """One of `split`'s parts, joined over SP if the columns are cut there: fractured over TP only."""
+        return part if self.cuts == 1 else gather(part, self.mesh, dim=3, over=self.mesh.sp)
 
 
 class RowParallelLinear(Module):

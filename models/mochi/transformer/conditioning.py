@@ -109,12 +109,13 @@ class Modulation(Module):
     """Adaptive norm weights of one stream of one block, for all steps.
 
     ``kinds`` names the stacked outputs in checkpoint order: "scale" gives ``1 + s``, "gate" gives ``tanh(g)``,
-    "shift" gives the value itself.
+    "shift" gives the value itself. The matrices are 27% of the model and see S rows once a video, so they are cut over
+    SP as well as TP; chips exchange the tables, never the matrices.
     """
 
     def __init__(self, mesh: Mesh, name: str, width: Width, out_width: Width, kinds: tuple[str, ...]) -> None:
         super().__init__(mesh)
-        self.linear = ColumnParallelLinear(mesh, [name], width, out_width, chunks=len(kinds), bias=True)
+        self.linear = ColumnParallelLinear(mesh, [name], width, out_width, chunks=len(kinds), bias=True, over_sp=True)
         self.kinds = kinds
         self.factor = out_width.norm_factor
 
@@ -133,7 +134,7 @@ class Modulation(Module):
                 part = ttnn.tanh(part)
             if kind != "shift" and self.factor != 1.0:
                 part = ttnn.multiply(part, self.factor)
-            tables.append(part)
+            tables.append(self.linear.whole(part))
         return tables
 
 

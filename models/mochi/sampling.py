@@ -179,4 +179,6 @@ def denoise(
         branches.step(index, scale, sigmas[index] - sigmas[index + 1])
         if on_step is not None:
             on_step(index + 1, steps)
-    return unpack_latents(transformer.download_patches(branches.state_1BNI, grid.tokens), shape, patch)
+    patches = transformer.download_patches(branches.state_1BNI, grid.tokens)
+    transformer.mesh.free_buffers()  # The decoder has better use for the memory.
+    return unpack_latents(patches, shape, patch)

@@ -163,12 +163,17 @@ class Mesh:
             lambda: ttnn.allocate_tensor_on_device(ttnn.Shape(list(shape)), dtype, ttnn.TILE_LAYOUT, self.device),
         )
 
+    def free_buffers(self) -> None:
+        """Free the persistent buffers, which the next user makes anew; semaphores stay, since programs know them."""
+        for key, (made, _) in list(self._alternating.items()):
+            if all(isinstance(resource, ttnn.Tensor) for resource in made):
+                for buffer in made:
+                    ttnn.deallocate(buffer)
+                del self._alternating[key]
+
     def release(self) -> None:
-        """Free the persistent buffers (another geometry wants others) and semaphores."""
-        for made, _ in self._alternating.values():
-            for resource in made:
-                if isinstance(resource, ttnn.Tensor):
-                    ttnn.deallocate(resource)
+        """Free the persistent buffers and semaphores."""
+        self.free_buffers()
         self._alternating.clear()
 
 

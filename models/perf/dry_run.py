@@ -158,6 +158,7 @@ def dry_run(
         traces |= _denoise(transformer, parallel, geometry, text_tokens, steps, tell)
     if "decode" in stages:
         tell("decode")
+        mesh.free_buffers()  # As `denoise` does at its end.
         decoded = trace_decode(decoder, geometry)
         traces["decode"] = decoded.trace
         details["decode"] = {"split": str(decoded.split), "chunks": list(decoded.chunks)}

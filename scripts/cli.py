@@ -11,7 +11,7 @@ import typer
 
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
 from models.tiny import CHECKPOINT
-from scripts import cache
+from scripts import cache, interrupts
 from scripts.cache import HELP
 from scripts.decode import decode
 from scripts.dry_run import dry_run
@@ -160,7 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        code = app(arguments, prog_name="mochi-tt", standalone_mode=False)
+        with interrupts.remembered():
+            code = app(arguments, prog_name="mochi-tt", standalone_mode=False)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except (typer.TyperException, ValueError, OSError) as error:

@@ -7,6 +7,8 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
+from scripts import interrupts
+
 # First words of stages whose done and total are bytes.
 BYTE_STAGES = ("identify", "convert", "verify")
 
@@ -77,6 +79,7 @@ class BarReporter:
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Move the bar of `stage`, which appears on the first call."""
+        interrupts.check()
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total)
         self._bars.update(self._tasks[stage], completed=done, total=total)
@@ -105,6 +108,7 @@ class LineReporter:
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Print a line if one is due."""
+        interrupts.check()
         now = perf_counter()
         first = stage not in self._started
         start = self._started.setdefault(stage, now)

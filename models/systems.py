@@ -134,6 +134,11 @@ def mock_of(mock: str) -> System:
     raise ValueError(f"no system of {DATA.name} has the mock {mock!r}")
 
 
+def chip_dram() -> int:
+    """DRAM bytes of the smallest chip of any verified system."""
+    return min(found.architecture.dram_bytes for found in systems().values() if found.verified)
+
+
 def _make(kind: type, name: str, table: dict[str, Any]) -> Any:
     figures = {key for key in table if key not in _NAMES}
     if figures != set(table.get("source", {})):

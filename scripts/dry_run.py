@@ -34,11 +34,12 @@ def dry_run(
     from models.device import open_mesh, parse_mesh, quiet_ttnn
 
     quiet_ttnn()
+    from models.mochi.components import Configs, choose_layout
     from models.mochi.config import config_named
     from models.mochi.precision import Precision
     from models.mochi.transformer.widths import Widths
     from models.mochi.video import check_writable, write_json
-    from models.parallel import Layout, place
+    from models.parallel import place
     from models.perf.dry_run import STAGES, preview_geometry
     from models.perf.dry_run import dry_run as run
 
@@ -46,8 +47,7 @@ def dry_run(
     policy = Precision.named(precision)
     geometry = preview_geometry(height, width, num_frames)
     shape = parse_mesh(mesh)
-    chosen = Layout.parse(layout, shape) if layout else Layout.default(shape, config.num_attention_heads)
-    chosen.check_heads(config.num_attention_heads)
+    chosen = choose_layout(Configs(transformer=config), shape, policy, layout)
     Widths.of(config, chosen.tp)
     stages = tuple(stage) if stage else STAGES
     for name in stages:

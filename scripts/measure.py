@@ -63,9 +63,9 @@ def measure(
 
         print("\n".join(table()))
         return 0
+    from models.mochi.components import Configs, choose_layout
     from models.mochi.precision import Precision
     from models.mochi.video import check_writable, write_json
-    from models.parallel import Layout
     from models.perf.compare import baseline
     from models.perf.dry_run import preview_geometry
     from models.perf.plots import check_suffix, plot
@@ -77,13 +77,13 @@ def measure(
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} does not exist: choose from {', '.join(MODES)}")
     on_hardware = mode == "hardware" or (mode == "auto" and bool(cards()))
-    chosen = Layout.parse(layout or machine.layout, machine.mesh)
+    policy = Precision.named(precision)
+    chosen = choose_layout(Configs(), machine.mesh, policy, layout)
     geometry = preview_geometry(height, width, num_frames)
     outputs = {"json": json_file, "baseline": baseline_file, "plot": plot_file}
     for name, file in outputs.items():
         if file is not None:
             check_writable(file, check_suffix(file).suffix.lower() if name == "plot" else ".json")
-    policy = Precision.named(precision)
     if on_hardware and not cards():
         raise ValueError(f"mode 'hardware' needs a Tenstorrent card and none was found; {HARDWARE_HINT}")
     if on_hardware and model is None:

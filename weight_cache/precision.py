@@ -2,15 +2,17 @@
 
 This is the one place that says so. A kind is recognised by the canonical checkpoint names of a parameter's sources.
 
-| component | kind | bf16 | bf8 |
-|---|---|---|---|
-| transformer | matrices of attention (q, k, v, output) and of the feed-forwards | bfloat16 | bfloat8_b |
-| transformer | modulation, embeddings, caption pool, final layer, norms, biases, RoPE tables | as declared | same |
-| text encoder | all | as declared: matrices bfloat16, norms and position bias float32 | same |
-| VAE decoder | all | as declared: convolutions bfloat16, norms float32 | same |
+| component | kind | bf16 | mixed | bf8 |
+|---|---|---|---|---|
+| transformer | matrices of the feed-forwards | bfloat16 | bfloat8_b | bfloat8_b |
+| transformer | matrices of attention (q, k, v, output) | bfloat16 | bfloat16 | bfloat8_b |
+| transformer | modulation, embeddings, pool, final layer, norms, biases, RoPE tables | as declared | same | same |
+| text encoder | all | as declared: matrices bfloat16, norms and position bias float32 | same | same |
+| VAE decoder | all | as declared: convolutions bfloat16, norms float32 | same | same |
 
 The transformer's matrices named are read in every step by every token, so their size is what memory and bandwidth feel.
-Its modulations are read once per video, and everything else is small; all of these act on the residual stream directly.
+Those of the feed-forwards are the larger half and lose the least in bfloat8_b: scores magnify an error in q and k. Its
+modulations are read once per video, and everything else is small; all of these act on the residual stream directly.
 The text encoder runs once per prompt, so that smaller weights would save no time worth having, and every step is
 conditioned on what it says. The decoder is 2 % of all weights, and its convolutions' kernel takes bfloat16.
 """
@@ -25,10 +27,14 @@ if TYPE_CHECKING:
 
     from models.layers import Module, Parameter
 
-PRECISIONS = ("bf16", "bf8")
+PRECISIONS = ("bf16", "mixed", "bf8")
 _ATTENTION = r"attn1\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)\.weight"
 _FEED_FORWARD = r"ff(_context)?\.net\.(0\.proj|2)\.weight"
-_LARGE = re.compile(rf"transformer_blocks\.\d+\.(?:{_ATTENTION}|{_FEED_FORWARD})")
+# What of the transformer each precision packs as bfloat8_b.
+_PACKED = {
+    "mixed": re.compile(rf"transformer_blocks\.\d+\.{_FEED_FORWARD}"),
+    "bf8": re.compile(rf"transformer_blocks\.\d+\.(?:{_ATTENTION}|{_FEED_FORWARD})"),
+}
 
 
 def check_precision(precision: str) -> str:
@@ -52,16 +58,12 @@ def stored_precision(component: str, precision: str) -> str:
     return precision if component == "transformer" else "bf16"
 
 
-def is_large_matrix(parameter: Parameter, prefix: str) -> bool:
-    """Whether a parameter, whose checkpoint names start with `prefix`, is a matrix that `bf8` packs."""
-    return all(_LARGE.fullmatch(prefix + name) for name in parameter.sources)
-
-
 def packed_dtype(parameter: Parameter, prefix: str, precision: str) -> ttnn.DataType:
-    """The dtype that `precision` stores a parameter in."""
+    """The dtype that `precision` stores a parameter in, whose checkpoint names start with `prefix`."""
     import ttnn
 
-    if check_precision(precision) == "bf8" and is_large_matrix(parameter, prefix):
+    packed = _PACKED.get(check_precision(precision))
+    if packed is not None and all(packed.fullmatch(prefix + name) for name in parameter.sources):
         return ttnn.bfloat8_b
     return parameter.dtype
 

@@ -58,7 +58,7 @@ class Store:
         Args:
             module: declared on an open mesh.
             component: its weights.
-            precision: `"bf16"` or `"bf8"`; see `weight_cache.precision`.
+            precision: a name of `weight_cache.precision`.
             loras: merged into the weights; such a set is an entry of its own.
             progress: called as `progress(stage, done, total)`.
             say: called with a line for what the user should know.

@@ -32,7 +32,7 @@ def run_benchmark(
     Args:
         gigabytes: least size of the checkpoint, in bfloat16.
         mesh: shape such as "2x4"; a mock mesh is opened, nothing runs on silicon.
-        precision: `"bf16"` or `"bf8"`.
+        precision: how matrices are stored; see `weight_cache.precision`.
         rounds: how often to copy and to convert; ratios are medians.
         folder: scratch space for twice `gigabytes`; removed afterwards.
         tell: called with each line of the report.

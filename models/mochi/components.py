@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from models.mochi.config import CONFIGS, TransformerConfig
@@ -13,8 +13,10 @@ from models.mochi.t5 import T5_XXL, T5Config, T5Encoder
 from models.mochi.transformer import MochiTransformer
 from models.mochi.vae import MochiVaeDecoder
 from models.mochi.vae.config import DecoderConfig
-from models.parallel import Halves
+from models.parallel import Halves, Layout
+from models.systems import chip_dram
 from weight_cache.lora import checked_source
+from weight_cache.plan import NamedMesh, plan
 
 if TYPE_CHECKING:
     from models.layers import Module
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from weight_cache.lora import LoraRequest
 
 COMPONENTS = ("text_encoder", "vae", "transformer")
+# Of a chip's DRAM, what weights may take before they are sharded over SP too; the rest is for the video.
+_WEIGHTS_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,37 @@ class Configs:
             DecoderConfig.from_dict(checkpoint.vae.config),
             TransformerConfig.from_dict(checkpoint.transformer.config),
         )
+
+
+def choose_layout(
+    configs: Configs, mesh_shape: tuple[int, int], precision: Precision, layout: str | None = None
+) -> Layout:
+    """The layout asked for, or the mesh's default: with the weights over SP too only where they would not fit else.
+
+    Args:
+        configs: of the models.
+        mesh_shape: (rows, columns) of chips.
+        precision: that the weights will be stored for.
+        layout: as the user wrote it; None for the default.
+
+    Raises:
+        ValueError: it does not parse, is for another mesh, or its TP does not divide the transformer's heads.
+    """
+    heads = configs.transformer.num_attention_heads
+    chosen = Layout.default(mesh_shape, heads) if layout is None else Layout.parse(layout, mesh_shape)
+    chosen.check_heads(heads)
+    if (
+        layout is None
+        and chosen.sp > 1
+        and _weights_of_a_chip(configs, chosen, precision) > _WEIGHTS_SHARE * chip_dram()
+    ):
+        return replace(chosen, fsdp=True)
+    return chosen
+
+
+def _weights_of_a_chip(configs: Configs, layout: Layout, precision: Precision) -> int:
+    models = Models.declare(configs, NamedMesh(layout))
+    return sum(plan(module, name, precision.weights).chip_bytes for name, module in models.by_component().items())
 
 
 @dataclass(frozen=True)

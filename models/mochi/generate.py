@@ -105,13 +105,13 @@ def plan(request: Request) -> Plan:
         FileNotFoundError: the checkpoint or a part of it is missing.
     """
     from models.device import parse_mesh, quiet_ttnn
-    from models.mochi.inputs import check_configs, resolve_layout
+    from models.mochi.inputs import check_configs
     from weight_cache.checkpoint import Checkpoint
     from weight_cache.lora import LoraRequest
 
     mode = resolve_mode(request.mode)
     mesh_shape = parse_mesh(request.mesh)
-    Precision.named(request.precision)
+    precision = Precision.named(request.precision)
     loras = tuple(LoraRequest.parse(text) for text in request.lora)
     checkpoint = Checkpoint.open(request.model, request.variant, request.base)
     wanted = {name: value for name, value in asdict(request).items() if name in Defaults.__dataclass_fields__}
@@ -125,7 +125,9 @@ def plan(request: Request) -> Plan:
     sigmas = linear_quadratic_schedule(settings.num_steps, settings.threshold_noise, request.linear_steps)
     guidance = guidance_schedule(settings.cfg_scale, settings.num_steps)
     quiet_ttnn()
-    layout = resolve_layout(checkpoint, mesh_shape, request.layout)
+    from models.mochi.components import Configs, choose_layout  # ttnn is quiet by now
+
+    layout = choose_layout(Configs.of(checkpoint), mesh_shape, precision, request.layout)
     for component in checkpoint.components:
         component.check()
     out = Path(request.out) if request.out is not None else free_name(request.prompt, settings.seed)

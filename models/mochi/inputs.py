@@ -16,7 +16,6 @@ from models.mochi.schedule import check_scheduler
 from models.mochi.text_encoder import MAX_SEQUENCE_LENGTH, TextEmbeddings
 
 if TYPE_CHECKING:
-    from models.parallel import Layout
     from weight_cache.checkpoint import Checkpoint
 
 
@@ -131,20 +130,6 @@ def make_latents(
     if len(generators) != batch:
         raise ValueError(f"{len(generators)} generators for {batch} videos: give one, or one per video")
     return torch.cat([torch.randn((1, *shape[1:]), generator=g, dtype=torch.float32) for g in generators])
-
-
-def resolve_layout(checkpoint: Checkpoint, mesh_shape: tuple[int, int], layout: str | None) -> Layout:
-    """The layout asked for, or the mesh's default, checked against the transformer's heads.
-
-    Raises:
-        ValueError: it does not parse, is for another mesh, or does not divide the heads.
-    """
-    from models.parallel import Layout
-
-    heads = TransformerConfig.from_dict(checkpoint.transformer.config).num_attention_heads
-    chosen = Layout.default(mesh_shape, heads) if layout is None else Layout.parse(layout, mesh_shape)
-    chosen.check_heads(heads)
-    return chosen
 
 
 def check_configs(checkpoint: Checkpoint) -> Scales:

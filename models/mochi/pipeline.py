@@ -128,8 +128,8 @@ class MochiPipeline:
             variant: of the weight files, such as `"bf16"`.
             progress: called as `progress(stage, done, total)`, stages up to the last "weights".
             base: for Genmo's and ComfyUI's forms, where the components come from that they lack.
-            precision: `"accurate"`, `"default"` or `"fast"`, or `"bf16"` or `"bf8"` for the default with the
-                transformer's weights in that; see `models.mochi.precision`.
+            precision: `"accurate"`, `"bf16"`, `"default"`, `"bf8"` or `"fast"`, from the most exact to the fastest; see
+                `models.mochi.precision`.
             loras: merged into the transformer's weights.
             cache_dir: for the store; see `weight_cache.location` for the default.
             say: called with a line for what the user should know, such as a damaged entry of the store.
@@ -158,7 +158,11 @@ class MochiPipeline:
         else:
             shape = parse_mesh(mesh if isinstance(mesh, str) else "x".join(map(str, mesh)))
         quiet_ttnn()
-        chosen = inputs.resolve_layout(checkpoint, shape, layout)
+        from models.mochi.components import Configs, Models, choose_layout
+        from models.parallel import place
+
+        configs = Configs.of(checkpoint)
+        chosen = choose_layout(configs, shape, policy, layout)
         scales = inputs.check_configs(checkpoint)
         for component in checkpoint.components:
             component.check()
@@ -168,11 +172,8 @@ class MochiPipeline:
         opened = mesh if isinstance(mesh, OpenMesh) else open_mesh(mesh, mode)
         try:
             report("load", 1, 2)
-            from models.mochi.components import Configs, Models
-            from models.parallel import place
-
             placed = place(opened.device, chosen)
-            models = Models.declare(Configs.of(checkpoint), placed, policy, vae_split=vae_split)
+            models = Models.declare(configs, placed, policy, vae_split=vae_split)
             text_encoder = MeshTextEncoder(load_tokenizer(checkpoint), models.text_encoder)
             report("load", 2, 2)
             store = Store(cache_dir)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.device import cards, open_mesh, parse_mesh
-from models.mochi.components import Configs, Models
+from models.mochi.components import Configs, Models, choose_layout
 from models.mochi.config import config_named
-from models.mochi.inputs import check_configs, resolve_layout
+from models.mochi.inputs import check_configs
 from models.mochi.precision import Precision
-from models.parallel import Layout, place
+from models.parallel import place
 from weight_cache.checkpoint import Checkpoint
 from weight_cache.lora import LoraRequest
 from weight_cache.plan import NamedMesh, Plan, plan
@@ -41,17 +41,14 @@ def plan_weights(job: Job) -> list[Plan]:
         FileNotFoundError: the checkpoint or a part of it is missing.
     """
     shape = parse_mesh(job.mesh)
-    weights = Precision.named(job.precision).weights
+    precision = Precision.named(job.precision)
     if job.model_config is None:
-        checkpoint = Checkpoint.open(job.model, job.variant, job.base)
-        configs, layout = Configs.of(checkpoint), resolve_layout(checkpoint, shape, job.layout)
+        configs = Configs.of(Checkpoint.open(job.model, job.variant, job.base))
     else:
         configs = Configs(transformer=config_named(job.model_config))
-        heads = configs.transformer.num_attention_heads
-        layout = Layout.parse(job.layout, shape) if job.layout else Layout.default(shape, heads)
-        layout.check_heads(heads)
+    layout = choose_layout(configs, shape, precision, job.layout)
     models = Models.declare(configs, NamedMesh(layout.branch))
-    return [plan(module, component, weights) for component, module in models.by_component().items()]
+    return [plan(module, component, precision.weights) for component, module in models.by_component().items()]
 
 
 def build_weights(
@@ -65,19 +62,22 @@ def build_weights(
         OSError: no space, or the store cannot be written.
     """
     shape = parse_mesh(job.mesh)
-    weights = Precision.named(job.precision).weights
+    precision = Precision.named(job.precision)
     loras = [LoraRequest.parse(text) for text in job.loras]
     checkpoint = Checkpoint.open(job.model, job.variant, job.base)
-    layout = resolve_layout(checkpoint, shape, job.layout)
+    configs = Configs.of(checkpoint)
+    layout = choose_layout(configs, shape, precision, job.layout)
     check_configs(checkpoint)
     for component in checkpoint.components:
         component.check()
     store, built = Store(job.cache_dir), {}
     # ttnn packs on the host, but asks the cluster for its tiles: a mock one does where there are no cards.
     with open_mesh(shape, "auto" if cards() else "dry-run") as opened:
-        models = Models.declare(Configs.of(checkpoint), place(opened.device, layout))
+        models = Models.declare(configs, place(opened.device, layout))
         for module, component, merged in models.with_weights(checkpoint, loras):
-            manifest, path = store.build(module, component, precision=weights, loras=merged, progress=progress, say=say)
+            manifest, path = store.build(
+                module, component, precision=precision.weights, loras=merged, progress=progress, say=say
+            )
             # Two halves of a mesh share the transformer's entry.
             built[path] = manifest.about | {
                 "tensors": len(manifest.tensors),

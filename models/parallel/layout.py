@@ -93,16 +93,17 @@ class Layout:
 
     @classmethod
     def default(cls, mesh_shape: tuple[int, int], heads: int | None = None) -> "Layout":
-        """Choose a layout: the widest TP up to 4 chips, SP over the other axis.
+        """Choose a layout: TP over the shorter axis of more than one chip, SP over the other.
 
-        At TP=4 a chip's share of Mochi's weights fits beside its activations; a wider TP only adds traffic, and TP=1
-        would put all weights on every chip. With ``heads``, an axis that does not divide the heads is not taken for TP
-        if the other one does.
+        What TP exchanges in a block grows with its width; SP exchanges keys and values only, and beside attention's own
+        arithmetic. TP=1 would put all weights on every chip. It is what `models.perf.layouts` finds to be the fastest
+        that fits on the systems of ``systems.toml``. With ``heads``, an axis that does not divide the heads is not
+        taken for TP if the other one does.
         """
         candidates = [cls(mesh_shape, 0, 1), cls(mesh_shape, 1, 0)]
         if heads is not None:
             candidates = [c for c in candidates if heads % c.tp == 0] or candidates
-        return min(candidates, key=lambda c: (c.tp == 1, c.tp > 4, -c.tp if c.tp <= 4 else c.tp))
+        return min(candidates, key=lambda c: (c.tp == 1, c.tp))
 
     def check_heads(self, heads: int) -> None:
         """Check that TP divides the attention heads.

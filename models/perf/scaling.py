@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
+from models.mochi.components import Configs, choose_layout
 from models.mochi.geometry import Geometry
 from models.mochi.precision import Precision
 from models.parallel import Layout, Mesh
@@ -61,7 +62,7 @@ def sweep(
         geometry: of (height, width, frames).
         open_mesh: opens a mock mesh of a shape without golden execution.
     """
-    whole = Layout.parse(system.layout, system.mesh)
+    whole = choose_layout(Configs(), system.mesh, precision)
     usual = (*SIZES[0], 163)
     videos = [(*SIZES[0], frames) for frames in FRAMES] + [(*size, usual[2]) for size in SIZES[1:]]
     last = None
@@ -72,7 +73,7 @@ def sweep(
         yield point
     for shape in MESHES:
         if shape[0] <= system.mesh[0] and shape[1] <= system.mesh[1] and shape != system.mesh:
-            layout = Layout.default(shape, 24)
+            layout = choose_layout(Configs(), shape, precision)
             yield _point(f"part {layout}", system, layout, geometry(*usual), num_steps, precision, open_mesh)[0]
     if last is not None and system.chips == 32:
         for count, links in SEVERAL:

@@ -50,12 +50,13 @@ def test_parse_errors(text, mesh, message):
 @pytest.mark.parametrize(
     ("mesh", "heads", "expected"),
     [
-        ((2, 4), 24, "2x4sp0tp1"),
+        ((2, 4), 24, "2x4sp1tp0"),
         ((4, 8), 24, "4x8sp1tp0"),
         ((1, 8), 8, "1x8sp0tp1"),
         ((1, 2), 24, "1x2sp0tp1"),
         ((2, 4), 6, "2x4sp1tp0"),
-        ((4, 2), 24, "4x2sp1tp0"),
+        ((3, 4), 4, "3x4sp0tp1"),
+        ((4, 2), 24, "4x2sp0tp1"),
     ],
 )
 def test_default(mesh, heads, expected):

@@ -21,7 +21,7 @@ def dry_run(tmp_path, *arguments: str) -> dict:
     return json.loads(report.read_text())
 
 
-@pytest.mark.parametrize(("mesh", "tokens_per_chip"), [("2x4", 22_272), ("4x8", 5_568)])
+@pytest.mark.parametrize(("mesh", "tokens_per_chip"), [("2x4", 11_136), ("4x8", 5_568)])
 def test_one_block_at_full_size(tmp_path, mesh, tokens_per_chip):
     """44,520 tokens, 24 heads of 128: one block completes; DRAM per chip is printed."""
     report = dry_run(tmp_path, "--mesh", mesh, "--blocks", "1", "--stage", "denoise")
@@ -42,7 +42,8 @@ def test_one_block_at_full_size(tmp_path, mesh, tokens_per_chip):
     [
         ("--mesh", "2x4"),
         ("--mesh", "4x8"),
-        ("--mesh", "2x4", "--layout", "sp1tp0", "--blocks", "24"),
+        ("--mesh", "2x4", "--precision", "accurate"),
+        ("--mesh", "4x8", "--width", "1280", "--height", "720", "--num-frames", "61"),
         ("--mesh", "4x8", "--width", "1280", "--height", "720"),
         ("--mesh", "2x4", "--width", "480", "--height", "848", "--num-frames", "25"),
         ("--mesh", "2x4", "--width", "16", "--height", "16", "--num-frames", "7", "--text-tokens", "1"),
@@ -52,7 +53,7 @@ def test_one_block_at_full_size(tmp_path, mesh, tokens_per_chip):
 def test_the_whole_transformer_fits(tmp_path, arguments):
     report = dry_run(tmp_path, *arguments)
     assert report["dram_peak_bytes"] < 11.5e9
-    assert report["blocks"] == (24 if "--blocks" in arguments else 48)
+    assert report["blocks"] == 48
 
 
 def test_a_layout_that_does_not_fit_fails(tmp_path):

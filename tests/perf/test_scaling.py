@@ -63,7 +63,7 @@ def test_what_a_step_waits_for():
 
 def test_a_sweep_says_what_does_not_fit(monkeypatch):
     def dry_run(mesh, geometry, *, steps, precision):
-        if mesh.layout.tp < 4:
+        if mesh.layout.tp * mesh.layout.sp < 4:
             raise RuntimeError("TT_FATAL\ninfo:\nOut of Memory: Not enough space")
         return run([VISUAL], str(mesh.layout))
 

@@ -41,7 +41,7 @@ def on_this_mesh(open_layout, monkeypatch):
 
 
 # The name `mesh` is what the root conftest reads to choose this process's mock cluster.
-@pytest.mark.parametrize("mesh", ["2x4sp0tp1"])
+@pytest.mark.parametrize("mesh", ["2x4sp1tp0"])
 def test_build_list_verify_and_prune(tiny, store, tmp_path, capsys, on_this_mesh, mesh):
     out = tmp_path / "out.json"
     arguments = ["cache", "build", "--model", str(tiny), "--cache-dir", str(store), "--precision", "bf8"]
@@ -56,13 +56,13 @@ def test_build_list_verify_and_prune(tiny, store, tmp_path, capsys, on_this_mesh
         "transformer": "bf8",
     }
     for entry in built.values():
-        assert entry["layout"] == mesh
+        assert entry["layout"] == ("2x4sp0tp1" if entry["component"] == "text_encoder" else mesh)
         assert entry["tensors"] == len(list((Path(entry["path"]) / "tensors").iterdir()))
 
     assert main(["cache", "list", "--cache-dir", str(store), "--json", str(out)]) == 0
     text = capsys.readouterr().out
     assert "3 entries" in text
-    assert "layout 2x4sp0tp1, precision bf8, loras none" in text
+    assert "layout 2x4sp1tp0, precision bf8, loras none" in text
     entries = json.loads(out.read_text())["entries"]
     for entry in entries:
         assert entry["state"] == "complete"
@@ -112,8 +112,8 @@ def test_a_plan_needs_no_weights_and_no_mesh(tmp_path, capsys, monkeypatch):
     arguments = ["cache", "build", "--plan", "--model-config", "preview", "--mesh", "2x4", "--json", str(out)]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    assert "transformer  2x4sp0tp1  bf16" in text
-    assert "20.1" in text
+    assert "transformer  2x4sp1tp0  mixed" in text
+    assert "15.9" in text
     planned = json.loads(out.read_text())
     assert [part["component"] for part in planned["components"]] == ["text_encoder", "vae", "transformer"]
     assert planned["chip_bytes"] == sum(part["chip_bytes"] for part in planned["components"])
@@ -123,7 +123,10 @@ def test_a_plan_needs_no_weights_and_no_mesh(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["build", "--precision", "fp4"], "precision 'fp4' does not exist: choose one of accurate, default, fast"),
+        (
+            ["build", "--precision", "fp4"],
+            "precision 'fp4' does not exist: choose one of accurate, bf16, default",
+        ),
         (["build", "--model", "./nowhere"], "no checkpoint at ./nowhere"),
         (["build", "--model", "."], "no model_index.json"),
         (["build", "--mesh", "2by4"], "'2by4'"),

@@ -63,7 +63,7 @@ def predict(model):
 
 
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1", "4x8sp1tp0"], indirect=True)
-@pytest.mark.parametrize("precision", ["bf16", "bf8"])
+@pytest.mark.parametrize("precision", ["bf16", "mixed", "bf8"])
 def test_loaded_is_bit_equal_to_converted_in_memory(mesh, component, tmp_path, precision):
     direct = in_memory(mesh, component, precision)
     loaded, _ = from_store(mesh, component, tmp_path, precision=precision)
@@ -73,7 +73,8 @@ def test_loaded_is_bit_equal_to_converted_in_memory(mesh, component, tmp_path, p
     assert_same(again, direct)
     assert (predict(again) == predict(direct)).all()
     packed = {name for name, _, p in again.parameters() if p.tensor.dtype == ttnn.bfloat8_b}
-    assert bool(packed) == (precision == "bf8")
+    kinds = {kind for kind in ("attention", "feed_forward") for name in packed if kind in name}
+    assert kinds == {"bf16": set(), "mixed": {"feed_forward"}, "bf8": {"attention", "feed_forward"}}[precision]
     assert all("attention" in name or "feed_forward" in name for name in packed)
 
 

@@ -48,7 +48,7 @@ class PreparedPrompt:
 class MochiTransformer(Module):
     """AsymmDiT: patches and a caption in, the estimate of ``z0 - noise`` per patch out."""
 
-    def __init__(self, config: TransformerConfig, mesh: Mesh, precision: Precision = PRECISIONS["default"]) -> None:
+    def __init__(self, config: TransformerConfig, mesh: Mesh, precision: Precision = PRECISIONS["bf16"]) -> None:
         """Declare the model; `load` fills it.
 
         Args:

@@ -9,9 +9,17 @@ from models.reference.metrics import pcc, relative_rmse
 from tests.mochi.transformer.test_block import CONFIG, run_block
 from tests.support import SMALL, reference
 
-# Limits on PCC and relative RMSE of one block, and on RMSE as a multiple of PyTorch's own bfloat16 error: measured
-# 0.64-0.94, 0.77-1.14 and 1.7-2.6 at small and real widths.
-BLOCK = {"accurate": (0.9999, 0.012, 1.0), "default": (0.9999, 0.015, 1.5), "fast": (0.9995, 0.03, 3.0)}
+# Limits on PCC and relative RMSE of one block, and on RMSE as a multiple of PyTorch's own bfloat16 error; measured at
+# real widths 0.94, 1.13, 1.66, 1.96 and 2.58. What is all bfloat16 is held to 1.5; bfloat8_b has one bit of mantissa
+# less, in the matrices of the feed-forwards and in q, k and v (default), in all large matrices (bf8), and LoFi drops
+# more bits of the products (fast).
+BLOCK = {
+    "accurate": (0.9999, 0.012, 1.0),
+    "bf16": (0.9999, 0.015, 1.5),
+    "default": (0.9998, 0.018, 1.8),
+    "bf8": (0.9997, 0.022, 2.2),
+    "fast": (0.9995, 0.03, 3.0),
+}
 
 
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1", "2x4sp1tp0", "1x1sp0tp1", "2x4sp0tp1-plain"], indirect=True)
@@ -43,7 +51,7 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("policy", ["accurate", "default", "fast"])
+@pytest.mark.parametrize("policy", BLOCK)
 def test_ten_steps_of_sampling(tiny, expected, policy):
     with MochiPipeline.from_pretrained(tiny, "2x4", precision=policy) as pipe:
         latents = pipe(**ARGUMENTS, seed=3).frames
@@ -54,5 +62,5 @@ def test_ten_steps_of_sampling(tiny, expected, policy):
 def test_names():
     assert str(Precision.named("fast")).startswith("fast (weights bf8")
     assert {name: policy.name for name, policy in PRECISIONS.items()} == {name: name for name in PRECISIONS}
-    with pytest.raises(ValueError, match="precision 'int4' does not exist: choose one of accurate, default, fast"):
+    with pytest.raises(ValueError, match="precision 'int4' does not exist: choose one of accurate, bf16, default"):
         Precision.named("int4")

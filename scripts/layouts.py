@@ -15,20 +15,26 @@ def layouts(
     precision: Annotated[
         list[str] | None, typer.Option(help=f"{HELP['precision']} May be repeated. [default: default]")
     ] = None,
+    layout: Annotated[
+        list[str] | None, typer.Option(help="Compare this one. May be repeated. [default: all of the system's mesh]")
+    ] = None,
     width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 848,
     height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
     num_frames: Annotated[int, typer.Option(help="6k + 1.")] = 163,
     num_steps: Annotated[int, typer.Option(min=1, help="Guided steps of the video.")] = 50,
+    jobs: Annotated[int, typer.Option(min=1, help="Dry runs at a time, each in a process of its own.")] = 2,
     json_file: Annotated[str | None, typer.Option("--json", help="Also write the table to this file.")] = None,
 ) -> None:
     """Compare all layouts of a system: dry runs on a mock mesh, times from the cost model; no card is used."""
     from models.device import quiet_ttnn
 
     quiet_ttnn()
+    from models.mochi.config import CONFIGS
     from models.mochi.precision import Precision
     from models.mochi.video import check_writable, write_json
+    from models.parallel import Layout
     from models.perf.dry_run import preview_geometry
-    from models.perf.layouts import compare, lines
+    from models.perf.layouts import compare, layouts_of, lines
     from models.systems import system as named
 
     machine = named(system)
@@ -39,7 +45,19 @@ def layouts(
         check_writable(target, ".json")
     if machine.mock is None:
         raise ValueError(f"system {system!r} has no mock, so nothing can be run for it")
-    found = compare(machine, policies, geometry, steps=num_steps, tell=lambda line: print(line, flush=True))
+    heads = CONFIGS["preview"].num_attention_heads
+    candidates = [Layout.parse(text, machine.mesh) for text in layout or []] or list(layouts_of(machine.mesh, heads))
+    for candidate in candidates:
+        candidate.check_heads(heads)
+    found = compare(
+        machine,
+        candidates,
+        policies,
+        geometry,
+        steps=num_steps,
+        jobs=jobs,
+        tell=lambda line: print(line, flush=True),
+    )
     print(f"PROJECTION for {machine.name}: dry runs on a mock mesh, times from a cost model; no card was used")
     print("\n".join(lines(found)))
     if target is not None:

@@ -1,10 +1,12 @@
 """Candidate layouts of a system compared by the time and memory that a dry run and the cost model give them."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
 from math import isinf
 
-from models.device import open_mesh
+from models.device import open_mesh, quiet_ttnn
 from models.mochi.config import CONFIGS, TransformerConfig
 from models.mochi.geometry import Geometry
 from models.mochi.precision import Precision
@@ -71,54 +73,97 @@ def layouts_of(mesh_shape: tuple[int, int], heads: int) -> Iterator[Layout]:
 
 def compare(
     system: System,
+    layouts: Sequence[Layout],
     precisions: Sequence[Precision],
     geometry: Geometry,
     *,
     config: TransformerConfig = CONFIGS["preview"],
     steps: int = 50,
+    jobs: int = 1,
     tell: Callable[[str], None] | None = None,
 ) -> list[Candidate]:
-    """Dry-run every layout of a system at every precision; those that fit first, fastest first.
+    """Dry-run layouts of a system at every precision; those that fit first, fastest first.
 
     Each runs with a few blocks and a few more, from which the whole model follows linearly; the decoder runs whole,
     once per shape of the mesh that it works on. What cannot even be put on the chips with few blocks has no times.
+    Every run has a process of its own: what a mock mesh took, only the end of its process gives back.
+
+    Args:
+        system: the machine.
+        layouts: of its mesh, such as `layouts_of` gives.
+        precisions: of the transformer.
+        geometry: the video.
+        config: transformer sizes.
+        steps: guided steps of the video.
+        jobs: processes at a time.
+        tell: called with a line for each run that ends.
 
     Raises:
-        RuntimeError: a mesh of the system cannot be opened as a mock.
+        RuntimeError: a mesh of the system cannot be opened as a mock, or ttnn refuses a program.
     """
-    decoded: dict[tuple[int, int], Seconds] = {}
-    made = []
-    for layout in layouts_of(system.mesh, config.num_attention_heads):
-        for precision in precisions:
-            if tell is not None:
-                tell(f"{layout} {precision.name} ...")
-            shape = layout.branch.mesh_shape
-            stages = ("encode", "denoise") if shape in decoded else ("encode", "denoise", "decode")
-            try:
-                few = _run(layout, precision, geometry, _FEW, stages)
-                more = _run(layout, precision, geometry, _MORE, ("encode", "denoise"))
-            except RuntimeError as error:
-                if not any(words in str(error) for words in _TOO_LARGE):
-                    raise
-                made.append(Candidate(layout, precision, float("inf")))
-                continue
-            if shape not in decoded:
-                decoded[shape] = Projection(system, few, steps).seconds()["decode"]
-            made.append(_candidate(system, layout, few, more, config.num_layers, steps, decoded[shape]))
+    tell = tell or (lambda line: None)
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, spawn, initializer=quiet_ttnn, max_tasks_per_child=1)
+    try:
+        shapes = {layout.branch.mesh_shape: layout.branch for layout in layouts}
+        decoding = {
+            shape: pool.submit(_decoding, system, layout, precisions[0], geometry, steps)
+            for shape, layout in shapes.items()
+        }
+        running = {
+            pool.submit(_measure, system, layout, precision, geometry, config, steps): (layout, precision)
+            for layout in layouts
+            for precision in precisions
+        }
+        made = []
+        for future in as_completed(running):
+            layout, precision = running[future]
+            decode = decoding[layout.branch.mesh_shape].result()
+            found = future.result() or Candidate(layout, precision, float("inf"))
+            made.append(found if isinf(found.peak_bytes) else replace(found, decode=decode, video=found.video + decode))
+            tell(f"{layout} {precision.name}: {len(made)} of {len(running)}")
+    finally:
+        pool.shutdown(cancel_futures=True)
     return sorted(made, key=lambda row: (not row.fits, row.video.expected))
 
 
-def _run(layout: Layout, precision: Precision, geometry: Geometry, blocks: int, stages: Sequence[str]) -> DryRun:
+def _decoding(system: System, layout: Layout, precision: Precision, geometry: Geometry, steps: int) -> Seconds:
+    """Seconds of decoding on the mesh of ``layout``, beside models of few blocks."""
+    run = _run(replace(layout, fsdp=layout.sp > 1), precision, geometry, CONFIGS["preview"], _FEW, ["decode"])
+    return Projection(system, run, steps).seconds()["decode"]
+
+
+def _measure(
+    system: System, layout: Layout, precision: Precision, geometry: Geometry, config: TransformerConfig, steps: int
+) -> Candidate | None:
+    """One row without decoding; None where ttnn says that memory is too small for a few blocks."""
+    try:
+        few, more = (
+            _run(layout, precision, geometry, config, blocks, ["encode", "denoise"]) for blocks in (_FEW, _MORE)
+        )
+    except RuntimeError as error:
+        if any(words in str(error) for words in _TOO_LARGE):
+            return None
+        raise
+    return _candidate(system, layout, few, more, config.num_layers, steps)
+
+
+def _run(
+    layout: Layout,
+    precision: Precision,
+    geometry: Geometry,
+    config: TransformerConfig,
+    blocks: int,
+    stages: Sequence[str],
+) -> DryRun:
     with open_mesh(layout.mesh_shape, "dry-run") as opened:
         placed = place(opened.device, layout)
-        run = dry_run(placed, geometry, stages=stages, precision=precision, blocks=blocks)
+        run = dry_run(placed, geometry, stages=stages, config=config, precision=precision, blocks=blocks)
         placed.release()
         return run
 
 
-def _candidate(
-    system: System, layout: Layout, few: DryRun, more: DryRun, blocks: int, steps: int, decode: Seconds
-) -> Candidate:
+def _candidate(system: System, layout: Layout, few: DryRun, more: DryRun, blocks: int, steps: int) -> Candidate:
     factor = (blocks - _FEW) / (_MORE - _FEW)
 
     def of(what: Callable[[DryRun], float]) -> float:
@@ -137,8 +182,7 @@ def _candidate(
         precision=few.precision,
         peak_bytes=of(lambda run: max(run.stages[part].dram_peak_bytes for part in ("prepare", "denoise", "guide"))),
         step=seconds("step"),
-        decode=decode,
-        video=seconds("encode") + seconds("denoise") + decode,
+        video=seconds("encode") + seconds("denoise"),
         dram_bytes=step_total("dram_bytes"),
         link_bytes=step_total("link_bytes"),
         exposed_link_bytes=step_total("exposed_link_bytes"),
@@ -153,7 +197,7 @@ def lines(candidates: Sequence[Candidate]) -> list[str]:
     ]
     for row in candidates:
         if isinf(row.peak_bytes):
-            table.append(f"| {row.layout} | {row.precision.name} | out of memory | | | | | |")
+            table.append(f"| {row.layout} | {row.precision.name} | too large for DRAM or L1 | | | | | |")
             continue
         peak = f"{row.peak_bytes / 1e9:.1f}" + ("" if row.fits else ", does not fit")
         table.append(

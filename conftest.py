@@ -20,6 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--accuracy", action="store_true", help="print the worst accuracy that each test measured")
+    parser.addoption("--system", help="the mock system of which meshes are parts, such as galaxy-torus")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -47,7 +48,7 @@ def _chips(item: pytest.Item) -> int:
     return rows * cols
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Bind this process's mock cluster to a system that holds every mesh the selected tests want.
 
     A process sees one cluster only. Alone, tests for up to 8 chips run on the T3000 they are written for; together
@@ -58,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     chips = max((_chips(item) for item in items), default=0)
     if chips and not cards():
-        set_process_system("t3000" if chips <= 8 else "galaxy")
+        set_process_system(config.getoption("--system") or ("t3000" if chips <= 8 else "galaxy"))
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from models.mock.cluster import block_within
 from models.mock.guard import cards, environment, log_level, quiet_ttnn
 from models.mock.mesh import close_mock_mesh, mark_hardware, open_mock_mesh, process_system
 from models.system_report import DEFAULT_MESH, HARDWARE_HINT, SystemReport, describe
+from models.systems import system as system_named
 
 if TYPE_CHECKING:
     import ttnn
@@ -113,7 +114,11 @@ def choose_mode(mode: Mode = "auto", *, card_directory: Path | None = None) -> R
 
 
 def open_mesh(
-    mesh: str | tuple[int, int] = DEFAULT_MESH, mode: Mode = "auto", *, card_directory: Path | None = None
+    mesh: str | tuple[int, int] = DEFAULT_MESH,
+    mode: Mode = "auto",
+    *,
+    system: str | None = None,
+    card_directory: Path | None = None,
 ) -> OpenMesh:
     """Open a mesh.
 
@@ -123,29 +128,36 @@ def open_mesh(
         mesh: shape, as "2x4" or (2, 4).
         mode: "hardware", "golden" (mock mesh, numbers from torch), "dry-run" (mock mesh, no numbers), or
             "auto" for hardware if there are cards and golden if not.
+        system: what the mesh is part of, by its name in `models.systems`. It chooses the mock; on hardware it says
+            whether the fabric is started as rings, which the machine's cables must allow. By default the smallest
+            mock that holds the mesh, and lines.
         card_directory: where to look for cards; the kernel driver's directory by default.
 
     Raises:
-        ValueError: the mesh or the mode is not one, or fits no system.
+        ValueError: the mesh, the mode or the system is not one, or the mesh does not fit it.
         RuntimeError: no card for mode "hardware", or this process is bound to another cluster.
     """
     rows, cols = parse_mesh(mesh) if isinstance(mesh, str) else parse_mesh("x".join(map(str, mesh)))
     chosen = choose_mode(mode, card_directory=card_directory)
+    named = system_named(system) if system is not None else None
     if chosen == "hardware":
-        device, parent = _open_hardware(rows, cols)
+        device, parent = _open_hardware(rows, cols, ring=named is not None and named.ring)
         opened = OpenMesh(device, chosen, "hardware", parent)
     else:
-        device = open_mock_mesh(rows, cols, numbers=chosen == "golden", beside_cards=mode != "auto")
-        system = process_system()
-        assert system is not None
-        opened = OpenMesh(device, chosen, system.name)
+        if named is not None and named.mock is None:
+            raise ValueError(f"system {named.name} has no mock, so nothing can be run for it without cards")
+        mock = named.mock if named is not None else None
+        device = open_mock_mesh(rows, cols, numbers=chosen == "golden", system=mock, beside_cards=mode != "auto")
+        whole = process_system()
+        assert whole is not None
+        opened = OpenMesh(device, chosen, whole.name)
     if mode == "auto":
         why = "cards found" if chosen == "hardware" else "no card found: mock mesh, numbers from torch"
         logger.info(f"mesh {rows}x{cols} in mode {chosen} ({why})")
     return opened
 
 
-def _open_hardware(rows: int, cols: int) -> "tuple[ttnn.MeshDevice, ttnn.MeshDevice | None]":
+def _open_hardware(rows: int, cols: int, *, ring: bool) -> "tuple[ttnn.MeshDevice, ttnn.MeshDevice | None]":
     """The mesh, and the mesh of the whole machine if it had to be opened around it.
 
     With a fabric every chip of the machine has to be open, so a smaller mesh is cut from the whole.
@@ -153,7 +165,7 @@ def _open_hardware(rows: int, cols: int) -> "tuple[ttnn.MeshDevice, ttnn.MeshDev
     mark_hardware()
     ttnn = quiet_ttnn()
     with environment(log_level("warn")):
-        ttnn.set_fabric_config(ttnn.FabricConfig.FABRIC_1D)
+        ttnn.set_fabric_config(ttnn.FabricConfig.FABRIC_1D_RING if ring else ttnn.FabricConfig.FABRIC_1D)
     whole = None
     try:
         all_rows, all_cols = ttnn._ttnn.multi_device.SystemMeshDescriptor().shape()

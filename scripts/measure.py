@@ -131,7 +131,7 @@ def _scaling(system: System, num_steps: int, precision: Precision) -> int:
 
     print(f"{FIRST_LINE}\n\n{system.name}, precision {precision.name}, {num_steps} steps with guidance\n")
     print("\n".join(table([])))
-    with open_mesh(system.mesh, "dry-run"):  # the whole system first, so that smaller meshes are parts of it
+    with open_mesh(system.mesh, "dry-run", system=system.name):  # first, so that smaller meshes are parts of it
         for point in sweep(system, num_steps, precision, preview_geometry, lambda shape: open_mesh(shape, "dry-run")):
             print(point.row(), flush=True)
     return 0
@@ -145,7 +145,7 @@ def _projected(
     from models.perf.dry_run import dry_run
     from models.perf.projection import Projection
 
-    with open_mesh(system.mesh, "dry-run") as opened:
+    with open_mesh(system.mesh, "dry-run", system=system.name) as opened:
         run = dry_run(place(opened.device, layout), geometry, steps=num_steps, split=vae_split, precision=precision)
     return Projection(system, run, num_steps).to_json()
 
@@ -161,18 +161,22 @@ def _measured(
     model: str | None,
     cache_dir: str | None,
 ) -> dict:
+    from models.device import open_mesh
     from models.mochi.pipeline import MochiPipeline
     from models.perf.measure import measure as time_videos
 
-    with MochiPipeline.from_pretrained(
-        model,
-        mesh=system.mesh,
-        layout=str(layout),
-        mode="hardware",
-        precision=precision,
-        vae_split=vae_split,
-        cache_dir=cache_dir,
-    ) as pipe:
+    opened = open_mesh(system.mesh, "hardware", system=system.name)
+    with (
+        opened,
+        MochiPipeline.from_pretrained(
+            model,
+            mesh=opened,
+            layout=str(layout),
+            precision=precision,
+            vae_split=vae_split,
+            cache_dir=cache_dir,
+        ) as pipe,
+    ):
         return time_videos(
             pipe, system, geometry, num_steps=num_steps, runs=runs, precision=precision, say=lambda line: print(line)
         )

@@ -114,7 +114,7 @@ def _ring(
         num_links=mesh.sp.links,
         cluster_axis=mesh.sp.index,
         mesh_device=mesh.device,
-        topology=mesh.topology,
+        topology=mesh.sp.topology,
         ccl_core_grid_offset=ttnn.CoreCoord(0, compute_rows),
     )
     return spatial, joint if text else None

@@ -89,7 +89,7 @@ def gathered_matmul(
             config=blocking(mesh, rows, inner, weight.shape[1], core_rows=core_rows, pairs=swiglu),
             multi_device_global_semaphore=mesh.semaphores("gathered_matmul", 2),
             persistent_output_buffer=mesh.buffer("gathered_matmul", (1, 1, rows, inner * mesh.tp.size), x.dtype),
-            topology=mesh.topology,
+            topology=mesh.tp.topology,
             cluster_axis=mesh.tp.index,
             num_links=mesh.tp.links,
             num_workers_per_link=mesh.grid[0] // mesh.tp.links,

@@ -41,7 +41,7 @@ def fused_rms_norm(x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, eps: float) 
         axis,
         mesh.device,
         mesh.semaphores("rms_norm", 1),
-        topology=mesh.topology,
+        topology=mesh.tp.topology,
         epsilon=eps,
         weight=weight,
         persistent_output_buffer=stats,

@@ -12,7 +12,7 @@ def gather(x: ttnn.Tensor, mesh: Mesh, *, dim: int, over: Axis) -> ttnn.Tensor:
     """
     if over.size == 1:
         return x
-    return ttnn.all_gather(x, dim=dim, cluster_axis=over.index, topology=mesh.topology, num_links=over.links)
+    return ttnn.all_gather(x, dim=dim, cluster_axis=over.index, topology=over.topology, num_links=over.links)
 
 
 def reduce_scatter(x: ttnn.Tensor, mesh: Mesh, *, dim: int, over: Axis) -> ttnn.Tensor:
@@ -22,11 +22,11 @@ def reduce_scatter(x: ttnn.Tensor, mesh: Mesh, *, dim: int, over: Axis) -> ttnn.
     """
     if over.size == 1:
         return x
-    return ttnn.reduce_scatter(x, dim=dim, cluster_axis=over.index, topology=mesh.topology, num_links=over.links)
+    return ttnn.reduce_scatter(x, dim=dim, cluster_axis=over.index, topology=over.topology, num_links=over.links)
 
 
 def all_reduce(x: ttnn.Tensor, mesh: Mesh, *, over: Axis) -> ttnn.Tensor:
     """Sum partial values over one mesh axis; every chip gets the whole sum."""
     if over.size == 1:
         return x
-    return ttnn.all_reduce(x, cluster_axis=over.index, topology=mesh.topology, num_links=over.links)
+    return ttnn.all_reduce(x, cluster_axis=over.index, topology=over.topology, num_links=over.links)

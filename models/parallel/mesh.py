@@ -19,11 +19,15 @@ def round_up(value: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class Axis:
-    """One mesh axis in its role: ``index`` in the mesh, ``size`` in chips, Ethernet ``links`` between neighbours."""
+    """One mesh axis in its role: ``index`` in the mesh, ``size`` in chips, Ethernet ``links`` between neighbours.
+
+    ``topology``: a ring where the last chip is the first one's neighbour and the fabric was started so, else a line.
+    """
 
     index: int
     size: int
     links: int = 1
+    topology: ttnn.Topology = ttnn.Topology.Linear
 
 
 class Mesh:
@@ -53,7 +57,6 @@ class Mesh:
         self.tp = self._axis(layout.tp_axis)
         grid = device.compute_with_storage_grid_size()
         self.grid = (grid.x, grid.y)
-        self.topology = ttnn.Topology.Linear
         self._alternating: dict[Hashable, tuple[list, int]] = {}
 
     def relaid(self, layout: Layout) -> "Mesh":
@@ -61,9 +64,14 @@ class Mesh:
         return self if layout == self.layout else type(self)(self.device, layout, fused=self.fused)
 
     def _axis(self, index: int) -> Axis:
-        """One axis of the layout, with as many links as the fabric has between its chips."""
+        """One axis of the layout, with as many links as the fabric has between its chips, and its topology."""
         size = self.layout.mesh_shape[index]
-        return Axis(index, size, ttnn.get_num_links(self.device, index) if size > 1 else 1)
+        if size == 1:
+            return Axis(index, size)
+        probe = ttnn.allocate_tensor_on_device(ttnn.Shape([TILE, TILE]), ttnn.bfloat16, ttnn.TILE_LAYOUT, self.device)
+        topology = ttnn.get_usable_topology(probe, cluster_axis=index)
+        ttnn.deallocate(probe)
+        return Axis(index, size, ttnn.get_num_links(self.device, index), topology)
 
     def upload(
         self,

@@ -6,7 +6,8 @@ Conventions, stated once:
 * DRAM bytes: every tensor operand that lies in DRAM read once and every output there written once, on padded shapes.
   Ops that touch only part of an operand count that part; re-reads inside an op are not counted. So this is a lower
   bound. L1 bytes: the same of tensors that lie in L1, spread over the cores.
-* Link bytes: bytes over the busiest directed link of a line of n chips.
+* Link bytes: bytes over the busiest directed link. On a line of n chips the last link carries all other chips' shards,
+  n - 1 of them; on a ring either direction carries half as many.
 """
 
 import math
@@ -64,6 +65,11 @@ class Call:
         axis = self.kwargs.get("cluster_axis")
         mesh = self.outputs[0].device().shape
         return math.prod(mesh) if axis is None else mesh[axis]
+
+    def hops(self) -> int:
+        """Shards that pass the busiest link when every chip's shard reaches every chip."""
+        others = self.chips() - 1
+        return math.ceil(others / 2) if self.kwargs.get("topology") == ttnn.Topology.Ring else others
 
 
 Rule = Callable[[Call], Cost]
@@ -145,13 +151,13 @@ def _part(call: Call) -> Cost:
 @cost_rule("ttnn.all_gather", "ttnn.experimental.all_gather_async")
 def _all_gather(call: Call) -> Cost:
     shard, whole = nbytes(call.inputs[0]), nbytes(call.outputs[0])
-    return Cost(dram_bytes=shard + whole, **_exposed((call.chips() - 1) * shard))
+    return Cost(dram_bytes=shard + whole, **_exposed(call.hops() * shard))
 
 
 @cost_rule("ttnn.reduce_scatter", "ttnn.experimental.reduce_scatter_minimal_async")
 def _reduce_scatter(call: Call) -> Cost:
     whole, shard = nbytes(call.inputs[0]), nbytes(call.outputs[0])
-    return Cost(dram_bytes=whole + shard, **_exposed((call.chips() - 1) * shard))
+    return Cost(dram_bytes=whole + shard, **_exposed(call.hops() * shard))
 
 
 @cost_rule(SEND)
@@ -169,7 +175,7 @@ def _receive(call: Call) -> Cost:
 @cost_rule("ttnn.all_reduce")
 def _all_reduce(call: Call) -> Cost:
     whole, chips = nbytes(call.outputs[0]), call.chips()
-    return Cost(dram_bytes=2 * whole, **_exposed(2 * (chips - 1) * whole / chips))
+    return Cost(dram_bytes=2 * whole, **_exposed(2 * call.hops() * whole / chips))
 
 
 @cost_rule("ttnn.experimental.all_gather_minimal_matmul_async")
@@ -179,7 +185,7 @@ def _gathered_matmul(call: Call) -> Cost:
     chips = call.chips()
     flops = 2 * chips * math.prod(x.padded_shape) * weight.padded_shape[-1]
     dram = traffic(*call.inputs, *call.outputs) + 2 * (chips - 1) * nbytes(x)
-    return Cost(flops=flops, dram_bytes=dram, link_bytes=(chips - 1) * nbytes(x))
+    return Cost(flops=flops, dram_bytes=dram, link_bytes=call.hops() * nbytes(x))
 
 
 @cost_rule("ttnn.experimental.dit_fused_distributed_rmsnorm")
@@ -228,4 +234,4 @@ def _ring_attention(call: Call) -> Cost:
     moved = traffic(k, v) * (chips - 1)
     # Keys and values of the others are written to the persistent buffers as they arrive, and read from there.
     dram = traffic(q, k, v, *joint, *call.outputs[:2]) + 2 * moved
-    return Cost(dram_bytes=dram, link_bytes=moved, **work)
+    return Cost(dram_bytes=dram, link_bytes=traffic(k, v) * call.hops(), **work)

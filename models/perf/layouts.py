@@ -129,7 +129,7 @@ def compare(
 
 def _decoding(system: System, layout: Layout, precision: Precision, geometry: Geometry, steps: int) -> Seconds:
     """Seconds of decoding on the mesh of ``layout``, beside models of few blocks."""
-    run = _run(replace(layout, fsdp=layout.sp > 1), precision, geometry, CONFIGS["preview"], _FEW, ["decode"])
+    run = _run(system, replace(layout, fsdp=layout.sp > 1), precision, geometry, CONFIGS["preview"], _FEW, ["decode"])
     return Projection(system, run, steps).seconds()["decode"]
 
 
@@ -139,7 +139,7 @@ def _measure(
     """One row without decoding; None where ttnn says that memory is too small for a few blocks."""
     try:
         few, more = (
-            _run(layout, precision, geometry, config, blocks, ["encode", "denoise"]) for blocks in (_FEW, _MORE)
+            _run(system, layout, precision, geometry, config, blocks, ["encode", "denoise"]) for blocks in (_FEW, _MORE)
         )
     except RuntimeError as error:
         if any(words in str(error) for words in _TOO_LARGE):
@@ -149,6 +149,7 @@ def _measure(
 
 
 def _run(
+    system: System,
     layout: Layout,
     precision: Precision,
     geometry: Geometry,
@@ -156,7 +157,7 @@ def _run(
     blocks: int,
     stages: Sequence[str],
 ) -> DryRun:
-    with open_mesh(layout.mesh_shape, "dry-run") as opened:
+    with open_mesh(layout.mesh_shape, "dry-run", system=system.name) as opened:
         placed = place(opened.device, layout)
         run = dry_run(placed, geometry, stages=stages, config=config, precision=precision, blocks=blocks)
         placed.release()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 COMPONENTS = ("text_encoder", "vae", "transformer")
 # Of a chip's DRAM, what weights may take before they are sharded over SP too; the rest is for the video.
-_WEIGHTS_SHARE = 0.75
+_WEIGHTS_SHARE = 0.72
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,12 @@ class Configs:
 
 
 def choose_layout(
-    configs: Configs, mesh_shape: tuple[int, int], precision: Precision, layout: str | None = None
+    configs: Configs,
+    mesh_shape: tuple[int, int],
+    precision: Precision,
+    layout: str | None = None,
+    *,
+    guided: bool = True,
 ) -> Layout:
     """The layout asked for, or the mesh's default: with the weights over SP too only where they would not fit else.
 
@@ -62,12 +67,13 @@ def choose_layout(
         mesh_shape: (rows, columns) of chips.
         precision: that the weights will be stored for.
         layout: as the user wrote it; None for the default.
+        guided: whether any step has two branches; the default keeps the mesh whole where none has.
 
     Raises:
         ValueError: it does not parse, is for another mesh, or its TP does not divide the transformer's heads.
     """
     heads = configs.transformer.num_attention_heads
-    chosen = Layout.default(mesh_shape, heads) if layout is None else Layout.parse(layout, mesh_shape)
+    chosen = Layout.default(mesh_shape, heads, guided=guided) if layout is None else Layout.parse(layout, mesh_shape)
     chosen.check_heads(heads)
     if (
         layout is None
@@ -79,7 +85,7 @@ def choose_layout(
 
 
 def _weights_of_a_chip(configs: Configs, layout: Layout, precision: Precision) -> int:
-    models = Models.declare(configs, NamedMesh(layout))
+    models = Models.declare(configs, NamedMesh(layout.branch))
     return sum(plan(module, name, precision.weights).chip_bytes for name, module in models.by_component().items())
 
 

@@ -1,4 +1,4 @@
-"""Topologies of a Galaxy with wrap-around cables; `test_ring.py` runs this file on that mock, in a process of its own."""
+"""Topologies of a Galaxy with wrap-around cables; `test_ring.py` runs this file on that mock in its own process."""
 
 import pytest
 import ttnn

@@ -35,6 +35,9 @@ __all__ = [
     "quiet_ttnn",
 ]
 
+# DRAM of each chip that is set aside for captured programs. A guided step is about 4000 ops; what an op takes is a few
+# KB of dispatch commands, which only silicon can tell exactly: ttnn names the size that it needed if this is too small.
+TRACE_BYTES = 128 << 20
 RunMode = Literal["hardware", "golden", "dry-run"]
 Mode = Literal["auto", "hardware", "golden", "dry-run"]
 
@@ -47,6 +50,8 @@ class OpenMesh:
     mode: RunMode
     system: str
     """What the mesh is part of: a mock system's name, or "hardware"."""
+    can_capture: bool = False
+    """Whether a stretch of program can be captured and replayed: a mock has no queues to replay from."""
     _parent: "ttnn.MeshDevice | None" = None
     _closed: bool = field(default=False, init=False)
 
@@ -142,7 +147,7 @@ def open_mesh(
     named = system_named(system) if system is not None else None
     if chosen == "hardware":
         device, parent = _open_hardware(rows, cols, ring=named is not None and named.ring)
-        opened = OpenMesh(device, chosen, "hardware", parent)
+        opened = OpenMesh(device, chosen, "hardware", can_capture=True, _parent=parent)
     else:
         if named is not None and named.mock is None:
             raise ValueError(f"system {named.name} has no mock, so nothing can be run for it without cards")
@@ -170,14 +175,14 @@ def _open_hardware(rows: int, cols: int, *, ring: bool) -> "tuple[ttnn.MeshDevic
     try:
         all_rows, all_cols = ttnn._ttnn.multi_device.SystemMeshDescriptor().shape()
         if rows * cols == all_rows * all_cols:
-            return ttnn.open_mesh_device(ttnn.MeshShape(rows, cols)), None
+            return ttnn.open_mesh_device(ttnn.MeshShape(rows, cols), trace_region_size=TRACE_BYTES), None
         block = block_within((all_rows, all_cols), rows, cols)
         if block is None:
             raise ValueError(
                 f"mesh {rows}x{cols} does not fit this machine's {all_rows}x{all_cols} chips; "
                 "choose a rectangle within it"
             )
-        whole = ttnn.open_mesh_device(ttnn.MeshShape(all_rows, all_cols))
+        whole = ttnn.open_mesh_device(ttnn.MeshShape(all_rows, all_cols), trace_region_size=TRACE_BYTES)
         device = whole.create_submesh(ttnn.MeshShape(*block))
         if block != (rows, cols):
             device.reshape(ttnn.MeshShape(rows, cols))

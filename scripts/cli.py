@@ -84,6 +84,7 @@ def generate(
             "are cards."
         ),
     ] = "auto",
+    capture: Annotated[bool, typer.Option(help="On cards, record a denoising step once and replay it.")] = True,
     vae_split: Annotated[
         str | None,
         typer.Option(help="How the decoder is split over the mesh, such as h0w1. [default: by size]"),
@@ -120,6 +121,7 @@ def generate(
         seed=seed,
         fps=fps,
         vae_split=vae_split,
+        capture=capture,
         save_latents=save_latents,
         out=out,
     )

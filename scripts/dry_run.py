@@ -23,6 +23,9 @@ def dry_run(
     stage: Annotated[
         list[str] | None, typer.Option(help="encode, denoise or decode; may be repeated. [default: all]")
     ] = None,
+    attention_chunks: Annotated[
+        str | None, typer.Option(help="Rows of queries and of keys that a core takes, e.g. 256x384. [default: by rule]")
+    ] = None,
     vae_split: Annotated[str | None, typer.Option(help="How the decoder is split. [default: by the size]")] = None,
     blocks: Annotated[int | None, typer.Option(min=1, help="Build only so many blocks. [default: all]")] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="Also write the report to this file.")] = None,
@@ -34,6 +37,7 @@ def dry_run(
     from models.device import open_mesh, parse_mesh, quiet_ttnn
 
     quiet_ttnn()
+    from models.layers import Chunks
     from models.mochi.components import Configs, choose_layout
     from models.mochi.config import config_named
     from models.mochi.precision import Precision
@@ -62,6 +66,7 @@ def dry_run(
             geometry,
             stages=stages,
             split=vae_split,
+            chunks=Chunks.parse(attention_chunks) if attention_chunks else None,
             config=config,
             precision=policy,
             blocks=blocks,

@@ -28,6 +28,9 @@ def measure(
     width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 848,
     height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
     num_frames: Annotated[int, typer.Option(help="6k + 1.")] = 163,
+    attention_chunks: Annotated[
+        str | None, typer.Option(help="Rows of queries and of keys that a core takes, e.g. 256x384. [default: by rule]")
+    ] = None,
     vae_split: Annotated[str | None, typer.Option(help="How the decoder is split. [default: by the size]")] = None,
     mode: Annotated[str, typer.Option(help="hardware, projection, or auto: hardware where there are cards.")] = "auto",
     model: Annotated[str | None, typer.Option(help="On hardware: the checkpoint, as for generate.")] = None,
@@ -93,9 +96,11 @@ def measure(
     if scaling:
         return _scaling(machine, num_steps, policy)
     if on_hardware:
-        report = _measured(machine, chosen, geometry, num_steps, runs, precision, vae_split, model, cache_dir)
+        report = _measured(
+            machine, chosen, geometry, num_steps, runs, precision, vae_split, attention_chunks, model, cache_dir
+        )
     else:
-        report = _projected(machine, chosen, geometry, num_steps, policy, vae_split)
+        report = _projected(machine, chosen, geometry, num_steps, policy, vae_split, attention_chunks)
 
     print("\n".join(markdown(report)))
     if json_file is not None:
@@ -124,29 +129,43 @@ def _compare(before: str, after: str, threshold: float) -> int:
 
 
 def _scaling(system: System, num_steps: int, precision: Precision) -> int:
-    from models.device import open_mesh
     from models.perf.dry_run import preview_geometry
+    from models.perf.processes import fresh_processes
     from models.perf.projection import FIRST_LINE
     from models.perf.scaling import sweep, table
 
     print(f"{FIRST_LINE}\n\n{system.name}, precision {precision.name}, {num_steps} steps with guidance\n")
     print("\n".join(table([])))
-    with open_mesh(system.mesh, "dry-run", system=system.name):  # first, so that smaller meshes are parts of it
-        for point in sweep(system, num_steps, precision, preview_geometry, lambda shape: open_mesh(shape, "dry-run")):
+    with fresh_processes(jobs=2) as pool:
+        for point in sweep(system, num_steps, precision, preview_geometry, pool):
             print(point.row(), flush=True)
     return 0
 
 
 def _projected(
-    system: System, layout: Layout, geometry: Geometry, num_steps: int, precision: Precision, vae_split: str | None
+    system: System,
+    layout: Layout,
+    geometry: Geometry,
+    num_steps: int,
+    precision: Precision,
+    vae_split: str | None,
+    attention_chunks: str | None,
 ) -> dict:
     from models.device import open_mesh
+    from models.layers import Chunks
     from models.parallel import place
     from models.perf.dry_run import dry_run
     from models.perf.projection import Projection
 
     with open_mesh(system.mesh, "dry-run", system=system.name) as opened:
-        run = dry_run(place(opened.device, layout), geometry, steps=num_steps, split=vae_split, precision=precision)
+        run = dry_run(
+            place(opened.device, layout),
+            geometry,
+            steps=num_steps,
+            split=vae_split,
+            chunks=Chunks.parse(attention_chunks) if attention_chunks else None,
+            precision=precision,
+        )
     return Projection(system, run, num_steps).to_json()
 
 
@@ -158,6 +177,7 @@ def _measured(
     runs: int,
     precision: str,
     vae_split: str | None,
+    attention_chunks: str | None,
     model: str | None,
     cache_dir: str | None,
 ) -> dict:
@@ -174,6 +194,7 @@ def _measured(
             layout=str(layout),
             precision=precision,
             vae_split=vae_split,
+            attention_chunks=attention_chunks,
             cache_dir=cache_dir,
         ) as pipe,
     ):

@@ -1,6 +1,7 @@
 """TTNN building blocks. Shape suffixes are explained in `models.layers.width`."""
 
 from models.layers.attention import Heads, attention_program, joint_attention
+from models.layers.attention_chunks import Chunks
 from models.layers.feed_forward import SwiGLUFeedForward
 from models.layers.linear import ColumnParallelLinear, RowParallelLinear
 from models.layers.module import Module, Parameter, TensorSource
@@ -9,6 +10,7 @@ from models.layers.rotary import RotaryTable
 from models.layers.width import Width
 
 __all__ = [
+    "Chunks",
     "ColumnParallelLinear",
     "HeadRMSNorm",
     "Heads",

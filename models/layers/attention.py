@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import ttnn
 
 from models.layers import compute
-from models.layers.attention_chunks import choose_chunks
+from models.layers.attention_chunks import Chunks, choose_chunks
 from models.parallel import Mesh
 
 
@@ -25,7 +25,14 @@ class Heads:
 
 
 def joint_attention(
-    visual: Heads, text: Heads | None, mesh: Mesh, *, tokens: int, scale: float, fidelity: ttnn.MathFidelity
+    visual: Heads,
+    text: Heads | None,
+    mesh: Mesh,
+    *,
+    tokens: int,
+    scale: float,
+    fidelity: ttnn.MathFidelity,
+    chunks: Chunks | None = None,
 ) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
     """Softmax attention in which all visual and text tokens see each other.
 
@@ -36,18 +43,21 @@ def joint_attention(
         tokens: visual tokens that are real; those behind them, up to N, are padding and are never attended to.
         scale: factor on the scores.
         fidelity: of both products.
+        chunks: rows of queries and of keys that a core takes at a time; by `choose_chunks` if None.
 
     Returns:
         Outputs of both streams, shaped and placed like their queries.
     """
     config = compute.matrix(fidelity)
     if mesh.sp.size > 1:
-        return _ring(visual, text, mesh, tokens=tokens, scale=scale, config=config)
+        return _ring(visual, text, mesh, tokens=tokens, scale=scale, config=config, chunks=chunks)
     if visual.rows != tokens:
         raise ValueError(f"{visual.rows} visual rows for {tokens} tokens: without SP there must be no padding rows")
     # The binding takes a float32 and refuses a Python float that is not exactly one.
     scale = struct.unpack("f", struct.pack("f", scale))[0]
-    program = attention_program(mesh, visual.q, visual.k, core_rows=mesh.grid[1], text=text.rows if text else 0)
+    program = attention_program(
+        mesh, visual.q, visual.k, core_rows=mesh.grid[1], text=text.rows if text else 0, chunks=chunks
+    )
     if text is None:
         out = ttnn.transformer.scaled_dot_product_attention(
             visual.q,
@@ -82,6 +92,7 @@ def _ring(
     tokens: int,
     scale: float,
     config: ttnn.WormholeComputeKernelConfig,
+    chunks: Chunks | None,
 ) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
     """Ring attention: keys and values travel around SP while each chip attends to what has arrived."""
     _, heads, rows, width = visual.k.shape
@@ -106,6 +117,7 @@ def _ring(
             core_rows=compute_rows,
             text=text.rows if text else 0,
             shards=mesh.sp.size,
+            chunks=chunks,
         ),
         scale=scale,
         compute_kernel_config=config,
@@ -121,7 +133,14 @@ def _ring(
 
 
 def attention_program(
-    mesh: Mesh, q: ttnn.Tensor, k: ttnn.Tensor, *, core_rows: int, text: int = 0, shards: int = 1
+    mesh: Mesh,
+    q: ttnn.Tensor,
+    k: ttnn.Tensor,
+    *,
+    core_rows: int,
+    text: int = 0,
+    shards: int = 1,
+    chunks: Chunks | None = None,
 ) -> ttnn.SDPAProgramConfig:
     """Chunk sizes on ``core_rows`` rows of the grid, with the exact exponential.
 
@@ -132,9 +151,10 @@ def attention_program(
         core_rows: rows of the compute grid that attend.
         text: rows of a joint stream, both queries and keys.
         shards: chips whose keys every query sees.
+        chunks: what to take in place of the rule's.
     """
     joint = (text,) if text else ()
-    chunks = choose_chunks(
+    chunks = chunks or choose_chunks(
         (q.shape[2], *joint),
         (k.shape[2],) * shards + joint,
         heads=q.shape[1],

@@ -1,6 +1,7 @@
 """How attention is cut: chunks of queries and of keys that one core holds at a time."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,31 @@ class Chunks:
 
     q: int
     k: int
+
+    def __post_init__(self) -> None:
+        """Check that the device can take them.
+
+        Raises:
+            ValueError: they are not whole tiles.
+        """
+        for rows in (self.q, self.k):
+            if rows < TILE or rows % TILE:
+                raise ValueError(f"attention chunks {self}: {rows} must be a positive multiple of {TILE}")
+
+    def __str__(self) -> str:
+        return f"{self.q}x{self.k}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Chunks":
+        """Read chunks such as ``256x384``.
+
+        Raises:
+            ValueError: the text is not that.
+        """
+        match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
+        if match is None:
+            raise ValueError(f"attention chunks {text!r} are not QUERIESxKEYS: write e.g. 256x384")
+        return cls(int(match[1]), int(match[2]))
 
 
 def l1_bytes(chunks: Chunks, width: int, element_bytes: float = 2.0) -> int:

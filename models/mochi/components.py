@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from models.layers import Chunks
 from models.mochi.config import CONFIGS, TransformerConfig
 from models.mochi.precision import PRECISIONS, Precision
 from models.mochi.sampling import GuidanceParallel
@@ -109,6 +110,7 @@ class Models:
         precision: Precision = PRECISIONS["default"],
         *,
         vae_split: str | None = None,
+        chunks: Chunks | None = None,
     ) -> Models:
         """Declare all of them, without weights.
 
@@ -117,6 +119,7 @@ class Models:
             placed: where they will lie.
             precision: how the transformer's arithmetic is done.
             vae_split: how the decoder is split, such as `"h0w1"`; chosen per video if None.
+            chunks: of attention; by rule if None.
 
         Raises:
             ValueError: the layout does not divide the heads, or `vae_split` is not a split.
@@ -124,11 +127,12 @@ class Models:
         mesh = placed.conditional if isinstance(placed, Halves) else placed
         parallel = None
         if isinstance(placed, Halves):
-            parallel = GuidanceParallel(placed, MochiTransformer(configs.transformer, placed.unconditional, precision))
+            other = MochiTransformer(configs.transformer, placed.unconditional, precision, chunks=chunks)
+            parallel = GuidanceParallel(placed, other)
         return cls(
             T5Encoder(configs.text_encoder, mesh),
             MochiVaeDecoder(configs.vae, mesh, split=vae_split),
-            MochiTransformer(configs.transformer, mesh, precision),
+            MochiTransformer(configs.transformer, mesh, precision, chunks=chunks),
             parallel,
         )
 

@@ -60,6 +60,7 @@ class Request:
     seed: int | None = None
     fps: int | None = None
     vae_split: str | None = None
+    capture: bool = True
     save_latents: bool = False
     out: str | None = None
 
@@ -173,6 +174,7 @@ def run(
         loras=job.loras,
         cache_dir=request.cache_dir,
         vae_split=request.vae_split,
+        capture=request.capture,
         say=say,
     ) as pipe:
         seconds["load"] = round(perf_counter() - start, 3)

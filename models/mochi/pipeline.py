@@ -84,6 +84,7 @@ class MochiPipeline:
         checkpoint: Checkpoint,
         owns_mesh: bool = True,
         parallel: GuidanceParallel | None = None,
+        capture: bool = True,
     ):
         """Compose a pipeline from its parts; most callers want `from_pretrained`."""
         self.transformer = transformer
@@ -94,6 +95,7 @@ class MochiPipeline:
         self.layout = layout
         self.checkpoint = checkpoint
         self.parallel = parallel
+        self.capture = capture
         self._owns_mesh = owns_mesh
 
     @classmethod
@@ -112,6 +114,8 @@ class MochiPipeline:
         cache_dir: str | Path | None = None,
         say: Callable[[str], None] | None = None,
         vae_split: str | None = None,
+        attention_chunks: str | None = None,
+        capture: bool = True,
     ) -> MochiPipeline:
         """Load a checkpoint onto a mesh. Whatever can be checked is checked before weights are read.
 
@@ -134,6 +138,8 @@ class MochiPipeline:
             cache_dir: for the store; see `weight_cache.location` for the default.
             say: called with a line for what the user should know, such as a damaged entry of the store.
             vae_split: how the decoder is split over the mesh, such as `"h0w1"`; chosen per video by default.
+            attention_chunks: rows of a chunk of queries and of keys, such as `"256x384"`; by rule by default.
+            capture: whether the mesh, where it can, records a denoising step once and replays it.
 
         Raises:
             FileNotFoundError: checkpoint files are missing.
@@ -158,9 +164,11 @@ class MochiPipeline:
         else:
             shape = parse_mesh(mesh if isinstance(mesh, str) else "x".join(map(str, mesh)))
         quiet_ttnn()
+        from models.layers import Chunks
         from models.mochi.components import Configs, Models, choose_layout
         from models.parallel import place
 
+        chunks = Chunks.parse(attention_chunks) if attention_chunks is not None else None
         configs = Configs.of(checkpoint)
         chosen = choose_layout(configs, shape, policy, layout)
         scales = inputs.check_configs(checkpoint)
@@ -173,7 +181,7 @@ class MochiPipeline:
         try:
             report("load", 1, 2)
             placed = place(opened.device, chosen)
-            models = Models.declare(configs, placed, policy, vae_split=vae_split)
+            models = Models.declare(configs, placed, policy, vae_split=vae_split, chunks=chunks)
             text_encoder = MeshTextEncoder(load_tokenizer(checkpoint), models.text_encoder)
             report("load", 2, 2)
             store = Store(cache_dir)
@@ -193,6 +201,7 @@ class MochiPipeline:
             checkpoint=checkpoint,
             owns_mesh=opened is not mesh,
             parallel=models.parallel,
+            capture=capture,
         )
 
     @property
@@ -338,6 +347,7 @@ class MochiPipeline:
                         prompt=(text.embeds, text.mask),
                         negative=None if negative is None else (negative.embeds, negative.mask),
                         parallel=self.parallel,
+                        capture=self.capture and self.mesh.can_capture,
                         on_step=on_step,
                     )
                 )

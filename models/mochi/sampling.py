@@ -1,14 +1,17 @@
 """Sampling as small functions: pack latents into patches, prepare, step through the schedule on the mesh, unpack."""
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import ttnn
 
 from models.mochi.schedule import model_times
-from models.mochi.transformer import Grid, MochiTransformer, PreparedPrompt
-from models.parallel import Halves
+from models.mochi.transformer import Grid, MochiTransformer, PreparedPrompt, StepTable
+from models.parallel import TILE, Halves, Mesh, Replay
 
 if TYPE_CHECKING:
     import torch
@@ -36,14 +39,17 @@ def real_tokens(prompt: Prompt) -> "torch.Tensor":
     return features[0][mask[0].bool()]
 
 
-def guided(conditional: ttnn.Tensor, unconditional: ttnn.Tensor, scale: float) -> ttnn.Tensor:
-    """Classifier-free guidance ``u + s (c - u)`` (arXiv:2207.12598) on predictions [1, 1, N / SP, I] float32."""
+def guided(conditional: ttnn.Tensor, unconditional: ttnn.Tensor, scale: ttnn.Tensor) -> ttnn.Tensor:
+    """Classifier-free guidance ``u + s (c - u)`` (arXiv:2207.12598) on predictions [1, 1, N / SP, I] float32.
+
+    ``scale`` is [1, 1, 1, 1] float32.
+    """
     return ttnn.add(unconditional, ttnn.multiply(ttnn.subtract(conditional, unconditional), scale))
 
 
-def euler(state: ttnn.Tensor, velocity: ttnn.Tensor, step: float) -> ttnn.Tensor:
-    """``state + step velocity``, all [1, 1, N / SP, I] float32."""
-    return ttnn.add(state, ttnn.multiply(velocity, step))
+def euler(state: ttnn.Tensor, velocity: ttnn.Tensor, step: ttnn.Tensor) -> ttnn.Tensor:
+    """``state += step velocity``, both [1, 1, N / SP, I] float32, in place; ``step`` is [1, 1, 1, 1] float32."""
+    return ttnn.add(state, ttnn.multiply(velocity, step), output_tensor=state)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,26 @@ class GuidanceParallel:
 
     halves: Halves
     unconditional: MochiTransformer
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Numbers of all steps on one mesh: the scale of guidance, and the step in sigma."""
+
+    table: StepTable
+
+    @classmethod
+    def upload(cls, mesh: Mesh, scales: Sequence[float], steps: Sequence[float]) -> "Schedule":
+        """Put n scales and n steps on a mesh."""
+        columns = [np.asarray(values, dtype=np.float32)[None, None, :, None] for values in (scales, steps)]
+        # Whole tiles, because a piece of a row begins at a tile.
+        tiles = [np.repeat(column, TILE, axis=3) for column in columns]
+        return cls(StepTable([[mesh.upload(tile, dtype=ttnn.float32) for tile in tiles]]))
+
+    def now(self) -> tuple[ttnn.Tensor, ttnn.Tensor]:
+        """The current step's scale and step, each [1, 1, 1, 1] float32."""
+        scale, step = (ttnn.slice(row, [0, 0, 0, 0], [1, 1, 1, 1]) for row in self.table.group(0))
+        return scale, step
 
 
 class BranchesInTurn:
@@ -63,18 +89,47 @@ class BranchesInTurn:
         grid: Grid,
         patches: "torch.Tensor",
         prompts: Sequence[PreparedPrompt],
+        schedule: Schedule,
+        *,
+        capture: bool = False,
     ) -> None:
         self.transformer = transformer
         self.grid = grid
         self.prompts = prompts
+        self.schedule = schedule
         self.state_1BNI = transformer.upload_patches(patches)
+        device = transformer.mesh.device
+        self._guided = Replay(device, self._guided_step, capture=capture)
+        self._alone = Replay(device, self._conditional_step, capture=capture)
 
-    def step(self, index: int, scale: float, step: float) -> None:
-        """Advance the state: ``scale`` of guidance, ``step`` in sigma."""
-        velocity = self.transformer(self.state_1BNI, self.prompts[0], index, self.grid)
-        if scale != 1.0:
-            velocity = guided(velocity, self.transformer(self.state_1BNI, self.prompts[1], index, self.grid), scale)
-        self.state_1BNI = euler(self.state_1BNI, velocity, step)
+    def step(self, index: int, *, guided: bool) -> None:
+        """Advance the state by a step; ``guided`` says whether its scale is other than 1."""
+        self.schedule.table.select(index)
+        for prompt in self.prompts if guided else self.prompts[:1]:
+            prompt.select(index)
+        replay = self._guided if guided else self._alone
+        replay()
+        replay.finish()
+
+    def predict(self, branch: int) -> ttnn.Tensor:
+        """A forward: 0 is the conditional branch."""
+        return self.transformer(self.state_1BNI, self.prompts[branch], self.grid)
+
+    def _guided_step(self) -> ttnn.Tensor:
+        return self.advance(self.predict(0), self.predict(1))
+
+    def _conditional_step(self) -> ttnn.Tensor:
+        return euler(self.state_1BNI, self.predict(0), self.schedule.now()[1])
+
+    def advance(self, conditional: ttnn.Tensor, unconditional: ttnn.Tensor) -> ttnn.Tensor:
+        """Guide the predictions and advance the state, in place."""
+        scale, step = self.schedule.now()
+        return euler(self.state_1BNI, guided(conditional, unconditional, scale), step)
+
+    def release(self) -> None:
+        """Free what was captured."""
+        self._guided.release()
+        self._alone.release()
 
 
 class BranchesOnHalves:
@@ -87,34 +142,52 @@ class BranchesOnHalves:
         grids: Sequence[Grid],
         patches: "torch.Tensor",
         prompts: Sequence[PreparedPrompt],
+        schedules: Sequence[Schedule],
+        *,
+        capture: bool = False,
     ) -> None:
         self.models = (transformer, parallel.unconditional)
         self.halves = parallel.halves
         self.grids = grids
         self.prompts = prompts
+        self.schedules = schedules
         self.states = [model.upload_patches(patches) for model in self.models]
+        self._forwards = [
+            Replay(model.mesh.device, functools.partial(self.predict, half), capture=capture)
+            for half, model in enumerate(self.models)
+        ]
 
     @property
     def state_1BNI(self) -> ttnn.Tensor:
         """The state on the conditional half."""
         return self.states[0]
 
-    def step(self, index: int, scale: float, step: float) -> None:
-        """Advance the state: ``scale`` of guidance, ``step`` in sigma."""
-        self.advance(self.predict(0, index), self.predict(1, index), scale, step)
+    def step(self, index: int, *, guided: bool) -> None:
+        """Advance both states by a step. A scale of 1 takes the unconditional branch too, and nothing from it."""
+        for schedule, prompt in zip(self.schedules, self.prompts, strict=True):
+            schedule.table.select(index)
+            prompt.select(index)
+        conditional, unconditional = (forward() for forward in self._forwards)
+        self.advance(conditional, unconditional)
+        for forward in self._forwards:
+            forward.finish()
 
-    def predict(self, half: int, index: int) -> ttnn.Tensor:
+    def predict(self, half: int) -> ttnn.Tensor:
         """The forward of one half: 0 is the conditional branch."""
-        return self.models[half](self.states[half], self.prompts[half], index, self.grids[half])
+        return self.models[half](self.states[half], self.prompts[half], self.grids[half])
 
-    def advance(self, conditional: ttnn.Tensor, unconditional: ttnn.Tensor, scale: float, step: float) -> None:
-        """Swap the predictions and advance both states."""
+    def advance(self, conditional: ttnn.Tensor, unconditional: ttnn.Tensor) -> None:
+        """Swap the predictions and advance both states, in place."""
         other_unconditional, other_conditional = self.halves.swap(conditional, unconditional)
-        velocities = (
-            guided(conditional, other_unconditional, scale),
-            guided(other_conditional, unconditional, scale),
-        )
-        self.states = [euler(state, v, step) for state, v in zip(self.states, velocities, strict=True)]
+        pairs = ((conditional, other_unconditional), (other_conditional, unconditional))
+        for state, pair, schedule in zip(self.states, pairs, self.schedules, strict=True):
+            scale, step = schedule.now()
+            euler(state, guided(*pair, scale), step)
+
+    def release(self) -> None:
+        """Free what was captured."""
+        for forward in self._forwards:
+            forward.release()
 
 
 def denoise(
@@ -126,6 +199,7 @@ def denoise(
     prompt: Prompt,
     negative: Prompt | None,
     parallel: GuidanceParallel | None = None,
+    capture: bool = False,
     on_step: Callable[[int, int], None] | None = None,
 ) -> "torch.Tensor":
     """Integrate the flow from noise to latents with Euler steps; the state is float32 and stays on the mesh.
@@ -140,6 +214,7 @@ def denoise(
         prompt: caption features [1, L, C] and mask [1, L]; only tokens whose mask is set take part.
         negative: the same for the unconditional pass; may be None where every scale is 1.
         parallel: the other half of the mesh, where the layout has one; idle if every scale is 1.
+        capture: record a step's ops on the chips and replay them; the mesh must have been opened for it.
         on_step: called with (steps done, n) after each step.
 
     Returns:
@@ -165,20 +240,28 @@ def denoise(
     grid, times = transformer.grid(*size), model_times(sigmas)
     patches = pack_latents(latents, patch)
     prompts = [transformer.prepare(real_tokens(prompt), times)]
+    deltas = [before - after for before, after in itertools.pairwise(sigmas)]
+    schedules = [Schedule.upload(transformer.mesh, guidance, deltas)]
+    if all(scale == 1.0 for scale in guidance):
+        negative = None
     branches: BranchesInTurn | BranchesOnHalves
-    if negative is None or all(scale == 1.0 for scale in guidance):
-        branches = BranchesInTurn(transformer, grid, patches, prompts)
-    elif parallel is None:
-        prompts.append(transformer.prepare(real_tokens(negative), times))
-        branches = BranchesInTurn(transformer, grid, patches, prompts)
+    if negative is None or parallel is None:
+        if negative is not None:
+            prompts.append(transformer.prepare(real_tokens(negative), times))
+        branches = BranchesInTurn(transformer, grid, patches, prompts, schedules[0], capture=capture)
     else:
-        prompts.append(parallel.unconditional.prepare(real_tokens(negative), times))
-        grids = [grid, parallel.unconditional.grid(*size)]
-        branches = BranchesOnHalves(transformer, parallel, grids, patches, prompts)
-    for index, scale in enumerate(guidance):
-        branches.step(index, scale, sigmas[index] - sigmas[index + 1])
-        if on_step is not None:
-            on_step(index + 1, steps)
-    patches = transformer.download_patches(branches.state_1BNI, grid.tokens)
-    transformer.mesh.free_buffers()  # The decoder has better use for the memory.
+        other = parallel.unconditional
+        prompts.append(other.prepare(real_tokens(negative), times))
+        schedules.append(Schedule.upload(other.mesh, guidance, deltas))
+        grids = [grid, other.grid(*size)]
+        branches = BranchesOnHalves(transformer, parallel, grids, patches, prompts, schedules, capture=capture)
+    try:
+        for index, scale in enumerate(guidance):
+            branches.step(index, guided=scale != 1.0)
+            if on_step is not None:
+                on_step(index + 1, steps)
+        patches = transformer.download_patches(branches.state_1BNI, grid.tokens)
+    finally:
+        branches.release()
+        transformer.mesh.free_buffers()  # The decoder has better use for the memory.
     return unpack_latents(patches, shape, patch)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from models.layers import Chunks
 from models.mochi.config import CONFIGS, TransformerConfig
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import PRECISIONS, Precision
-from models.mochi.sampling import BranchesInTurn, BranchesOnHalves, GuidanceParallel, euler, guided
+from models.mochi.sampling import BranchesInTurn, BranchesOnHalves, GuidanceParallel, Schedule
 from models.mochi.t5 import T5_XXL, T5Encoder
 from models.mochi.transformer import MochiTransformer
 from models.mochi.vae import MochiVaeDecoder
@@ -99,6 +100,7 @@ def dry_run(
     text_tokens: int = 256,
     steps: int = STEPS,
     split: str | None = None,
+    chunks: Chunks | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> DryRun:
     """Put all three models on the mesh at full size and run stages of one video on it.
@@ -118,6 +120,7 @@ def dry_run(
         text_tokens: tokens of each prompt, 1 to 256.
         steps: denoising steps that modulations are prepared for.
         split: of the decoder over the mesh; see `models.mochi.vae.Split`.
+        chunks: of attention; by rule if None.
         on_stage: called with each stage's name as it begins.
 
     Raises:
@@ -133,7 +136,7 @@ def dry_run(
     tell("build")
     mesh = placed.conditional if isinstance(placed, Halves) else placed
     encoder = T5Encoder(T5_XXL, mesh)
-    transformer = MochiTransformer(config, mesh, precision)
+    transformer = MochiTransformer(config, mesh, precision, chunks=chunks)
     set_precision(transformer, precision.weights)
     decoder = MochiVaeDecoder(DecoderConfig(), mesh, split=split)
     weights = {}
@@ -143,7 +146,7 @@ def dry_run(
         weights[name] = dram_allocated(mesh.device) - before
     parallel = None
     if isinstance(placed, Halves):
-        parallel = GuidanceParallel(placed, MochiTransformer(config, placed.unconditional, precision))
+        parallel = GuidanceParallel(placed, MochiTransformer(config, placed.unconditional, precision, chunks=chunks))
         set_precision(parallel.unconditional, precision.weights)
         parallel.unconditional.allocate()
     traces: dict[str, Trace] = {}
@@ -182,25 +185,28 @@ def _denoise(
     with trace(device) as traces["prepare"]:
         grid = model.grid(*geometry.token_grid)
         prompts = [model.prepare(features, times)]
+        schedules = [Schedule.upload(model.mesh, [4.5] * steps, [1 / steps] * steps)]
         if parallel is None:
             prompts.append(model.prepare(features, times))
-            branches: BranchesInTurn | BranchesOnHalves = BranchesInTurn(model, grid, patches, prompts)
+            branches: BranchesInTurn | BranchesOnHalves = BranchesInTurn(model, grid, patches, prompts, schedules[0])
         else:
-            prompts.append(parallel.unconditional.prepare(features, times))
-            grids = [grid, parallel.unconditional.grid(*geometry.token_grid)]
-            branches = BranchesOnHalves(model, parallel, grids, patches, prompts)
+            other = parallel.unconditional
+            prompts.append(other.prepare(features, times))
+            schedules.append(Schedule.upload(other.mesh, [4.5] * steps, [1 / steps] * steps))
+            grids = [grid, other.grid(*geometry.token_grid)]
+            branches = BranchesOnHalves(model, parallel, grids, patches, prompts, schedules)
     tell("compile")
-    model(branches.state_1BNI, prompts[0], 0, grid)
+    branches.predict(0)
     tell("denoise")
     with trace(device) as traces["denoise"]:
-        conditional = model(branches.state_1BNI, prompts[0], step, grid)
+        for prompt in prompts:
+            prompt.select(step)
+        for schedule in schedules:
+            schedule.table.select(step)
+        conditional = branches.predict(0)
     tell("guide")
     with trace(device) as traces["guide"]:
-        if isinstance(branches, BranchesOnHalves):
-            branches.advance(conditional, branches.predict(1, step), 4.5, 0.02)
-        else:
-            velocity = guided(conditional, model(branches.state_1BNI, prompts[1], step, grid), 4.5)
-            euler(branches.state_1BNI, velocity, 0.02)
+        branches.advance(conditional, branches.predict(1))
     return traces
 
 

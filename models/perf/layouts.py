@@ -1,18 +1,18 @@
 """Candidate layouts of a system compared by the time and memory that a dry run and the cost model give them."""
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field, replace
 from math import isinf
 
-from models.device import open_mesh, quiet_ttnn
+from models.device import open_mesh
 from models.mochi.config import CONFIGS, TransformerConfig
 from models.mochi.geometry import Geometry
 from models.mochi.precision import Precision
 from models.parallel import Layout, place
 from models.perf.cost_model import Seconds
 from models.perf.dry_run import DryRun, dry_run
+from models.perf.processes import fresh_processes
 from models.perf.projection import Projection
 from models.systems import System
 
@@ -102,9 +102,7 @@ def compare(
         RuntimeError: a mesh of the system cannot be opened as a mock, or ttnn refuses a program.
     """
     tell = tell or (lambda line: None)
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, spawn, initializer=quiet_ttnn, max_tasks_per_child=1)
-    try:
+    with fresh_processes(jobs) as pool:
         shapes = {layout.branch.mesh_shape: layout.branch for layout in layouts}
         decoding = {
             shape: pool.submit(_decoding, system, layout, precisions[0], geometry, steps)
@@ -122,8 +120,6 @@ def compare(
             found = future.result() or Candidate(layout, precision, float("inf"))
             made.append(found if isinf(found.peak_bytes) else replace(found, decode=decode, video=found.video + decode))
             tell(f"{layout} {precision.name}: {len(made)} of {len(running)}")
-    finally:
-        pool.shutdown(cancel_futures=True)
     return sorted(made, key=lambda row: (not row.fits, row.video.expected))
 
 

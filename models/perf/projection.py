@@ -1,7 +1,7 @@
 """A video's time on a system that nobody measured: the dry run's op trace through the cost model."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.perf.cost_model import OpTime, Seconds, dispatch, op_time, total
 from models.perf.dry_run import DryRun
@@ -15,6 +15,7 @@ _PARTS = {
     "denoise": {"prepare": "once", "denoise": "steps", "guide": "steps"},
     "decode": {"decode": "once"},
 }
+_CAPTURED = ("denoise", "guide")
 NOT_COUNTED = (
     "the copy of the frames to the host and the mp4; one text encoding (the negative prompt is empty); "
     "compilation; host work outside of op dispatch"
@@ -54,10 +55,15 @@ class Projection:
         return next(self.num_steps if parts[part] == "steps" else 1 for parts in _PARTS.values() if part in parts)
 
     def part_seconds(self, part: str) -> Seconds:
-        """One traced stretch, once: its calls in a row, or the host's dispatch of them where that takes longer."""
+        """One traced stretch, once: its calls in a row, or the host's dispatch of them where that takes longer.
+
+        A denoising step is captured and replayed on cards (`models.parallel.Replay`), so that only the slow case waits
+        for the host there.
+        """
         trace = self.run.stages[part]
         device = total(time.seconds for _, time in self._times(trace))
-        return device.at_least(dispatch(trace.device_calls, self.system))
+        sent = device.at_least(dispatch(trace.device_calls, self.system))
+        return replace(device, high=sent.high) if part in _CAPTURED else sent
 
     def seconds(self) -> dict[str, Seconds]:
         """Seconds of ``encode``, ``denoise``, ``decode`` and ``total``, and of one denoising step."""

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
+from models.device import open_mesh
 from models.mochi.components import Configs, choose_layout
 from models.mochi.geometry import Geometry
 from models.mochi.precision import Precision
-from models.parallel import Layout, Mesh
+from models.parallel import Layout, place
 from models.perf.cost_model import Seconds, dispatch, op_time, total
 from models.perf.dry_run import dry_run
 from models.perf.projection import Projection
@@ -21,9 +22,6 @@ MESHES = ((1, 2), (1, 4), (2, 4), (4, 4), (4, 8))
 # Machines of several Galaxies: (Galaxies, links between two of them), from tt-metal fabric/mesh_graph_descriptors:
 # dual_galaxy (8x8, 4 channels) and quad_galaxy (8x16, 1 channel). Each has a host of its own.
 SEVERAL = ((2, 4), (4, 1))
-
-
-Open = Callable[[tuple[int, int]], AbstractContextManager]
 
 
 @dataclass(frozen=True)
@@ -51,42 +49,54 @@ def table(points: list[Point]) -> list[str]:
 
 
 def sweep(
-    system: System, num_steps: int, precision: Precision, geometry: Callable[[int, int, int], Geometry], open_mesh: Open
+    system: System,
+    num_steps: int,
+    precision: Precision,
+    geometry: Callable[[int, int, int], Geometry],
+    pool: Executor,
 ) -> Iterator[Point]:
     """Project videos of several lengths and sizes on the whole system, then one video on parts of it.
 
     Args:
-        system: the machine; its mesh is opened first, so that all meshes are parts of it.
+        system: the machine; smaller meshes are parts of it.
         num_steps: denoising steps.
         precision: of the transformer.
         geometry: of (height, width, frames).
-        open_mesh: opens a mock mesh of a shape without golden execution.
+        pool: where the dry runs go, each a task; see `models.perf.processes`.
     """
-    whole = choose_layout(Configs(), system.mesh, precision)
     usual = (*SIZES[0], 163)
     videos = [(*SIZES[0], frames) for frames in FRAMES] + [(*size, usual[2]) for size in SIZES[1:]]
-    last = None
-    for height, width, frames in videos:
-        name = f"{width}x{height}, {frames} frames, {whole}"
-        point, made = _point(name, system, whole, geometry(height, width, frames), num_steps, precision, open_mesh)
-        last = made if (height, width, frames) == usual else last
-        yield point
-    for shape in MESHES:
-        if shape[0] <= system.mesh[0] and shape[1] <= system.mesh[1] and shape != system.mesh:
+    whole = choose_layout(Configs(), system.mesh, precision)
+    smaller = [shape for shape in MESHES if shape[0] <= system.mesh[0] and shape[1] <= system.mesh[1]]
+    tasks = [
+        (f"{width}x{height}, {frames} frames, {whole}", whole, (height, width, frames))
+        for height, width, frames in videos
+    ]
+    for shape in smaller:
+        if shape != system.mesh:
             layout = choose_layout(Configs(), shape, precision)
-            yield _point(f"part {layout}", system, layout, geometry(*usual), num_steps, precision, open_mesh)[0]
+            tasks.append((f"part {layout}", layout, usual))
+    running = [
+        (video, layout, pool.submit(_point, name, system, layout, geometry(*video), num_steps, precision))
+        for name, layout, video in tasks
+    ]
+    last = None
+    for video, layout, future in running:
+        point, made = future.result()
+        last = made if video == usual and layout == whole else last
+        yield point
     if last is not None and system.chips == 32:
         for count, links in SEVERAL:
             yield on_paper(last, count, links)
 
 
 def _point(
-    name: str, system: System, layout: Layout, geometry: Geometry, num_steps: int, precision: Precision, open_mesh: Open
+    name: str, system: System, layout: Layout, geometry: Geometry, num_steps: int, precision: Precision
 ) -> tuple[Point, Projection | None]:
     part = replace(system, mesh=layout.mesh_shape)
     try:
-        with open_mesh(layout.mesh_shape) as opened:
-            run = dry_run(Mesh(opened.device, layout), geometry, steps=num_steps, precision=precision)
+        with open_mesh(layout.mesh_shape, "dry-run", system=system.name) as opened:
+            run = dry_run(place(opened.device, layout), geometry, steps=num_steps, precision=precision)
     except RuntimeError as error:
         if "Out of Memory" not in str(error):
             raise
@@ -96,12 +106,15 @@ def _point(
 
 
 def _limit(made: Projection) -> str:
-    """What the largest part of a step is, or that the host is what a step waits for."""
+    """What the largest part of a step is, or that the host would be, did it send every step."""
     trace = made.run.stages["denoise"]
     device = total(op_time(record, made.system).seconds for record in trace.records)
     host = dispatch(trace.device_calls, made.system)
     if host.expected > device.expected:
-        return f"waits for the host: {host.expected:.2g} s of dispatch a forward, {device.expected:.2g} s on the device"
+        return (
+            f"{device.expected:.2g} s a forward on the chips, and {host.expected:.2g} s of the host's dispatch if the "
+            "step is not captured"
+        )
     largest = next(row for row in made.rows() if row.stage == "denoise")
     share = largest.seconds.expected / made.seconds()["denoise"].expected
     return f"{largest.kind} {share:.0%} of denoising"

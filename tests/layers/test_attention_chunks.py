@@ -53,3 +53,11 @@ def test_any_size_is_whole_tiles_and_fits(rows, width):
 def test_heads_that_fit_nowhere():
     with pytest.raises(ValueError, match="heads of 8192 does not fit"):
         choose_chunks((64,), (64,), heads=1, width=8192, cores=56)
+
+
+def test_chunks_by_name():
+    assert str(Chunks.parse("256x384")) == "256x384"
+    with pytest.raises(ValueError, match="attention chunks '256' are not QUERIESxKEYS: write e.g. 256x384"):
+        Chunks.parse("256")
+    with pytest.raises(ValueError, match="attention chunks 100x384: 100 must be a positive multiple of 32"):
+        Chunks.parse("100x384")

@@ -25,7 +25,7 @@ def halves(request, open_layout):
         ttnn.close_mesh_device(half.device)
 
 
-@pytest.mark.parametrize("halves", [*LAYOUTS, "4x8cfg1sp1tp0"], indirect=True)
+@pytest.mark.parametrize("halves", [*LAYOUTS, "4x8cfg0sp1tp0", "4x8cfg1sp1tp0"], indirect=True)
 def test_swap(halves):
     """Twice, so that the sockets are used again."""
     for seed in (1, 3):
@@ -51,7 +51,7 @@ def loaded(mesh: Mesh) -> MochiTransformer:
     return ours
 
 
-@pytest.mark.parametrize("halves", ["2x2cfg1sp0tp1", "2x4cfg0sp0tp1"], indirect=True)
+@pytest.mark.parametrize("halves", ["2x2cfg1sp0tp1", "2x4cfg0sp0tp1", "4x8cfg0sp1tp0"], indirect=True)
 def test_sampling_is_that_of_the_branches_in_turn(halves, open_layout):
     """Prompts of other lengths on either half; a step at scale 1 between guided ones."""
     arguments = {

@@ -59,7 +59,7 @@ def predict(model):
     grid = model.grid(2, 3, 5)
     prompt = model.prepare(randn(7, model.config.text_embed_dim, seed=2), [300.0])
     state = model.upload_patches(pack_latents(randn(1, 12, 2, 6, 10, seed=1), 2))
-    return model.download_patches(model(state, prompt, 0, grid), grid.tokens)
+    return model.download_patches(model(state, prompt, grid), grid.tokens)
 
 
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1", "4x8sp1tp0"], indirect=True)

@@ -3,6 +3,7 @@
 import ttnn
 
 from models.layers import (
+    Chunks,
     ColumnParallelLinear,
     HeadRMSNorm,
     Heads,
@@ -24,11 +25,19 @@ class JointAttention(Module):
     """Attention over visual and text tokens (Diffusers ``MochiAttention`` with ``MochiAttnProcessor2_0``)."""
 
     def __init__(
-        self, mesh: Mesh, config: TransformerConfig, widths: Widths, precision: Precision, *, text_output: bool
+        self,
+        mesh: Mesh,
+        config: TransformerConfig,
+        widths: Widths,
+        precision: Precision,
+        *,
+        text_output: bool,
+        chunks: Chunks | None = None,
     ) -> None:
         super().__init__(mesh)
         self.prefix = "attn1."
         self.heads = config.num_attention_heads // mesh.tp.size
+        self.chunks = chunks
         self.scale = config.attention_head_dim**-0.5
         self.fidelity = getattr(ttnn.MathFidelity, precision.attention)
         self.attended = getattr(ttnn, precision.attended)
@@ -70,7 +79,7 @@ class JointAttention(Module):
             q, k, v = self.add_qkv.gathered(text_1BLP)
             text = Heads(self.norm_added_q(q), self.norm_added_k(k), self._values(v))
         spatial, joint = joint_attention(
-            visual, text, self.mesh, tokens=tokens, scale=self.scale, fidelity=self.fidelity
+            visual, text, self.mesh, tokens=tokens, scale=self.scale, fidelity=self.fidelity, chunks=self.chunks
         )
         (spatial,) = self.to_out.gathered(ttnn.experimental.nlp_concat_heads(spatial))
         if joint is None or self.to_add_out is None:

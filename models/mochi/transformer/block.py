@@ -2,11 +2,11 @@
 
 import ttnn
 
-from models.layers import Module, RotaryTable, SwiGLUFeedForward, Width, rms_norm
+from models.layers import Chunks, Module, RotaryTable, SwiGLUFeedForward, Width, rms_norm
 from models.mochi.config import TransformerConfig
 from models.mochi.precision import Precision
 from models.mochi.transformer.attention import JointAttention
-from models.mochi.transformer.conditioning import Modulation, at_step
+from models.mochi.transformer.conditioning import Modulation
 from models.mochi.transformer.widths import Widths
 from models.parallel import Mesh
 
@@ -50,6 +50,7 @@ class TransformerBlock(Module):
         index: int,
         *,
         last: bool,
+        chunks: Chunks | None = None,
     ) -> None:
         super().__init__(mesh)
         self.prefix = f"transformer_blocks.{index}."
@@ -59,7 +60,7 @@ class TransformerBlock(Module):
             self.text_modulation = Modulation(mesh, "norm1_context.linear_1", visual, text, ("scale",))
         else:
             self.text_modulation = Modulation(mesh, "norm1_context.linear", visual, text, _KINDS)
-        self.attention = JointAttention(mesh, config, widths, precision, text_output=not last)
+        self.attention = JointAttention(mesh, config, widths, precision, text_output=not last, chunks=chunks)
 
         def feed_forward(name: str, width: Width, inner: int) -> SwiGLUFeedForward:
             return SwiGLUFeedForward(mesh, name, width, inner, getattr(ttnn.MathFidelity, precision.matmul))
@@ -75,8 +76,8 @@ class TransformerBlock(Module):
         self,
         spatial_1BND: ttnn.Tensor,
         text_1BLP: ttnn.Tensor | None,
-        tables: tuple[list[ttnn.Tensor], list[ttnn.Tensor]],
-        step: int,
+        visual: list[ttnn.Tensor],
+        text: list[ttnn.Tensor],
         rope: RotaryTable,
         tokens: int,
     ) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
@@ -85,20 +86,16 @@ class TransformerBlock(Module):
         Args:
             spatial_1BND: [1, 1, N / SP, D / TP], fractured over SP on N and over TP on D.
             text_1BLP: [1, 1, L, P / TP], replicated over SP, fractured over TP; None without text.
-            tables: what `modulations` gave.
-            step: denoising step, a row of the tables.
+            visual, text: the step's rows of what `modulations` gave, each [1, 1, 1, width / TP]; ``text`` is not read
+                without a text stream.
             rope: rotation of the visual queries and keys.
             tokens: real visual tokens over all shards.
 
         Returns:
             Both streams, placed as they came; the text stream is None after the last block.
         """
-        visual = [at_step(table, step) for table in tables[0]]
         normed_spatial = self.visual.modulated(spatial_1BND, visual[0])
-        normed_text, text = None, []
-        if text_1BLP is not None:
-            text = [at_step(table, step) for table in tables[1]]
-            normed_text = self.text.modulated(text_1BLP, text[0])
+        normed_text = None if text_1BLP is None else self.text.modulated(text_1BLP, text[0])
         attended, attended_text = self.attention(normed_spatial, normed_text, rope, tokens)
         spatial_1BND = self.visual.finish(spatial_1BND, attended, visual[1:])
         if attended_text is None:

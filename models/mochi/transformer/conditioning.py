@@ -4,7 +4,9 @@ Sources: Diffusers ``MochiCombinedTimestepCaptionEmbedding``, ``MochiAttentionPo
 ``dit/joint_model/asymm_models_joint.py`` and ``layers.py``.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import ttnn
@@ -138,6 +140,45 @@ class Modulation(Module):
         return tables
 
 
-def at_step(table_11SD: ttnn.Tensor, step: int) -> ttnn.Tensor:
-    """Row ``step`` of a table [1, 1, S, D / TP] as [1, 1, 1, D / TP]."""
-    return ttnn.slice(table_11SD, [0, 0, step, 0], [1, 1, step + 1, table_11SD.shape[3]])
+class StepTable:
+    """Rows of values, one row per denoising step, of which the current one lies where programs find it.
+
+    `select` makes another row the current one; the tensors that `group` gives hold then that row's values. So one
+    program serves all steps, and can be replayed.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[ttnn.Tensor]]) -> None:
+        """Join groups of tables [1, 1, S, W_i], which are freed."""
+        joined, self._columns, start = [], [], 0
+        for group in groups:
+            ends = list(itertools.accumulate((table.shape[3] for table in group), initial=start))
+            self._columns.append(list(itertools.pairwise(ends)))
+            start = ends[-1]
+            joined.append(_join(group))
+        self._table = _join(joined)
+        self.steps, self._width = self._table.shape[2], start
+        self._row = ttnn.slice(self._table, [0, 0, 0, 0], [1, 1, 1, start])
+
+    def select(self, step: int) -> None:
+        """Make the row of ``step`` the current one.
+
+        Raises:
+            ValueError: there is no such row.
+        """
+        if not 0 <= step < self.steps:
+            raise ValueError(f"step {step} is not among the {self.steps} that were prepared")
+        ttnn.slice(self._table, [0, 0, step, 0], [1, 1, step + 1, self._width], output_tensor=self._row)
+
+    def group(self, index: int) -> list[ttnn.Tensor]:
+        """The current row's pieces [1, 1, 1, W_i] of one group."""
+        return [ttnn.slice(self._row, [0, 0, 0, start], [1, 1, 1, end]) for start, end in self._columns[index]]
+
+
+def _join(tables: Sequence[ttnn.Tensor]) -> ttnn.Tensor:
+    """Join [1, 1, S, W_i] along the columns and free them."""
+    if len(tables) == 1:
+        return tables[0]
+    joined = ttnn.concat(list(tables), dim=3)
+    for table in tables:
+        ttnn.deallocate(table)
+    return joined

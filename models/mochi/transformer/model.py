@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import ttnn
 
-from models.layers import ColumnParallelLinear, Module, RotaryTable, RowParallelLinear, Width, layer_norm
+from models.layers import Chunks, ColumnParallelLinear, Module, RotaryTable, RowParallelLinear, Width, layer_norm
 from models.mochi.config import TransformerConfig
 from models.mochi.precision import PRECISIONS, Precision
 from models.mochi.transformer.block import TransformerBlock
-from models.mochi.transformer.conditioning import Conditioning, Modulation, at_step
+from models.mochi.transformer.conditioning import Conditioning, Modulation, StepTable
 from models.mochi.transformer.rope import RotaryEmbedding, padded_tokens
 from models.mochi.transformer.widths import Widths
 from models.parallel import Mesh
@@ -36,19 +36,33 @@ class Grid:
 class PreparedPrompt:
     """Everything in a denoising run that depends on prompt and schedule only.
 
-    ``text_1BLP`` is the start of the text stream, fractured over TP (None for a prompt without tokens); ``blocks``
-    and ``final`` are norm weights for all S steps.
+    ``text_1BLP`` is the start of the text stream, fractured over TP (None for a prompt without tokens); ``weights``
+    are norm weights for all S steps: for each block those of the visual and of the text stream, then the final layer's.
     """
 
     text_1BLP: ttnn.Tensor | None
-    blocks: list[tuple[list[ttnn.Tensor], list[ttnn.Tensor]]]
-    final: list[ttnn.Tensor]
+    weights: StepTable
+
+    def select(self, step: int) -> None:
+        """Go to a denoising step, an index into the timesteps given to `MochiTransformer.prepare`.
+
+        Raises:
+            ValueError: there is no such step.
+        """
+        self.weights.select(step)
 
 
 class MochiTransformer(Module):
     """AsymmDiT: patches and a caption in, the estimate of ``z0 - noise`` per patch out."""
 
-    def __init__(self, config: TransformerConfig, mesh: Mesh, precision: Precision = PRECISIONS["bf16"]) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        mesh: Mesh,
+        precision: Precision = PRECISIONS["bf16"],
+        *,
+        chunks: Chunks | None = None,
+    ) -> None:
         """Declare the model; `load` fills it.
 
         Args:
@@ -56,6 +70,7 @@ class MochiTransformer(Module):
             mesh: where it lives.
             precision: how its arithmetic is done. What its weights are stored in is set by whoever loads them
                 (`weight_cache.precision`).
+            chunks: of attention; by rule if None.
 
         Raises:
             ValueError: the layout's TP does not divide the heads.
@@ -68,7 +83,7 @@ class MochiTransformer(Module):
         self.conditioning = Conditioning(mesh, config, widths)
         self.rotary = RotaryEmbedding(mesh, config, widths.head)
         self.blocks = [
-            TransformerBlock(mesh, config, widths, precision, index, last=index == config.num_layers - 1)
+            TransformerBlock(mesh, config, widths, precision, index, last=index == config.num_layers - 1, chunks=chunks)
             for index in range(config.num_layers)
         ]
         self.final = FinalLayer(mesh, config, visual)
@@ -105,8 +120,8 @@ class MochiTransformer(Module):
             raise ValueError(f"{length} text tokens are more than the model's {self.config.max_sequence_length}")
         uploaded = self.mesh.upload(features[None, None]) if length else None
         conditioning_11SD, text_1BLP = self.conditioning(timesteps, uploaded)
-        blocks = [block.modulations(conditioning_11SD) for block in self.blocks]
-        return PreparedPrompt(text_1BLP, blocks, self.final.modulation(conditioning_11SD))
+        tables = [table for block in self.blocks for table in block.modulations(conditioning_11SD)]
+        return PreparedPrompt(text_1BLP, StepTable([*tables, self.final.modulation(conditioning_11SD)]))
 
     def upload_patches(self, patches) -> ttnn.Tensor:
         """Host patches [N, I] float32 -> [1, 1, N / SP, I] float32, fractured over SP, padded with zeros."""
@@ -121,14 +136,13 @@ class MochiTransformer(Module):
         """[1, 1, N / SP, I] fractured over SP -> host patches [tokens, I] float32."""
         return self.mesh.download(patches_1BNI, sp=2)[0, 0, :tokens].float()
 
-    def __call__(self, patches_1BNI: ttnn.Tensor, prompt: PreparedPrompt, step: int, grid: Grid) -> ttnn.Tensor:
-        """Predict ``z0 - noise``.
+    def __call__(self, patches_1BNI: ttnn.Tensor, prompt: PreparedPrompt, grid: Grid) -> ttnn.Tensor:
+        """Predict ``z0 - noise`` at the step that ``prompt`` was taken to.
 
         Args:
             patches_1BNI: latent patches [1, 1, N / SP, I] float32, values ordered (row, column, channel), fractured
                 over SP on N, replicated over TP.
             prompt: what `prepare` gave.
-            step: denoising step, an index into the timesteps given to `prepare`.
             grid: what `grid` gave.
 
         Returns:
@@ -136,9 +150,11 @@ class MochiTransformer(Module):
         """
         spatial_1BND = self.patch_embed(patches_1BNI)
         text_1BLP = prompt.text_1BLP
-        for block, tables in zip(self.blocks, prompt.blocks, strict=True):
-            spatial_1BND, text_1BLP = block(spatial_1BND, text_1BLP, tables, step, grid.rope, grid.tokens)
-        return self.final(spatial_1BND, prompt.final, step)
+        for index, block in enumerate(self.blocks):
+            visual = prompt.weights.group(2 * index)
+            text = [] if text_1BLP is None else prompt.weights.group(2 * index + 1)
+            spatial_1BND, text_1BLP = block(spatial_1BND, text_1BLP, visual, text, grid.rope, grid.tokens)
+        return self.final(spatial_1BND, prompt.weights.group(2 * len(self.blocks)))
 
 
 class PatchEmbed(Module):
@@ -171,8 +187,11 @@ class FinalLayer(Module):
         self.modulation = Modulation(mesh, "norm_out.linear", width, width, ("scale", "shift"))
         self.proj = RowParallelLinear(mesh, "proj_out", width, Width.plain(config.patch_values), bias=True)
 
-    def __call__(self, spatial_1BND: ttnn.Tensor, tables: list[ttnn.Tensor], step: int) -> ttnn.Tensor:
-        """[1, 1, N / SP, D / TP] fractured over TP -> [1, 1, N / SP, I] float32, replicated over TP."""
-        scale, shift = (at_step(table, step) for table in tables)
+    def __call__(self, spatial_1BND: ttnn.Tensor, weights: list[ttnn.Tensor]) -> ttnn.Tensor:
+        """[1, 1, N / SP, D / TP] fractured over TP -> [1, 1, N / SP, I] float32, replicated over TP.
+
+        ``weights`` are the norm's scale and shift, each [1, 1, 1, D / TP] fractured over TP.
+        """
+        scale, shift = weights
         normed = layer_norm(spatial_1BND, scale, shift, self.mesh, self.width, _EPS)
         return self.proj.replicated(normed)

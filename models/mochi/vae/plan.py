@@ -18,7 +18,7 @@ _BF16 = 2
 # A row-major page is read in whole DRAM words: 3 output channels take 64 bytes.
 _PIXEL_BYTES = 64
 # Of the free DRAM, what tensors may take: the rest is fragmentation and small tables.
-_USABLE = 0.92
+_USABLE = 0.88
 
 
 def dram_free(mesh: Mesh) -> int:

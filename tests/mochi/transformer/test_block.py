@@ -13,7 +13,7 @@ from models.mochi.config import TransformerConfig
 from models.mochi.precision import Precision
 from models.mochi.transformer.attention import JointAttention
 from models.mochi.transformer.block import TransformerBlock
-from models.mochi.transformer.conditioning import CaptionPool, Conditioning, Modulation, at_step, sinusoid
+from models.mochi.transformer.conditioning import CaptionPool, Conditioning, Modulation, StepTable, sinusoid
 from models.mochi.transformer.model import FinalLayer, PatchEmbed
 from models.mochi.transformer.rope import RotaryEmbedding, padded_tokens, positions
 from models.mochi.transformer.widths import Widths
@@ -149,9 +149,15 @@ def test_modulation(mesh):
     assert module.linear.cuts == cuts.get(str(mesh.layout), 1)
     with torch.no_grad():
         parts = block.norm1.linear(conditioning).chunk(4, dim=1)
-    for table, part, kind in zip(tables, parts, kinds, strict=True):
-        expected = 1 + part if kind == "scale" else torch.tanh(part)
-        check(mesh.download(at_step(table, 2), tp=3)[0, 0, 0].float(), expected[2], None, max_rmse=0.01)
+    table = StepTable([tables[:1], tables[1:]])
+    for step in (2, 0):
+        table.select(step)
+        rows = [*table.group(0), *table.group(1)]
+        for row, part, kind in zip(rows, parts, kinds, strict=True):
+            expected = 1 + part if kind == "scale" else torch.tanh(part)
+            check(mesh.download(row, tp=3)[0, 0, 0].float(), expected[step], None, max_rmse=0.01)
+    with pytest.raises(ValueError, match="step 3 is not among the 3 that were prepared"):
+        table.select(3)
 
 
 @pytest.mark.parametrize("mesh", MESHES, indirect=True)
@@ -220,7 +226,8 @@ def run_block(mesh, model_of, config, index: int, length: int, grid=GRID, precis
     conditioning = pad(torch.nn.functional.silu(embedding)[None, None], streams.widths.visual)
     tables = block.modulations(mesh.upload(conditioning))
     rope = rotary(mesh, config, model_of(torch.float32), grid)
-    spatial, text = block(streams.spatial_device, streams.text_device, tables, 0, rope, tokens)
+    table = StepTable(tables)
+    spatial, text = block(streams.spatial_device, streams.text_device, table.group(0), table.group(1), rope, tokens)
     check(streams.spatial_back(spatial), exact[0], rounded[0], **limits)
     if last:
         assert text is None
@@ -288,5 +295,5 @@ def test_final_layer(mesh):
     pair = torch.nn.ModuleDict({"norm_out": model.norm_out, "proj_out": model.proj_out})
     ours.load(StateDict(pair))
     tables = ours.modulation(mesh.upload(torch.nn.functional.silu(embedding)[None, None]))
-    out = ours(streams.spatial_device, tables, 0)
+    out = ours(streams.spatial_device, StepTable([tables]).group(0))
     check(mesh.download(out, sp=2)[0, :, :TOKENS].float(), exact, rounded, max_rmse=0.02)

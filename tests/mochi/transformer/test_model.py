@@ -24,7 +24,8 @@ def predict(ours: MochiTransformer, latents, features, step: int) -> torch.Tenso
     _, _, frames, height, width = latents.shape
     grid = ours.grid(frames, height // patch, width // patch)
     prompt = ours.prepare(features, TIMES)
-    out = ours(ours.upload_patches(pack_latents(latents, patch)), prompt, step, grid)
+    prompt.select(step)
+    out = ours(ours.upload_patches(pack_latents(latents, patch)), prompt, grid)
     return unpack_latents(ours.download_patches(out, grid.tokens), latents.shape, patch)
 
 
@@ -61,6 +62,19 @@ def test_matches_diffusers(mesh, length):
 @pytest.mark.parametrize("step", [0, 2])
 def test_every_step_of_a_schedule(mesh, step):
     compare(mesh, (3, 4, 6), 19, step=step, **SMALL)
+
+
+@pytest.mark.parametrize("mesh", ["2x4sp1tp0"], indirect=True)
+def test_a_prompt_goes_from_step_to_step(mesh):
+    """One prompt taken to several steps, back too, predicts what fresh ones do."""
+    ours, features = build(mesh, **SMALL), randn(7, SMALL["text_embed_dim"], seed=2)
+    grid, prompt = ours.grid(2, 3, 5), ours.prepare(features, TIMES)
+    patches = ours.upload_patches(pack_latents(randn(1, 12, 2, 6, 10, seed=1), 2))
+    for step in (2, 0, 1):
+        prompt.select(step)
+        fresh = ours.prepare(features, TIMES[step : step + 1])
+        both = [ours.download_patches(ours(patches, each, grid), grid.tokens) for each in (prompt, fresh)]
+        assert relative_rmse(*both) < 0.002, step
 
 
 @pytest.mark.parametrize("mesh", ["1x1sp0tp1", "2x4sp0tp1"], indirect=True)
@@ -145,7 +159,9 @@ def test_attending_to_padding_is_caught(mesh, monkeypatch):
     latents, features = randn(1, 12, 2, 6, 10, seed=1), randn(7, SMALL["text_embed_dim"], seed=2)
     ours = build(mesh, **SMALL)
     grid = ours.grid(2, 3, 5)
-    out = ours(ours.upload_patches(pack_latents(latents, 2)), ours.prepare(features, TIMES), 1, grid)
+    prompt = ours.prepare(features, TIMES)
+    prompt.select(1)
+    out = ours(ours.upload_patches(pack_latents(latents, 2)), prompt, grid)
     actual = unpack_latents(ours.download_patches(out, 30), latents.shape, 2)
     exact, rounded = expect(latents, features, 1, **SMALL)
     with pytest.raises(AssertionError):

@@ -1,0 +1,63 @@
+"""A stretch of program that is sent to the chips once and replayed from their memory: ttnn's trace capture.
+
+A replay repeats the captured ops on the captured addresses. So the program must read what changes from tensors that
+stay where they are, and leave its results in such; tensors made inside it are made anew by each replay.
+"""
+
+from collections.abc import Callable
+
+import ttnn
+
+_QUEUE = 0
+
+
+class Replay[T]:
+    """Calls ``program``; from the second call on, where ``capture`` is set, by replaying what that call recorded."""
+
+    def __init__(self, device: ttnn.MeshDevice, program: Callable[[], T], *, capture: bool) -> None:
+        """Bind a program to its mesh.
+
+        Args:
+            device: the mesh that all of its ops run on; for ``capture`` it was opened with a trace region.
+            program: takes nothing, and sends the same ops on each call.
+            capture: whether the mesh can capture; otherwise every call sends the ops.
+        """
+        self._device = device
+        self._program = program
+        self._capture = capture
+        self._compiled = False
+        self._trace: ttnn.MeshTraceId | None = None
+        self._result: T | None = None
+
+    def __call__(self) -> T:
+        """Run the program; a replay returns the tensors that it was captured with, holding new values."""
+        if not self._capture or not self._compiled:
+            self._compiled = True  # Programs are compiled and copied to the chips before anything can be captured.
+            return self._program()
+        if self._trace is None:
+            self._trace, self._result = self._record()
+        ttnn.execute_trace(self._device, self._trace, cq_id=_QUEUE, blocking=False)
+        assert self._result is not None
+        return self._result
+
+    def _record(self) -> tuple["ttnn.MeshTraceId", T]:
+        trace = ttnn.begin_trace_capture(self._device, cq_id=_QUEUE)
+        try:
+            result = self._program()
+        except BaseException:
+            ttnn.end_trace_capture(self._device, trace, cq_id=_QUEUE)
+            ttnn.release_trace(self._device, trace)
+            raise
+        ttnn.end_trace_capture(self._device, trace, cq_id=_QUEUE)
+        return trace, result
+
+    def finish(self) -> None:
+        """Wait for a replay: it uses the semaphores that the next one begins with."""
+        if self._trace is not None:
+            ttnn.synchronize_device(self._device)
+
+    def release(self) -> None:
+        """Free what was captured."""
+        if self._trace is not None:
+            ttnn.release_trace(self._device, self._trace)
+            self._trace = self._result = None

@@ -42,7 +42,8 @@ def _chips(item: pytest.Item) -> int:
     from models.parallel import Layout
 
     try:
-        rows, cols = Layout.parse(item.callspec.params["mesh"].removesuffix(PLAIN)).mesh_shape  # type: ignore[attr-defined]
+        params = item.callspec.params  # type: ignore[attr-defined]
+        rows, cols = Layout.parse((params.get("halves") or params["mesh"]).removesuffix(PLAIN)).mesh_shape
     except (AttributeError, KeyError, TypeError, ValueError):
         return 0  # the test wants no mesh of ours
     return rows * cols

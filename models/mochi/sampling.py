@@ -99,16 +99,16 @@ class BranchesInTurn:
         self.schedule = schedule
         self.state_1BNI = transformer.upload_patches(patches)
         device = transformer.mesh.device
-        self._guided = Replay(device, self._guided_step, capture=capture)
-        self._alone = Replay(device, self._conditional_step, capture=capture)
+        self._guided: Replay[ttnn.Tensor] = Replay(device, capture=capture)
+        self._alone: Replay[ttnn.Tensor] = Replay(device, capture=capture)
 
     def step(self, index: int, *, guided: bool) -> None:
         """Advance the state by a step; ``guided`` says whether its scale is other than 1."""
         self.schedule.table.select(index)
         for prompt in self.prompts if guided else self.prompts[:1]:
             prompt.select(index)
-        replay = self._guided if guided else self._alone
-        replay()
+        replay, program = (self._guided, self._guided_step) if guided else (self._alone, self._conditional_step)
+        replay(program)
         replay.finish()
 
     def predict(self, branch: int) -> ttnn.Tensor:
@@ -152,9 +152,8 @@ class BranchesOnHalves:
         self.prompts = prompts
         self.schedules = schedules
         self.states = [model.upload_patches(patches) for model in self.models]
-        self._forwards = [
-            Replay(model.mesh.device, functools.partial(self.predict, half), capture=capture)
-            for half, model in enumerate(self.models)
+        self._forwards: list[Replay[ttnn.Tensor]] = [
+            Replay(model.mesh.device, capture=capture) for model in self.models
         ]
 
     @property
@@ -167,7 +166,9 @@ class BranchesOnHalves:
         for schedule, prompt in zip(self.schedules, self.prompts, strict=True):
             schedule.table.select(index)
             prompt.select(index)
-        conditional, unconditional = (forward() for forward in self._forwards)
+        conditional, unconditional = (
+            forward(functools.partial(self.predict, half)) for half, forward in enumerate(self._forwards)
+        )
         self.advance(conditional, unconditional)
         for forward in self._forwards:
             forward.finish()

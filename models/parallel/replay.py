@@ -12,38 +12,39 @@ _QUEUE = 0
 
 
 class Replay[T]:
-    """Calls ``program``; from the second call on, where ``capture`` is set, by replaying what that call recorded."""
+    """Runs a program; from the second call on, where ``capture`` is set, by replaying what that call recorded."""
 
-    def __init__(self, device: ttnn.MeshDevice, program: Callable[[], T], *, capture: bool) -> None:
-        """Bind a program to its mesh.
+    def __init__(self, device: ttnn.MeshDevice, *, capture: bool) -> None:
+        """Say where.
 
         Args:
-            device: the mesh that all of its ops run on; for ``capture`` it was opened with a trace region.
-            program: takes nothing, and sends the same ops on each call.
+            device: the mesh that all of the program's ops run on; for ``capture`` it was opened with a trace region.
             capture: whether the mesh can capture; otherwise every call sends the ops.
         """
         self._device = device
-        self._program = program
         self._capture = capture
         self._compiled = False
         self._trace: ttnn.MeshTraceId | None = None
         self._result: T | None = None
 
-    def __call__(self) -> T:
-        """Run the program; a replay returns the tensors that it was captured with, holding new values."""
+    def __call__(self, program: Callable[[], T]) -> T:
+        """Run ``program``, which sends the same ops each time.
+
+        A replay returns the tensors that the program was captured with, holding new values.
+        """
         if not self._capture or not self._compiled:
             self._compiled = True  # Programs are compiled and copied to the chips before anything can be captured.
-            return self._program()
+            return program()
         if self._trace is None:
-            self._trace, self._result = self._record()
+            self._trace, self._result = self._record(program)
         ttnn.execute_trace(self._device, self._trace, cq_id=_QUEUE, blocking=False)
         assert self._result is not None
         return self._result
 
-    def _record(self) -> tuple["ttnn.MeshTraceId", T]:
+    def _record(self, program: Callable[[], T]) -> tuple["ttnn.MeshTraceId", T]:
         trace = ttnn.begin_trace_capture(self._device, cq_id=_QUEUE)
         try:
-            result = self._program()
+            result = program()
         except BaseException:
             ttnn.end_trace_capture(self._device, trace, cq_id=_QUEUE)
             ttnn.release_trace(self._device, trace)

@@ -36,8 +36,8 @@ class FakeTrace:
 
 def test_the_second_call_is_recorded_and_later_ones_replayed(monkeypatch):
     trace, runs = FakeTrace(monkeypatch), []
-    replay = Replay(None, lambda: runs.append(1) or "result", capture=True)
-    assert [replay() for _ in range(4)] == ["result"] * 4
+    replay = Replay(None, capture=True)
+    assert [replay(lambda: runs.append(1) or "result") for _ in range(4)] == ["result"] * 4
     assert len(runs) == 2, "once to compile, once to record"
     replay.finish()
     replay.release()
@@ -47,9 +47,9 @@ def test_the_second_call_is_recorded_and_later_ones_replayed(monkeypatch):
 
 def test_without_capture_every_call_runs_the_program(monkeypatch):
     trace, runs = FakeTrace(monkeypatch), []
-    replay = Replay(None, lambda: runs.append(1), capture=False)
+    replay = Replay(None, capture=False)
     for _ in range(3):
-        replay()
+        replay(lambda: runs.append(1))
     replay.finish()
     replay.release()
     assert (len(runs), trace.calls) == (3, [])
@@ -64,10 +64,10 @@ def test_a_program_that_fails_leaves_no_trace(monkeypatch):
         if outcome is not None:
             raise outcome
 
-    replay = Replay(None, program, capture=True)
-    replay()
+    replay = Replay(None, capture=True)
+    replay(program)
     with pytest.raises(RuntimeError, match="out of memory"):
-        replay()
+        replay(program)
     assert trace.calls == ["begin", "end", "release"]
 
 
@@ -93,10 +93,9 @@ def test_a_step_can_be_replayed(mesh, monkeypatch):
     trace, original = FakeTrace(monkeypatch), Replay._record
     recorded = {}
 
-    def record(self):
-        made = original(self)
-        recorded["program"] = self._program
-        return made
+    def record(self, program):
+        recorded["program"] = program
+        return original(self, program)
 
     def execute(device, trace_id, *, cq_id, blocking):
         trace.calls.append("execute")

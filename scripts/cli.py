@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -171,6 +172,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         print(f"mochi-tt: error: {' '.join(text.split())}", file=sys.stderr)
+        return BAD_INPUT
+    except RuntimeError as error:
+        found = re.search("Out of Memory: .*", str(error))
+        if found is None or "--debug" in arguments:
+            raise
+        print(
+            f"mochi-tt: error: a chip's memory is too small: {found[0].strip()}; "
+            "choose a smaller video, a larger mesh, a layout with fsdp, or --precision fast",
+            file=sys.stderr,
+        )
         return BAD_INPUT
     if code == INTERRUPTED:
         print("mochi-tt: interrupted, no file is left half-written", file=sys.stderr)

@@ -6,7 +6,11 @@ from models.layers import compute
 from models.layers.module import Module, Parameter
 from models.layers.rotary import RotaryTable
 from models.layers.width import Width
-from models.parallel import Mesh, all_reduce, gather
+from models.parallel import TILE, Mesh, all_reduce, gather
+
+# Features of a chip up to which ttnn's layer norm on gathered statistics fits L1: its circular buffers take 26 KB for
+# each tile of a row (ttnn 0.81.1 names 2,497,888 bytes for 96 tiles, and allows 1,499,136).
+_LAYER_NORM_WIDTH = 56 * TILE
 
 
 def rms_norm(x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, width: Width, eps: float) -> ttnn.Tensor:
@@ -59,8 +63,9 @@ def layer_norm(
     must carry `Width.norm_factor`.
     """
     config = compute.accurate()
-    if width.is_padded:
-        # The fused statistics would count the padding as data: centre first, which leaves a root-mean-square norm.
+    if width.is_padded or x.shape[3] > _LAYER_NORM_WIDTH:
+        # The op's statistics would count padding as data, and its buffers hold whole rows: centre first, which leaves a
+        # root-mean-square norm.
         return ttnn.add(rms_norm(_centred(x, mesh, width), weight, mesh, width, eps), bias, dtype=ttnn.bfloat16)
     stats = ttnn.layer_norm_pre_all_gather(x, dtype=ttnn.float32, compute_kernel_config=config)
     stats = gather(stats, mesh, dim=3, over=mesh.tp)

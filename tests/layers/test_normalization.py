@@ -14,7 +14,7 @@ MAX_RMSE = 0.004
 
 
 @pytest.mark.parametrize("mesh", LAYOUTS, indirect=True)
-@pytest.mark.parametrize("size", [256, 72, 682])
+@pytest.mark.parametrize("size", [256, 72, 682, 2048])
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_norm_over_fractured_features(mesh, size, kind):
     width = Width.sharded(size, mesh.tp.size)

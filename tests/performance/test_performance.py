@@ -1,4 +1,4 @@
-"""Performance per system, in the form that owners of tt_dit know: ``-k 2x4sp0tp1``, ``-k 4x8sp1tp0``.
+"""Performance per system, in the form that owners of tt_dit know: ``-k 2x4sp0tp1``, ``-k 4x8``.
 
 With cards and ``--model DIRECTORY`` the pipeline is measured on them. Without cards a full-size dry run is projected,
 once for all tests of a system, and its exact counts are held against the committed baseline. After a change that is
@@ -19,7 +19,9 @@ from models.perf.compare import THRESHOLD, ratios, read, regressions
 from models.systems import system
 
 BASELINES = Path(__file__).parent / "baselines"
-SYSTEMS = ("quietbox", "galaxy")
+# The default layouts, and the one that tt_dit has on 2x4.
+SYSTEMS = {"quietbox": system("quietbox").layout, "galaxy": system("galaxy").layout}
+CASES = [*SYSTEMS.items(), ("quietbox", "sp0tp1")]
 # Seconds. tt_dit's own test ceilings (tt-metal models/tt_dit/tests/models/mochi/test_performance_mochi.py).
 CEILINGS = {
     "quietbox": {"encode": 8, "denoise": 1320, "decode": 55, "total": 1385},
@@ -27,24 +29,26 @@ CEILINGS = {
 }
 
 
-def layout_id(name: str) -> str:
-    found = system(name)
-    return f"{found.mesh[0]}x{found.mesh[1]}{found.layout}"
+def layout_id(name: str, layout: str) -> str:
+    rows, columns = system(name).mesh
+    return f"{rows}x{columns}{layout}"
 
 
-each_system = pytest.mark.parametrize("name", SYSTEMS, ids=layout_id)
+def each(cases):
+    return pytest.mark.parametrize(("name", "layout"), cases, ids=[layout_id(*case) for case in cases])
 
 
 @pytest.fixture
-def report(name, request, tmp_path_factory) -> dict:
+def report(name, layout, request, tmp_path_factory) -> dict:
     """What `mochi-tt measure` says of a system, made once per test run, whichever worker asks first."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
-    path = folder / f"performance-{name}.json"
+    path = folder / f"performance-{name}-{layout}.json"
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            command = [sys.executable, "-m", "scripts.cli", "measure", "--system", name, "--json", str(path)]
+            command = [sys.executable, "-m", "scripts.cli", "measure", "--system", name, "--layout", layout]
+            command += ["--json", str(path)]
             model = request.config.getoption("--model")
             if cards():
                 if model is None:
@@ -56,8 +60,8 @@ def report(name, request, tmp_path_factory) -> dict:
     return json.loads(path.read_text())
 
 
-@each_system
-def test_performance(name, report):
+@each(CASES)
+def test_performance(name, layout, report):
     """Within the seconds that tt_dit's own test allows itself, measured or projected."""
     middle = "median" if report["mode"] == "hardware" else "expected"
     over = {
@@ -68,9 +72,9 @@ def test_performance(name, report):
     assert not over, f"{report['note']}: {over} over {CEILINGS[name]}"
 
 
-@each_system
+@each(list(SYSTEMS.items()))
 @pytest.mark.skipif(bool(cards()), reason="counts are held against the baseline where dry runs make them")
-def test_counts_do_not_grow(name, report):
+def test_counts_do_not_grow(name, layout, report):
     """Device calls, FLOPs, bytes and peak memory per chip stay within 2% of the committed baseline."""
     worse = regressions(ratios(read(BASELINES / f"{name}.json"), report), THRESHOLD)
     assert not worse, "grown; if meant so, run make baselines:\n" + "\n".join(map(str, worse))

@@ -57,7 +57,7 @@ def pipe(tiny, reference, monkeypatch):
         text_encoder=HostTextEncoder.from_checkpoint(checkpoint),
         vae=HostVaeDecoder.from_checkpoint(checkpoint.vae),
         scales=Scales(),
-        mesh=SimpleNamespace(mode="golden", close=lambda: None),
+        mesh=SimpleNamespace(mode="golden", can_capture=False, close=lambda: None),
         layout=None,
         checkpoint=checkpoint,
     )

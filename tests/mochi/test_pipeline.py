@@ -31,7 +31,7 @@ def reference(tiny):
     return pipe
 
 
-def reference_denoise(transformer, latents, *, sigmas, guidance, prompt, negative, parallel, on_step=None):
+def reference_denoise(transformer, latents, *, sigmas, guidance, prompt, negative, parallel, capture, on_step=None):
     """What `models.mochi.sampling.denoise` promises, with the reference's transformer, in float32."""
     state = latents.clone()
     for i, scale in enumerate(guidance):

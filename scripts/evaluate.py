@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from scripts.cache import HELP
+
 
 def evaluate(
     model: Annotated[str, typer.Option(help="The built-in tiny, or a directory that train_tiny wrote.")] = "tiny",
     limit: Annotated[int | None, typer.Option(help="Only so many of the 64 prompts.")] = None,
     mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
+    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
     json_file: Annotated[str | None, typer.Option("--json", help="Also write the report to this file.")] = None,
     sheet: Annotated[str | None, typer.Option(help="Also write a .png with a row of frames per prompt.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -33,7 +36,7 @@ def evaluate(
     quiet_libraries()
     quiet_ttnn()
     with make_reporter() as reporter:
-        found = run(checkpoint, settings, prompts, mesh, reporter.progress)
+        found = run(checkpoint, settings, prompts, mesh, precision, reporter.progress)
     print("\n".join(found.lines()))
     if json_file is not None:
         write_json(found.to_json(), json_file)

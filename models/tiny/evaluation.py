@@ -42,6 +42,7 @@ class Evaluation:
 
     mode: str
     layout: str
+    precision: str
     settings: Defaults
     verdicts: Sequence[Verdict]
     videos: torch.Tensor
@@ -59,6 +60,7 @@ class Evaluation:
         return {
             "mode": self.mode,
             "layout": self.layout,
+            "precision": self.precision,
             "settings": asdict(self.settings),
             "prompts": len(self.verdicts),
             "accuracy": self.accuracy(),
@@ -74,7 +76,8 @@ class Evaluation:
         wrong = [v for v in self.verdicts if v.mesh != v.asked]
         return [
             *(f"wrong: {v.prompt!r} shows {_words(v.mesh)} (PyTorch: {_words(v.reference)})" for v in wrong),
-            f"{len(self.verdicts)} held-out prompts, {self.mode}, {self.layout}, {self.settings.num_steps} steps, "
+            f"{len(self.verdicts)} held-out prompts, {self.mode}, {self.layout}, precision {self.precision}, "
+            f"{self.settings.num_steps} steps, "
             f"guidance {self.settings.cfg_scale:g}",
             *(
                 f"{name:<7} {report['accuracy'][name]:6.1%}   PyTorch {report['reference_accuracy'][name]:6.1%}"
@@ -112,6 +115,7 @@ def evaluate(
     settings: Defaults,
     prompts: Sequence[tuple[str, Sight]],
     mesh: str = "2x4",
+    precision: str = "default",
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Evaluation:
     """Generate and judge the videos of `prompts`; prompt i starts from the noise of seed `settings.seed` + i.
@@ -123,7 +127,7 @@ def evaluate(
     geometry = Geometry(settings.height, settings.width, settings.num_frames, check_configs(checkpoint))
     reference = _Reference(checkpoint, settings)
     verdicts, videos = [], []
-    with MochiPipeline.from_pretrained(checkpoint, mesh=mesh, progress=progress) as pipe:
+    with MochiPipeline.from_pretrained(checkpoint, mesh=mesh, precision=precision, progress=progress) as pipe:
         mode, layout = pipe.mode, str(pipe.layout)
         for index, (text, asked) in enumerate(prompts):
             progress("evaluate", index, len(prompts))
@@ -143,7 +147,7 @@ def evaluate(
             verdicts.append(Verdict(text, asked, look(ours), look(expected), worst_psnr(ours, expected)))
             videos.append(ours)
         progress("evaluate", len(prompts), len(prompts))
-    return Evaluation(mode, layout, settings, verdicts, torch.stack(videos))
+    return Evaluation(mode, layout, precision, settings, verdicts, torch.stack(videos))
 
 
 class _Reference:

@@ -23,12 +23,13 @@ CONFIG: dict[str, Any] = {
     "layers_per_block": (1, 1, 2, 1, 1),
     "add_attention_block": (False, False, False, False, False),
 }
-SCHEDULE = Schedule(steps=1500, rate=2e-4, ema=0.99)
+SCHEDULE = Schedule(steps=9000, rate=5e-4, warmup=300, ema=0.998)
 # After so many steps the encoder stays as it is, and with it the latents: from then on only the decoder is trained,
 # and the transformer can be.
 ENCODER_STEPS = 300
-# The first part of the training sees windows around the things, where there is most to learn; the rest whole frames.
-WINDOW, WINDOW_BATCH, WINDOW_SHARE = 32, 8, 0.85
+# While the encoder is trained it sees windows around the things, where there is most to learn; the decoder then sees
+# windows and whole frames in turn.
+WINDOW, WINDOW_BATCH = 32, 8
 WHOLE_BATCH = 2
 NORM_BIAS, SILU_BIAS = 4.0, 3.0
 KL_WEIGHT = 5e-4
@@ -113,7 +114,7 @@ def train_vae(
     def losses(step: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"vae {step}")
         noise = torch.Generator(device).manual_seed(step)
-        frames = batch(rng, windows=step < WINDOW_SHARE * schedule.steps)
+        frames = batch(rng, windows=step < ENCODER_STEPS or step % 2 == 0)
         frames = frames.to(device, memory_format=torch.channels_last_3d)
         vae.encoder.requires_grad_(step < ENCODER_STEPS)
         return vae_losses(vae, frames, noise, NOISE_SHARE * min(1.0, step / NOISE_RAMP))

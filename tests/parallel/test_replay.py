@@ -1,8 +1,10 @@
 """Capture and replay up to the line that a mock mesh draws: which functions of ttnn are called, and when."""
 
 import pytest
+import torch
 import ttnn
 
+from models.device import cards
 from models.mochi.sampling import denoise
 from models.mochi.transformer import MochiTransformer
 from models.parallel import Replay
@@ -71,6 +73,29 @@ def test_a_program_that_fails_leaves_no_trace(monkeypatch):
     assert trace.calls == ["begin", "end", "release"]
 
 
+def sampling_on(mesh):
+    """A loaded model, noise, and the other arguments of `denoise` for four guided steps."""
+    model = reference(**SMALL)
+    ours = MochiTransformer(config_of(model), mesh)
+    ours.load(StateDict(model))
+    arguments = {
+        "sigmas": [1.0, 0.9, 0.7, 0.4, 0.0],
+        "guidance": [4.5, 4.0, 2.0, 3.0],
+        "prompt": (randn(1, 9, SMALL["text_embed_dim"], seed=2), torch.ones(1, 9, dtype=torch.bool)),
+        "negative": (randn(1, 9, SMALL["text_embed_dim"], seed=3), torch.zeros(1, 9, dtype=torch.bool)),
+    }
+    return ours, randn(1, 12, 2, 6, 10, seed=1), arguments
+
+
+@pytest.mark.hardware
+@pytest.mark.skipif(not cards(), reason="capture needs a Tenstorrent card's command queues, and there is no card here")
+@pytest.mark.parametrize("mesh", ["1x2sp0tp1", "2x4sp1tp0"], indirect=True)
+def test_replayed_steps_are_those_that_are_sent(mesh):
+    ours, latents, arguments = sampling_on(mesh)
+    expected = denoise(ours, latents, **arguments)
+    assert torch.equal(denoise(ours, latents, capture=True, **arguments), expected)
+
+
 @pytest.mark.parametrize("mesh", ["1x2sp0tp1"], indirect=True)
 def test_a_step_can_be_replayed(mesh, monkeypatch):
     """The recorded program, run again as it was recorded, makes every later step.
@@ -78,16 +103,7 @@ def test_a_step_can_be_replayed(mesh, monkeypatch):
     A replay repeats ops on the addresses of the recording. So here it repeats the recorded Python, and the test fails
     if any number of a step went into it other than by the tensors that `select` fills.
     """
-    model = reference(**SMALL)
-    ours = MochiTransformer(config_of(model), mesh)
-    ours.load(StateDict(model))
-    arguments = {
-        "sigmas": [1.0, 0.9, 0.7, 0.4, 0.0],
-        "guidance": [4.5, 4.0, 2.0, 3.0],
-        "prompt": (randn(1, 9, SMALL["text_embed_dim"], seed=2), randn(1, 9) > -9),
-        "negative": (randn(1, 9, SMALL["text_embed_dim"], seed=3), randn(1, 9) > 9),
-    }
-    latents = randn(1, 12, 2, 6, 10, seed=1)
+    ours, latents, arguments = sampling_on(mesh)
     expected = denoise(ours, latents, **arguments)
 
     trace, original = FakeTrace(monkeypatch), Replay._record

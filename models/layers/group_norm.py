@@ -23,10 +23,14 @@ _POSITIONS = 1024
 
 
 class FrameGroupNorm(Module):
-    """``silu(group_norm(x))`` per frame, statistics in float32 over a frame's real positions on all chips.
+    """``silu(group_norm(x))`` per frame, statistics over a frame's real positions on all chips.
 
-    Formula: ``(x - mean) / sqrt(mean(x^2) - mean^2 + eps) * weight + bias`` per group (arXiv:1803.08494), as
+    Formula: ``(x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias`` per group (arXiv:1803.08494), as
     Diffusers' ``MochiChunkedGroupNorm3D``, whose GroupNorm has ``eps`` 1e-5.
+
+    In two passes: the mean of a group may be many times its spread, and then ``mean(x^2) - mean^2`` of bfloat16 sums is
+    mostly rounding, and so is ``x * scale`` before the mean is taken off. So a first mean is taken off in both the
+    second pass, which corrects that mean too, and the result.
     """
 
     def __init__(self, mesh: Mesh, name: str, channels: int, sums: "GroupSums", *, eps: float = 1e-5) -> None:
@@ -50,24 +54,21 @@ class FrameGroupNorm(Module):
             out_THWC: [T', H', W', C], written from frame, row and column ``origin`` on; may be x's own buffer.
             origin: where the norm's result begins.
         """
-        scale, shift = self._affine(self.sums(x_BTHWC, extent), extent)
+        count = extent.height.real * extent.width.real * self.channels // self.sums.groups
+        mean_11TG = ttnn.multiply(self.sums(x_BTHWC, extent), 1.0 / count)
+        centre = _per_frame(self.sums.spread(mean_11TG, self.channels))
+        scale, shift = self._affine(ttnn.multiply(self.sums.centred(x_BTHWC, extent, centre), 1.0 / count))
         silu = [ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)]
         x_THWC = frames_of(x_BTHWC)
         for part in parts(x_THWC):
-            of_scale, of_shift = (take_frames(table, part) for table in (scale, shift))
-            scaled = then(ttnn.multiply, take(x_THWC, part), of_scale)
-            normed = then(ttnn.add, scaled, of_shift, activations=silu)
+            of_centre, of_scale, of_shift = (take_frames(table, part) for table in (centre, scale, shift))
+            centred = then(ttnn.subtract, take(x_THWC, part), of_centre)
+            normed = then(ttnn.add, then(ttnn.multiply, centred, of_scale), of_shift, activations=silu)
             put(out_THWC, normed, [start + first for start, first in zip(origin, part.begin, strict=True)])
-            ttnn.deallocate(of_scale)
-            ttnn.deallocate(of_shift)
-        ttnn.deallocate(scale)
-        ttnn.deallocate(shift)
 
-    def _affine(self, sums_12TG: ttnn.Tensor, extent: Extent) -> tuple[ttnn.Tensor, ttnn.Tensor]:
-        """Scale and shift [T, 1, 1, C] float32, row-major, of the sums of x and x^2 per frame and group."""
-        frames, groups = sums_12TG.shape[2], self.sums.groups
-        count = extent.height.real * extent.width.real * self.channels // groups
-        moments = ttnn.multiply(sums_12TG, 1.0 / count)
+    def _affine(self, moments: ttnn.Tensor) -> tuple[ttnn.Tensor, ttnn.Tensor]:
+        """Scale and shift [T, 1, 1, C] float32, row-major, of the means of y and y^2 [1, 2, T, G], y the centred x."""
+        frames, groups = moments.shape[2], self.sums.groups
         mean = ttnn.slice(moments, [0, 0, 0, 0], [1, 1, frames, groups])
         square = ttnn.slice(moments, [0, 1, 0, 0], [1, 2, frames, groups])
         variance = ttnn.relu(ttnn.subtract(square, ttnn.multiply(mean, mean)))
@@ -76,9 +77,13 @@ class FrameGroupNorm(Module):
         spread = ttnn.multiply(self.sums.spread(pair, self.channels), self.weight.tensor)
         scale = ttnn.slice(spread, [0, 0, 0, 0], [1, 1, frames, self.channels])
         centre = ttnn.slice(spread, [0, 1, 0, 0], [1, 2, frames, self.channels])
-        shift = ttnn.subtract(self.bias.tensor, centre)
-        shape = [frames, 1, 1, self.channels]
-        return tuple(ttnn.reshape(ttnn.to_layout(t, ttnn.ROW_MAJOR_LAYOUT), shape) for t in (scale, shift))
+        return _per_frame(scale), _per_frame(ttnn.subtract(self.bias.tensor, centre))
+
+
+def _per_frame(table_11TC: ttnn.Tensor) -> ttnn.Tensor:
+    """[1, 1, T, C] -> [T, 1, 1, C], row-major."""
+    frames, channels = list(table_11TC.shape)[2:]
+    return ttnn.reshape(ttnn.to_layout(table_11TC, ttnn.ROW_MAJOR_LAYOUT), [frames, 1, 1, channels])
 
 
 class GroupSums:
@@ -89,50 +94,62 @@ class GroupSums:
         self._tables: dict[tuple, ttnn.Tensor] = {}
 
     def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent) -> ttnn.Tensor:
-        """x [1, T, H, W, C] per chip, fractured as ``extent`` says -> sums of x and of x^2, [1, 2, T, G] float32.
+        """x [1, T, H, W, C] per chip, fractured as ``extent`` says -> sums of x, [1, 1, T, G] float32.
 
         The sums are over the real positions of whole frames: replicated over the axes that split rows and columns.
         """
+        return self._sums(x_BTHWC, extent, None)
+
+    def centred(self, x_BTHWC: ttnn.Tensor, extent: Extent, centre_THWC: ttnn.Tensor) -> ttnn.Tensor:
+        """The same of y and of y^2, [1, 2, T, G], where y is x less ``centre_THWC`` [T, 1, 1, C] float32."""
+        return self._sums(x_BTHWC, extent, centre_THWC)
+
+    def _sums(self, x_BTHWC: ttnn.Tensor, extent: Extent, centre: ttnn.Tensor | None) -> ttnn.Tensor:
         _, frames, _, columns, channels = x_BTHWC.shape
         bands = _bands(extent.height, columns)
-        x_sums, square_sums = self._band_sums(frames_of(x_BTHWC), extent, bands)
         pool = self._pool(channels, extent.height, bands)
-        sums = ttnn.concat([self._pooled(table, frames, pool) for table in (x_sums, square_sums)], dim=1)
+        tables = self._band_sums(frames_of(x_BTHWC), extent, bands, centre)
+        pooled = [self._pooled(table, frames, pool) for table in tables]
+        sums = pooled[0] if len(pooled) == 1 else ttnn.concat(pooled, dim=1)
         for dim in (HEIGHT, WIDTH):
             axis = extent[dim].axis
             if axis is not None:
                 sums = all_reduce(sums, self.mesh, over=axis)
         return sums
 
-    def _band_sums(self, x: ttnn.Tensor, extent: Extent, bands: int) -> tuple[ttnn.Tensor, ttnn.Tensor]:
-        """Sums of x and of x^2 per band of rows and channel, each [T * bands, 1, 1, C] bfloat16, row-major."""
+    def _band_sums(self, x: ttnn.Tensor, extent: Extent, bands: int, centre: ttnn.Tensor | None) -> list[ttnn.Tensor]:
+        """Sums per band of rows and channel, each [T * bands, 1, 1, C] bfloat16, row-major: of x, or of y and y^2."""
         frames, rows, columns, channels = x.shape
         band = rows // bands
         shape = ttnn.Shape([frames * bands, 1, 1, channels])
-        x_sums, square_sums = (
-            ttnn.allocate_tensor_on_device(shape, x.dtype, ttnn.ROW_MAJOR_LAYOUT, self.mesh.device) for _ in range(2)
-        )
+        tables = [
+            ttnn.allocate_tensor_on_device(shape, x.dtype, ttnn.ROW_MAJOR_LAYOUT, self.mesh.device)
+            for _ in range(1 if centre is None else 2)
+        ]
         done = 0
         for part in parts(x, rows=band):
             staged = take(x, part)
+            if centre is not None:
+                staged = then(ttnn.subtract, staged, take_frames(centre, part))
             if extent.width.is_uneven:
                 staged = then(ttnn.multiply, staged, self._column_mask(extent.width, channels))
             blocks = math.prod(part.shape) // band
             flat = ttnn.reshape(staged, [blocks, 1, band * columns, channels])
-            put(x_sums, _sum(flat), (done, 0, 0))
-            ttnn.square(flat, output_tensor=flat)
-            put(square_sums, _sum(flat), (done, 0, 0))
+            put(tables[0], _sum(flat), (done, 0, 0))
+            if centre is not None:
+                ttnn.square(flat, output_tensor=flat)
+                put(tables[1], _sum(flat), (done, 0, 0))
             ttnn.deallocate(flat)
             done += blocks
-        return x_sums, square_sums
+        return tables
 
-    def spread(self, values_12TG: ttnn.Tensor, channels: int) -> ttnn.Tensor:
-        """Values per group [1, 2, T, G] float32 -> per channel [1, 2, T, C] float32.
+    def spread(self, values_1KTG: ttnn.Tensor, channels: int) -> ttnn.Tensor:
+        """Values per group [1, K, T, G] float32 -> per channel [1, K, T, C] float32.
 
         The matrix engine reads float32 with 10 bits of mantissa, so a value goes in as two bfloat16 parts.
         """
-        high = ttnn.typecast(values_12TG, ttnn.bfloat16)
-        rest = ttnn.subtract(values_12TG, ttnn.typecast(high, ttnn.float32))
+        high = ttnn.typecast(values_1KTG, ttnn.bfloat16)
+        rest = ttnn.subtract(values_1KTG, ttnn.typecast(high, ttnn.float32))
         parts = ttnn.concat([high, ttnn.typecast(rest, ttnn.bfloat16)], dim=3)
         return ttnn.linear(
             parts, self._spreader(channels), dtype=ttnn.float32, compute_kernel_config=compute.accurate()

@@ -90,7 +90,7 @@ def put(x_THWC: ttnn.Tensor, value: ttnn.Tensor, begin: Sequence[int], *, keep: 
 
 
 def take_frames(table_T11C: ttnn.Tensor, part: Part) -> ttnn.Tensor:
-    """The rows [t, 1, 1, C] of a table that belong to the frames of a part."""
+    """The rows [t, 1, 1, C] of a table that belong to the frames of a part; the table itself if those are all."""
     start, stop = part.frames
     return ttnn.slice(table_T11C, [start, 0, 0, 0], [stop, 1, 1, table_T11C.shape[-1]])
 

@@ -72,3 +72,17 @@ def test_group_norm(mesh, split, sizes):
     out = gather(mesh, device, extent)
     for frame in range(size[0]):
         check(as_images(out)[frame], exact[frame], rounded[frame], min_pcc=0.9999, max_rmse=0.01)
+
+
+@pytest.mark.parametrize("mesh", ["1x1sp0tp1", "2x4sp0tp1"], indirect=True)
+def test_a_mean_many_times_the_spread(mesh):
+    """One channel a group, 60 times as far from zero as it varies: sums of squares in bfloat16 would be rounding."""
+    size, channels = (2, 16, 24), 32
+    extent = extent_of(mesh, "hw", *size)
+    x = (randn(1, *size, channels, seed=1) * 0.05 + 3).bfloat16().float()
+    exact, rounded = in_both(lambda dtype, x: torch.nn.functional.silu(norm(channels).to(dtype)(as_images(x))), x)
+    ours = FrameGroupNorm(mesh, "norm_layer", channels, GroupSums(mesh))
+    ours.load(StateDict(norm(channels), "norm_layer."))
+    device = scatter(mesh, x, extent)
+    ours(device, extent, frames_of(device))
+    check(as_images(gather(mesh, device, extent)), exact, rounded, min_pcc=0.9999, max_rmse=0.01)

@@ -39,7 +39,7 @@ TEXT_ENCODER: dict[str, Any] = {
     "feed_forward_proj": "gated-gelu",
     "dropout_rate": 0.0,
 }
-SCHEDULE = Schedule(steps=2500, rate=8e-4, warmup=100, ema=0.995)
+SCHEDULE = Schedule(steps=11000, rate=7e-4, warmup=100, ema=0.998)
 BATCH = 32
 # Longest caption in tokens; all but a few with two things are shorter.
 TOKENS = 20

@@ -17,14 +17,14 @@ def found():
     return evaluate(checkpoint, settings, prompts)
 
 
-def test_colour_and_direction_are_those_of_the_prompt(found):
+def test_colour_direction_and_shape_are_those_of_the_prompt(found):
     for verdict in found.verdicts:
-        assert (verdict.mesh.colour, verdict.mesh.motion) == (verdict.asked.colour, verdict.asked.motion)
+        assert verdict.mesh == verdict.asked
 
 
 def test_the_mesh_makes_pytorchs_video(found):
     for verdict in found.verdicts:
-        assert verdict.psnr >= 30
+        assert verdict.psnr >= 40  # measured 42.6 as the worst of 64 prompts
         assert verdict.mesh == verdict.reference
 
 

@@ -1,9 +1,9 @@
 """Group norm of every frame of a video whose rows and columns are sharded: chips exchange sums, not activations.
 
 ttnn's ``dit_fused_distributed_groupnorm`` is not used: it takes one frame per call, wants tiled activations and whole
-tiles of positions per chip, and counts padding as data. Here a frame's sum and sum of squares per group are made from
-row-major activations, summed over the chips that share the frame (64 numbers per frame), and applied as one scale and
-one shift per frame and channel.
+tiles of positions per chip, and counts padding as data. Here a frame's sums per group, and then those of what is left
+when their means are taken off and of its squares, are made from row-major activations, summed over the chips that share
+the frame (32 and then 64 numbers per frame), and applied as one mean, scale and shift per frame and channel.
 """
 
 import math
@@ -76,8 +76,8 @@ class FrameGroupNorm(Module):
         pair = ttnn.concat([inverse, ttnn.multiply(mean, inverse)], dim=1)
         spread = ttnn.multiply(self.sums.spread(pair, self.channels), self.weight.tensor)
         scale = ttnn.slice(spread, [0, 0, 0, 0], [1, 1, frames, self.channels])
-        centre = ttnn.slice(spread, [0, 1, 0, 0], [1, 2, frames, self.channels])
-        return _per_frame(scale), _per_frame(ttnn.subtract(self.bias.tensor, centre))
+        offset = ttnn.slice(spread, [0, 1, 0, 0], [1, 2, frames, self.channels])
+        return _per_frame(scale), _per_frame(ttnn.subtract(self.bias.tensor, offset))
 
 
 def _per_frame(table_11TC: ttnn.Tensor) -> ttnn.Tensor:

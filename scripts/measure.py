@@ -130,9 +130,9 @@ def _compare(before: str, after: str, threshold: float) -> int:
 
 def _scaling(system: System, num_steps: int, precision: Precision) -> int:
     from models.perf.dry_run import preview_geometry
-    from models.perf.processes import fresh_processes
     from models.perf.projection import FIRST_LINE
     from models.perf.scaling import sweep, table
+    from models.processes import fresh_processes
 
     print(f"{FIRST_LINE}\n\n{system.name}, precision {precision.name}, {num_steps} steps with guidance\n")
     print("\n".join(table([])))

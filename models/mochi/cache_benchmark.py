@@ -12,14 +12,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from math import prod
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 from typing import Any
+
+from models.processes import fresh_processes
 
 _MIB = 1 << 20
 
@@ -96,14 +96,8 @@ def _spread(steps: list[dict[str, float]], size: int) -> str:
 
 
 def _apart(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_quiet) as pool:
+    with fresh_processes() as pool:
         return pool.submit(step, *arguments).result()
-
-
-def _quiet() -> None:
-    from models.device import quiet_ttnn
-
-    quiet_ttnn()
 
 
 def _make_checkpoint(scratch: Path, gigabytes: float) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from models.mochi.precision import Precision
 from models.parallel import Layout, place
 from models.perf.cost_model import Seconds
 from models.perf.dry_run import DryRun, dry_run
-from models.perf.processes import fresh_processes
 from models.perf.projection import Projection
+from models.processes import fresh_processes
 from models.systems import System
 
 # Blocks are alike but for the last one, so all counts grow linearly with their number from here on.

@@ -62,7 +62,7 @@ def sweep(
         num_steps: denoising steps.
         precision: of the transformer.
         geometry: of (height, width, frames).
-        pool: where the dry runs go, each a task; see `models.perf.processes`.
+        pool: where the dry runs go, each a task; see `models.processes`.
     """
     usual = (*SIZES[0], 163)
     videos = [(*SIZES[0], frames) for frames in FRAMES] + [(*size, usual[2]) for size in SIZES[1:]]

@@ -1,42 +1,94 @@
-"""An interrupt that somebody dropped is raised again by the next progress."""
+"""An interrupt is not lost: not while the process ignores it, and not where somebody drops the exception."""
 
-import io
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
+# Each script runs in a process of its own, with the main thread alone: a signal for the process is then its signal.
+BEGIN = """
+import io, os, signal, subprocess, sys, threading, time
 from scripts import interrupts
 from scripts.progress import LineReporter
 
+def interrupt_after(seconds):
+    threading.Thread(target=lambda: (time.sleep(seconds), os.kill(os.getpid(), signal.SIGINT))).start()
 
-@pytest.fixture(autouse=True)
-def python_handles_interrupts():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+reporter = LineReporter(io.StringIO())
+"""
 
+# `system` ignores SIGINT until the program that it started ends, as when tt-metal builds a kernel.
+WHILE_IGNORED = """
+try:
+    with interrupts.remembered():
+        interrupt_after(0.3)
+        os.system("sleep 1; echo the program ends by itself")
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
 
-def dropped():
-    """What a binding does that calls Python and clears its error."""
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-
-
-def test_a_dropped_interrupt_comes_back():
-    reporter = LineReporter(io.StringIO())
+# What a binding does that calls Python and clears its error.
+DROPPED = """
+try:
     with interrupts.remembered():
         reporter.progress("denoise", 0, 3)
-        dropped()
-        with pytest.raises(KeyboardInterrupt):
-            reporter.progress("denoise", 1, 3)
-    reporter.progress("denoise", 2, 3)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("dropped")
+        reporter.progress("denoise", 1, 3)
+except KeyboardInterrupt:
+    print("interrupted")
+reporter.progress("denoise", 2, 3)
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+"""
 
-
-def test_an_ignored_interrupt_stays_ignored():
-    """A shell without job control starts background programs so."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# A wait that only a signal ends.
+WHILE_WAITING = """
+lock = threading.Lock()
+lock.acquire()
+try:
     with interrupts.remembered():
-        signal.raise_signal(signal.SIGINT)
-        interrupts.check()
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        interrupt_after(0.3)
+        lock.acquire()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+# A shell without job control starts background programs so.
+STAYS_IGNORED = """
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with interrupts.remembered():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.3)
+    interrupts.check()
+print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "printed"),
+    [
+        (WHILE_IGNORED, ["the program ends by itself", "interrupted"]),
+        (DROPPED, ["dropped", "interrupted"]),
+        (WHILE_WAITING, ["interrupted"]),
+        (STAYS_IGNORED, ["True"]),
+    ],
+    ids=["while-ignored", "dropped", "while-waiting", "stays-ignored"],
+)
+def test_an_interrupt_comes_through(script, printed):
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN + script],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        check=False,
+    )
+    assert (done.stdout.splitlines(), done.stderr, done.returncode) == (printed, "", 0)

@@ -32,9 +32,14 @@ def joint_attention(
     tokens: int,
     scale: float,
     fidelity: ttnn.MathFidelity,
+    streaming: bool = False,
     chunks: Chunks | None = None,
 ) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
     """Softmax attention in which all visual and text tokens see each other.
+
+    ttnn has two kernels. The streaming one overlaps the softmax with the products, accumulates in bfloat16 and takes an
+    approximate exponential whatever it is told (upstream ``sdpa/device/kernels/compute/compute_streaming.hpp``); all
+    published times of ring attention are its. The other accumulates in float32 with the exact exponential.
 
     Args:
         visual: [1, H / TP, N / SP, E], fractured over SP on tokens and TP on heads.
@@ -43,20 +48,29 @@ def joint_attention(
         tokens: visual tokens that are real; those behind them, up to N, are padding and are never attended to.
         scale: factor on the scores.
         fidelity: of both products.
+        streaming: take the streaming kernel, where there is one: attention to text without SP is always the other's.
         chunks: rows of queries and of keys that a core takes at a time; by `choose_chunks` if None.
 
     Returns:
         Outputs of both streams, shaped and placed like their queries.
     """
-    config = compute.matrix(fidelity)
     if mesh.sp.size > 1:
-        return _ring(visual, text, mesh, tokens=tokens, scale=scale, config=config, chunks=chunks)
+        return _ring(
+            visual, text, mesh, tokens=tokens, scale=scale, fidelity=fidelity, streaming=streaming, chunks=chunks
+        )
     if visual.rows != tokens:
         raise ValueError(f"{visual.rows} visual rows for {tokens} tokens: without SP there must be no padding rows")
     # The binding takes a float32 and refuses a Python float that is not exactly one.
     scale = struct.unpack("f", struct.pack("f", scale))[0]
-    program = attention_program(
-        mesh, visual.q, visual.k, core_rows=mesh.grid[1], text=text.rows if text else 0, chunks=chunks
+    program, config = attention_program(
+        mesh,
+        visual.q,
+        visual.k,
+        core_rows=mesh.grid[1],
+        text=text.rows if text else 0,
+        fidelity=fidelity,
+        streaming=streaming and text is None,
+        chunks=chunks,
     )
     if text is None:
         out = ttnn.transformer.scaled_dot_product_attention(
@@ -91,7 +105,8 @@ def _ring(
     *,
     tokens: int,
     scale: float,
-    config: ttnn.WormholeComputeKernelConfig,
+    fidelity: ttnn.MathFidelity,
+    streaming: bool,
     chunks: Chunks | None,
 ) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
     """Ring attention: keys and values travel around SP while each chip attends to what has arrived."""
@@ -99,6 +114,17 @@ def _ring(
     gathered = (1, heads, rows * mesh.sp.size, width)
     # The last core row moves keys and values, the others compute.
     compute_rows = mesh.grid[1] - 1
+    program, config = attention_program(
+        mesh,
+        visual.q,
+        visual.k,
+        core_rows=compute_rows,
+        text=text.rows if text else 0,
+        shards=mesh.sp.size,
+        fidelity=fidelity,
+        streaming=streaming,
+        chunks=chunks,
+    )
     spatial, joint, _ = ttnn.transformer.ring_joint_scaled_dot_product_attention(
         visual.q,
         visual.k,
@@ -110,15 +136,7 @@ def _ring(
         persistent_output_buffer_v=mesh.buffer("ring_attention_v", gathered, visual.v.dtype),
         joint_strategy="rear",
         logical_n=tokens,
-        program_config=attention_program(
-            mesh,
-            visual.q,
-            visual.k,
-            core_rows=compute_rows,
-            text=text.rows if text else 0,
-            shards=mesh.sp.size,
-            chunks=chunks,
-        ),
+        program_config=program,
         scale=scale,
         compute_kernel_config=config,
         dim=2,
@@ -138,17 +156,22 @@ def attention_program(
     k: ttnn.Tensor,
     *,
     core_rows: int,
+    fidelity: ttnn.MathFidelity,
+    streaming: bool = False,
     text: int = 0,
     shards: int = 1,
     chunks: Chunks | None = None,
-) -> ttnn.SDPAProgramConfig:
-    """Chunk sizes on ``core_rows`` rows of the grid, with the exact exponential.
+) -> tuple[ttnn.SDPAProgramConfig, ttnn.WormholeComputeKernelConfig]:
+    """Chunk sizes and arithmetic on ``core_rows`` rows of the grid.
 
     Args:
         mesh: the mesh.
         q: queries of one chip [1, H, M, E].
         k: keys of one chip [1, H, N, E].
         core_rows: rows of the compute grid that attend.
+        fidelity: of both products.
+        streaming: see `joint_attention`. There the fidelity is for the products alone (with LoFi for all, the
+            normalisation would be LoFi too), and ttnn refuses to set it for the other kernel.
         text: rows of a joint stream, both queries and keys.
         shards: chips whose keys every query sees.
         chunks: what to take in place of the rule's.
@@ -161,10 +184,13 @@ def attention_program(
         width=q.shape[3],
         cores=mesh.grid[0] * core_rows,
         element_bytes=1088 / 1024 if k.dtype == ttnn.bfloat8_b else 2.0,
+        streaming=streaming,
     )
-    return ttnn.SDPAProgramConfig(
+    program = ttnn.SDPAProgramConfig(
         compute_with_storage_grid_size=ttnn.CoreCoord(mesh.grid[0], core_rows),
         q_chunk_size=chunks.q,
         k_chunk_size=chunks.k,
         exp_approx_mode=False,
+        matmul_math_fidelity=fidelity if streaming else None,
     )
+    return program, compute.bfloat16_accumulation() if streaming else compute.matrix(fidelity)

@@ -9,13 +9,14 @@ from functools import lru_cache
 from models.parallel import TILE, round_up
 
 # What circular buffers may take of a Wormhole core's 1,499,136 bytes of L1, with room for semaphores.
-L1_BUDGET = 1_470_000
+L1_BUDGET = 1_490_000
 _TILE_BYTES = 2 * TILE * TILE
-# A step (a chunk of queries against a chunk of keys) costs as much as so many 32 x 32 scores besides its own: 11.4 us
-# and 0.434 us each for heads of 128 (tt-metal models/tt_dit/models/minimax_h3_wormhole/sdpa.md; models/perf).
-_STEP_TILES = 26
-_Q_CHUNKS = (1, 2, 4, 6, 8, 10)
-_K_CHUNKS = (1, 2, 4, 8, 12, 16, 20, 24)
+# A step (a chunk of queries against a chunk of keys) costs as much as so many 32 x 32 scores besides its own, and each
+# of its tiles of keys as so many more: 8.38, 0.651 and 0.377 us for heads of 128, fitted to tt-metal
+# models/tt_dit/models/minimax_h3_wormhole/sdpa.md (models/perf/cost_model.toml).
+_STEP_TILES, _KEY_TILES = 22, 1.7
+_Q_CHUNKS = (1, 2, 4, 6, 8, 10, 12)
+_K_CHUNKS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32)
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,17 @@ class Chunks:
         return cls(int(match[1]), int(match[2]))
 
 
-def l1_bytes(chunks: Chunks, width: int, element_bytes: float = 2.0) -> int:
+def l1_bytes(chunks: Chunks, width: int, element_bytes: float = 2.0, *, streaming: bool = False) -> int:
     """L1 that a core's circular buffers take for heads of ``width`` (upstream ``ring_joint_sdpa_program_factory.cpp``).
 
-    Scores and their mask; per row of queries the queries, running outputs and statistics; keys and values twice.
+    Scores, and without streaming their mask; per row of queries the queries twice, running outputs and statistics;
+    keys and values twice.
     """
     q_tiles, k_tiles, wide = chunks.q // TILE, chunks.k // TILE, math.ceil(width / TILE)
     operand = element_bytes * TILE * TILE
-    scores = 2 * q_tiles * k_tiles * _TILE_BYTES
-    rows = q_tiles * ((9 + 5 * wide) * _TILE_BYTES + wide * operand)
-    return int(scores + rows + 4 * wide * k_tiles * operand) + 116_128
+    scores = (1 if streaming else 2) * q_tiles * k_tiles * _TILE_BYTES
+    rows = q_tiles * ((9 + 4 * wide) * _TILE_BYTES + 2 * wide * operand)
+    return int(scores + rows + 4 * wide * k_tiles * operand) + 118_208
 
 
 @lru_cache
@@ -72,6 +74,7 @@ def choose_chunks(
     width: int,
     cores: int,
     element_bytes: float = 2.0,
+    streaming: bool = False,
 ) -> Chunks:
     """Choose chunks for stretches of ``queries`` and ``keys`` rows on one chip; stretches are cut one by one.
 
@@ -84,7 +87,8 @@ def choose_chunks(
         heads: heads of the chip.
         width: of a head.
         cores: that compute.
-        element_bytes: of keys and values.
+        element_bytes: of queries, keys and values.
+        streaming: for the streaming kernel, which keeps no mask.
 
     Raises:
         ValueError: not even the smallest chunks fit L1.
@@ -94,7 +98,7 @@ def choose_chunks(
         units = heads * sum(math.ceil(rows / chunks.q) for rows in queries)
         steps = math.ceil(units / cores) * sum(math.ceil(rows / chunks.k) for rows in keys)
         tiles = (chunks.q // TILE) * (chunks.k // TILE)
-        return steps * (_STEP_TILES + tiles * width / 128), tiles
+        return steps * (_STEP_TILES + (tiles + _KEY_TILES * chunks.k / TILE) * width / 128), tiles
 
     longest = round_up(max(queries), TILE), round_up(max(keys), TILE)
     fitting = [
@@ -103,7 +107,7 @@ def choose_chunks(
         for k in _K_CHUNKS
         for chunks in [Chunks(q * TILE, k * TILE)]
         if chunks.q < 2 * longest[0] and chunks.k < 2 * longest[1]
-        if l1_bytes(chunks, width, element_bytes) <= L1_BUDGET
+        if l1_bytes(chunks, width, element_bytes, streaming=streaming) <= L1_BUDGET
     ]
     if not fitting:
         raise ValueError(f"attention with heads of {width} does not fit the {L1_BUDGET} bytes of L1 in any chunks")

@@ -16,3 +16,13 @@ def matrix(fidelity: ttnn.MathFidelity = ttnn.MathFidelity.HiFi2) -> ttnn.Wormho
         fp32_dest_acc_en=True,
         packer_l1_acc=True,
     )
+
+
+def bfloat16_accumulation() -> ttnn.WormholeComputeKernelConfig:
+    """HiFi2 with results in bfloat16 between the steps: what ttnn's streaming attention kernel wants."""
+    return ttnn.WormholeComputeKernelConfig(
+        math_fidelity=ttnn.MathFidelity.HiFi2,
+        math_approx_mode=False,
+        fp32_dest_acc_en=False,
+        packer_l1_acc=True,
+    )

@@ -117,14 +117,21 @@ def _matrix_seconds(record: Record, system: System, kind: dict[str, Any], index:
         return 0.0
     share = _matrix_share(settings.fidelity or "HiFi2", settings.operand_bytes or 2.0, system)
     if cost.steps:
-        return _attention_seconds(cost, share, system, kind, index)
+        older = constants()["attention"]["older_kernel"][index] if _takes_older_kernel(record) else 1.0
+        return _attention_seconds(cost, share, system, kind, index) * older
     return cost.flops * share / (system.peak_flops("HiFi2", settings.cores) * kind["matrix"][index])
+
+
+def _takes_older_kernel(record: Record) -> bool:
+    """Whether attention takes the kernel that overlaps no softmax with products; see `models.layers.attention`."""
+    return bool(record.settings.float32_sums) or record.name == "ttnn.transformer.joint_scaled_dot_product_attention"
 
 
 def _attention_seconds(cost: Cost, share: float, system: System, kind: dict[str, Any], index: int) -> float:
     product = constants()["attention"]["matrix_share"]
-    tile = kind["tile_cycles"][index] * (product * share + 1 - product)
-    return cost.steps * (kind["step_cycles"][index] + tile * cost.step_tiles) / system.architecture.clock_hz
+    tiles = kind["tile_cycles"][index] * cost.step_tiles + kind["key_cycles"][index] * cost.step_keys
+    step = kind["step_cycles"][index] + tiles * (product * share + 1 - product)
+    return cost.steps * step / system.architecture.clock_hz
 
 
 def _matrix_share(fidelity: str, operand_bytes: float, system: System) -> float:

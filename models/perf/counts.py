@@ -38,7 +38,7 @@ class Cost:
 
     ``exposed_link_bytes`` is the part of the link bytes that the op does not overlap with its own arithmetic. For
     attention in chunks, ``steps`` is how many pairs of a query chunk and a key chunk the busiest core works through,
-    ``step_tiles`` the 32 x 32 scores of one, each over a head of 128.
+    ``step_tiles`` the 32 x 32 scores of one, ``step_keys`` its tiles of keys, each over a head of 128.
     """
 
     flops: float = 0.0
@@ -48,6 +48,7 @@ class Cost:
     exposed_link_bytes: float = 0.0
     steps: float = 0.0
     step_tiles: float = 0.0
+    step_keys: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -213,8 +214,9 @@ def _attention_work(call: Call, queries: list[int], keys: list[int]) -> dict[str
     grid, q_chunk, k_chunk = config.compute_with_storage_grid_size, config.q_chunk_size, config.k_chunk_size
     units = heads * sum(math.ceil(rows / q_chunk) for rows in queries)
     key_chunks = sum(math.ceil(rows / k_chunk) for rows in keys)
-    tiles = (q_chunk / 32) * (k_chunk / 32) * (width / 128)
-    return work | {"steps": math.ceil(units / (grid.x * grid.y)) * key_chunks, "step_tiles": tiles}
+    step_keys = (k_chunk / 32) * (width / 128)
+    steps = math.ceil(units / (grid.x * grid.y)) * key_chunks
+    return work | {"steps": steps, "step_tiles": (q_chunk / 32) * step_keys, "step_keys": step_keys}
 
 
 @cost_rule("ttnn.transformer.scaled_dot_product_attention", "ttnn.transformer.joint_scaled_dot_product_attention")

@@ -13,24 +13,28 @@ class Settings:
     """What the cost model needs besides bytes and FLOPs; None where the call does not say.
 
     ``fidelity`` is a name such as HiFi2; ``cores`` those of the op's own grid; ``links`` the Ethernet links used per
-    direction; ``operand_bytes`` the mean bytes per element of the two matrix operands.
+    direction; ``operand_bytes`` the mean bytes per element of the two matrix operands; ``float32_sums`` whether
+    products accumulate in float32 (None: the op's default), which is what chooses between attention's kernels.
     """
 
     fidelity: str | None = None
     cores: int | None = None
     links: int | None = None
     operand_bytes: float | None = None
+    float32_sums: bool | None = None
 
     @classmethod
     def of(cls, call: Call) -> "Settings":
         """Read the settings of one call."""
         config = call.kwargs.get("compute_kernel_config")
-        fidelity = getattr(config, "math_fidelity", None)
+        own = getattr(call.kwargs.get("program_config"), "matmul_math_fidelity", None)
+        fidelity = own if own is not None else getattr(config, "math_fidelity", None)
         return cls(
             fidelity=fidelity.name if fidelity is not None else None,
             cores=_cores(call.kwargs),
             links=_links(call.kwargs),
             operand_bytes=_operand_bytes(call.inputs),
+            float32_sums=getattr(config, "fp32_dest_acc_en", None),
         )
 
 

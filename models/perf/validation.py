@@ -11,7 +11,7 @@ from models.perf.trace import Record
 from models.systems import system
 
 DATA = Path(__file__).with_name("published.toml")
-_COST = ("flops", "dram_bytes", "link_bytes", "exposed_link_bytes", "steps", "step_tiles")
+_COST = ("flops", "dram_bytes", "link_bytes", "exposed_link_bytes", "steps", "step_tiles", "step_keys")
 _SETTINGS = ("fidelity", "cores", "links", "operand_bytes")
 
 

@@ -40,6 +40,7 @@ class JointAttention(Module):
         self.chunks = chunks
         self.scale = config.attention_head_dim**-0.5
         self.fidelity = getattr(ttnn.MathFidelity, precision.attention)
+        self.streaming = precision.streaming
         self.attended = getattr(ttnn, precision.attended)
         visual, text, heads = widths.visual, widths.text, widths.heads
 
@@ -79,7 +80,14 @@ class JointAttention(Module):
             q, k, v = self.add_qkv.gathered(text_1BLP)
             text = Heads(self.norm_added_q(q), self.norm_added_k(k), self._values(v))
         spatial, joint = joint_attention(
-            visual, text, self.mesh, tokens=tokens, scale=self.scale, fidelity=self.fidelity, chunks=self.chunks
+            visual,
+            text,
+            self.mesh,
+            tokens=tokens,
+            scale=self.scale,
+            fidelity=self.fidelity,
+            streaming=self.streaming,
+            chunks=self.chunks,
         )
         (spatial,) = self.to_out.gathered(ttnn.experimental.nlp_concat_heads(spatial))
         if joint is None or self.to_add_out is None:

@@ -55,14 +55,11 @@ class CaptionPool(Module):
             tokens = ttnn.concat([pooled, features_11LC], dim=2)
         q = self._heads(self.to_q(pooled))
         k, v = (self._heads(part) for part in self.to_kv.split(self.to_kv(tokens)))
+        program, config = attention_program(
+            self.mesh, q, k, core_rows=self.mesh.grid[1], fidelity=ttnn.MathFidelity.HiFi4
+        )
         out = ttnn.transformer.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            is_causal=False,
-            scale=self.scale,
-            program_config=attention_program(self.mesh, q, k, core_rows=self.mesh.grid[1]),
-            compute_kernel_config=compute.accurate(),
+            q, k, v, is_causal=False, scale=self.scale, program_config=program, compute_kernel_config=config
         )
         out = ttnn.experimental.nlp_concat_heads(out)
         return self.to_out(gather(out, self.mesh, dim=3, over=self.mesh.tp))

@@ -17,6 +17,8 @@ from models.mock.golden.rounding import to_tf32
 
 _SRC_A_HIGH, _SRC_A_ALL = 4, 9
 _SRC_B_HIGH = 6
+_DEPTH = 16  # of the inner dimension, in one instruction
+TILE = 32
 
 
 def truncate(value: torch.Tensor, bits: int) -> torch.Tensor:
@@ -24,23 +26,47 @@ def truncate(value: torch.Tensor, bits: int) -> torch.Tensor:
     return (value.contiguous().view(torch.int32) & -(1 << (23 - bits))).view(torch.float32)
 
 
-def product(a: torch.Tensor, b: torch.Tensor, config: ttnn.WormholeComputeKernelConfig | None) -> torch.Tensor:
-    """``a @ b`` as the matrix engine multiplies at ``config``'s fidelity, accumulated in float32.
+def product(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    config: ttnn.WormholeComputeKernelConfig | None,
+    fidelity: ttnn.MathFidelity | None = None,
+) -> torch.Tensor:
+    """``a @ b`` as the matrix engine multiplies at ``config``'s fidelity, or at the given one.
 
-    Without a config every bit that TF32 has is multiplied. Not modelled: accumulation in bfloat16, which is what a
-    config without ``fp32_dest_acc_en`` asks for.
+    Sums are float32, or bfloat16 where the config does not ask for ``fp32_dest_acc_en``. Without a config every bit
+    that TF32 has is multiplied.
     """
     a, b = to_tf32(a), to_tf32(b)
     if config is None:
         return torch.matmul(a, b)
-    fidelity = config.math_fidelity
-    if fidelity == ttnn.MathFidelity.LoFi:
-        return torch.matmul(truncate(a, _SRC_B_HIGH), truncate(b, _SRC_A_HIGH))
-    b = truncate(b, _SRC_A_ALL)
-    if fidelity == ttnn.MathFidelity.HiFi4:
-        return torch.matmul(a, b)
-    high = truncate(a, _SRC_B_HIGH)
-    out = torch.matmul(high, b)
-    if fidelity == ttnn.MathFidelity.HiFi3:
-        out = out + torch.matmul(a - high, truncate(b, _SRC_A_HIGH))
+    phases = _phases(a, b, fidelity or config.math_fidelity)
+    if config.fp32_dest_acc_en:
+        return sum((torch.matmul(x, y) for x, y in phases), torch.zeros(()))
+    return _in_bfloat16(phases)
+
+
+def _phases(a: torch.Tensor, b: torch.Tensor, fidelity: ttnn.MathFidelity) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of operand parts whose products a fidelity sums, in the order of the engine."""
+    a_high, b_high = truncate(a, _SRC_B_HIGH), truncate(b, _SRC_A_HIGH)
+    b_low = truncate(b, _SRC_A_ALL) - b_high
+    phases = [(a_high, b_high), (a_high, b_low), (a - a_high, b_high), (a - a_high, b_low)]
+    names = [ttnn.MathFidelity.LoFi, ttnn.MathFidelity.HiFi2, ttnn.MathFidelity.HiFi3, ttnn.MathFidelity.HiFi4]
+    return phases[: names.index(fidelity) + 1]
+
+
+def _in_bfloat16(phases: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Sum of the phases' products where the accumulator ``Dst`` is bfloat16: each instruction rounds what it adds to.
+
+    An instruction multiplies 16 elements of the inner dimension; phases go inside of a 32 x 32 tile.
+    Source: tt-isa-documentation ``WormholeB0/TensixTile/TensixCoprocessor/MVMUL.md`` (functional model, "a rough
+    guide") and ``MatrixUnit.md`` ("real hardware rounds": to nearest here).
+    """
+    inner = phases[0][0].shape[-1]
+    out = torch.zeros(())
+    for tile in range(0, inner, TILE):
+        for a, b in phases:
+            for start in range(tile, min(tile + TILE, inner), _DEPTH):
+                part = slice(start, start + _DEPTH)
+                out = (out + torch.matmul(a[..., part], b[..., part, :])).to(torch.bfloat16).to(torch.float32)
     return out

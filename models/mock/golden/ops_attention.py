@@ -1,9 +1,11 @@
 """Golden rules of attention over a sequence that is sharded across devices."""
 
+import math
+
 import torch
 import ttnn
 
-from models.mock.golden.fidelity import product
+from models.mock.golden.fidelity import product, truncate
 from models.mock.golden.rounding import round_to
 from models.mock.golden.rules import MeshShards, Shards, local_rule, mesh_rule
 
@@ -11,29 +13,96 @@ _SDPA = "ttnn/operations/transformer/sdpa/device/kernels"
 _MASK = f"{_SDPA}/dataflow/dataflow_common.hpp generate_noncausal_padded_mask"
 
 
+# The streaming kernel's exponential (Schraudolph, "A Fast, Compact Approximation of the Exponential Function", 1999):
+# the bits of a float, read as a whole number, grow as its logarithm.
+_BITS_PER_E = 256 / math.log(2)
+_BITS_OF_ONE = 32500.818359375
+
+
 def _attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, program, config
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float | None,
+    program,
+    config,
+    *,
+    can_stream: bool = True,
 ) -> torch.Tensor:
     """Softmax attention chunk by chunk of keys, as the kernels run it (FlashAttention-2, arXiv:2307.08691).
 
-    Scores, probabilities and the running maximum, sum and output are bfloat16 between the steps whatever the compute
-    config says (upstream ``sdpa/device/ring_joint_sdpa_program_factory.cpp``, ``im_df`` and ``stats_df``); products are
-    at the config's fidelity. The default scale is that of the tile-padded head width, as in the program factories.
+    The default scale is that of the tile-padded head width, as in the program factories. Which kernel runs, only
+    ``fp32_dest_acc_en`` decides (``ring_joint_sdpa_program_factory.cpp``: ``use_streaming_compute``).
     """
+    if config is None:
+        raise ValueError("attention without a compute_kernel_config is not covered by this golden")
     scale = (_tiles(query.shape[-1]) * 32) ** -0.5 if scale is None else scale
     size = key.shape[2] if program is None else program.k_chunk_size
+    chunks = [(k, v) for k, v in zip(key.split(size, dim=2), value.split(size, dim=2), strict=True)]
+    if config.fp32_dest_acc_en or not can_stream:
+        return _exact(query, chunks, scale, config)
+    return _streaming(query, chunks, scale, config, program.matmul_math_fidelity if program else None)
+
+
+def _exact(query: torch.Tensor, chunks, scale: float, config) -> torch.Tensor:
+    """The older kernel, ``compute_common.hpp``, with ``exp_approx_mode=False``.
+
+    Scores, probabilities and the running maximum, sum and output are bfloat16 between the steps whatever the compute
+    config says (``ring_joint_sdpa_program_factory.cpp``, ``im_df`` and ``stats_df``).
+    """
     top, total, out = None, torch.zeros(()), torch.zeros(())
-    for start in range(0, key.shape[2], size):
-        chunk = slice(start, start + size)
-        scores = _bf16(product(query, key[:, :, chunk].mT, config))
+    for key, value in chunks:
+        scores = _bf16(product(query, key.mT, config))
         highest = scores.amax(-1, keepdim=True)
         best = highest if top is None else torch.maximum(top, highest)
         weights = _bf16(torch.exp((scores - best) * scale))
         keep = torch.ones(()) if top is None else _bf16(torch.exp((top - best) * scale))
         total = _bf16(total * keep + weights.sum(-1, keepdim=True))
-        out = _bf16(out * keep + product(weights, value[:, :, chunk], config))
+        out = _bf16(out * keep + product(weights, value, config))
         top = best
     return out / total
+
+
+def _streaming(query: torch.Tensor, chunks, scale: float, config, fidelity) -> torch.Tensor:
+    """The streaming kernel, ``compute_streaming.hpp``: ``sdpa_inner_loop_step`` and ``normalize_row_streaming``.
+
+    As `_exact`, but: products and differences accumulate in bfloat16; the exponential is approximate (its call is
+    ``exp_packthread_tile<true, ...>`` whatever ``exp_approx_mode`` says), but for the factors between chunks
+    (``exp_tile_first_column``); the packer adds up probabilities tile by tile, so a row has 32 sums until the end.
+    """
+    top, sums, out = None, torch.zeros(()), torch.zeros(())
+    keep_scale = truncate(torch.tensor(scale, dtype=torch.float32), 7)
+    for key, value in chunks:
+        scores = _bf16(product(query, key.mT, config, fidelity))
+        highest = scores.amax(-1, keepdim=True)
+        best = highest if top is None else torch.maximum(top, highest)
+        weights = approximate_exp(_bf16(scores - best), scale)
+        columns = torch.zeros(())
+        for tile in torch.nn.functional.pad(weights, (0, -weights.shape[-1] % 32)).split(32, dim=-1):
+            columns = _bf16(columns + tile)
+        added = product(weights, value, config, fidelity)
+        if top is None:
+            sums, out = columns, added
+        else:
+            keep = _bf16(torch.exp((top - best) * keep_scale))
+            sums = _bf16(_bf16(sums * keep) + columns)
+            out = _bf16(_bf16(out * keep) + added)
+        top = best
+    total = product(sums, torch.ones(32, 1), config)
+    return out * _bf16(1 / total)
+
+
+def approximate_exp(x: torch.Tensor, scale: float) -> torch.Tensor:
+    """``exp(x * scale)`` for x <= 0, in bfloat16, within 3% of the truth.
+
+    Source: wheel, ``tt_metal/hw/ckernels/wormhole_b0/metal/llk_api/llk_sfpu/ckernel_sfpu_exp.h``, ``exp_init`` and
+    ``calculate_exponential`` with ``APPROXIMATION_MODE`` and without ``CLAMP_NEGATIVE``: a multiplication and addition,
+    rounding to a sign and 15 bits, a shift to where a float's exponent lies. What is stored loses the last bit of
+    these, and the packer's ReLU clears what is negative.
+    """
+    bits = torch.round(x * (_BITS_PER_E * scale) + _BITS_OF_ONE).clamp(-32767, 32767).to(torch.int32)
+    value = ((bits.abs() << 15) & -(1 << 16)).view(torch.float32)
+    return torch.where(bits < 0, torch.zeros(()), value)
 
 
 def _bf16(value: torch.Tensor) -> torch.Tensor:
@@ -54,7 +123,8 @@ def attention(
     """Attention without a mask: all queries see all keys.
 
     Keys behind the logical length (the rest of the last tile or chunk) get minus infinity, column by column. Not
-    modelled: the approximate exponential, which is on unless the program config says ``exp_approx_mode=False``.
+    modelled: the older kernel's approximate exponential, which is on unless the program config says
+    ``exp_approx_mode=False``.
     """
     if is_causal:
         raise ValueError("causal attention (the op's default) is not covered by this golden")
@@ -146,7 +216,10 @@ def joint_attention(
     program_config=None,
     compute_kernel_config=None,
 ):
-    """Attention over the concatenation of both sequences; outputs are split again."""
+    """Attention over the concatenation of both sequences; outputs are split again.
+
+    Always the older kernel: ``joint_sdpa.cpp`` knows no other.
+    """
     _require_rear(joint_strategy)
     pairs = (
         (input_tensor_q, joint_tensor_q),
@@ -154,6 +227,6 @@ def joint_attention(
         (input_tensor_v, joint_tensor_v),
     )
     query, key, value = (torch.cat(pair, dim=2) for pair in pairs)
-    out = _attention(query, key, value, scale, program_config, compute_kernel_config)
+    out = _attention(query, key, value, scale, program_config, compute_kernel_config, can_stream=False)
     rows = input_tensor_q.shape[2]
     return out[:, :, :rows], out[:, :, rows:]

@@ -9,16 +9,17 @@ from models.reference.metrics import pcc, relative_rmse
 from tests.mochi.transformer.test_block import CONFIG, run_block
 from tests.support import SMALL, reference
 
-# Limits on PCC and relative RMSE of one block, and on RMSE as a multiple of PyTorch's own bfloat16 error; measured at
-# real widths 0.94, 1.13, 1.66, 1.96 and 2.58. What is all bfloat16 is held to 1.5; bfloat8_b has one bit of mantissa
-# less, in the matrices of the feed-forwards and in q, k and v (default), in all large matrices (bf8), and LoFi drops
-# more bits of the products (fast).
+# Limits on PCC and relative RMSE of one block, and on RMSE as a multiple of PyTorch's own bfloat16 error. What is all
+# bfloat16 is held to 1.5. Of the others, bfloat8_b has one bit of mantissa less, in the matrices of the feed-forwards
+# and in q, k and v (default: 1.66 with exact attention), in all large matrices (bf8: 1.96), and LoFi drops more bits of
+# the products (fast: 2.58). On top of that comes the streaming attention kernel, whose exponential is off by up to 3%
+# and whose sums are bfloat16: measured here 2.03, 2.30 and 2.89.
 BLOCK = {
     "accurate": (0.9999, 0.012, 1.0),
     "bf16": (0.9999, 0.015, 1.5),
-    "default": (0.9998, 0.018, 1.8),
-    "bf8": (0.9997, 0.022, 2.2),
-    "fast": (0.9995, 0.03, 3.0),
+    "default": (0.9998, 0.018, 2.2),
+    "bf8": (0.9997, 0.022, 2.5),
+    "fast": (0.9995, 0.03, 3.1),
 }
 
 

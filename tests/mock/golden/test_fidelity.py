@@ -10,11 +10,11 @@ LOW_A = 1 + 2**-7  # the last bit of a bfloat16, which only HiFi3 and HiFi4 take
 LOW_B = 1 + 2**-5  # the fifth bit, which LoFi does not take from the second operand
 
 
-def config(fidelity: str) -> ttnn.WormholeComputeKernelConfig:
+def config(fidelity: str, *, float32_sums: bool = True) -> ttnn.WormholeComputeKernelConfig:
     return ttnn.WormholeComputeKernelConfig(
         math_fidelity=getattr(ttnn.MathFidelity, fidelity),
         math_approx_mode=False,
-        fp32_dest_acc_en=True,
+        fp32_dest_acc_en=float32_sums,
         packer_l1_acc=True,
     )
 
@@ -39,6 +39,23 @@ def test_the_last_bit_of_tf32_is_lost_on_the_second_operand_only():
     assert product(low, one, config("HiFi4")).item() == 1 + 2**-10
     assert product(one, low, config("HiFi4")).item() == 1
     assert product(one, low, None).item() == 1 + 2**-10
+
+
+def test_a_product_can_have_a_fidelity_of_its_own():
+    a, b = torch.tensor([[1.0]]), torch.tensor([[LOW_B]])
+    assert product(a, b, config("HiFi2"), ttnn.MathFidelity.LoFi).item() == 1.0
+
+
+@pytest.mark.parametrize("fidelity", ["LoFi", "HiFi2", "HiFi4"])
+def test_sums_in_bfloat16(fidelity):
+    """256 + 1 is 256 in bfloat16: ones that come 16 at a time are added, ones that come alone are lost."""
+    sums = config(fidelity, float32_sums=False)
+    ones = torch.ones(1, 64)
+    column = torch.zeros(64, 1)
+    column[0], column[16:] = 256.0, 1.0 / 16
+    assert product(ones, column, sums).item() == 256.0
+    assert product(ones, column, config(fidelity)).item() == 259.0
+    assert product(torch.ones(1, 32), torch.full((32, 1), 16.0), sums).item() == 512.0
 
 
 def test_truncation_is_towards_zero():

@@ -19,7 +19,7 @@ MAY_IMPORT = {
         "models.layers",
         "models.parallel",
     },
-    "models/reference": {"models.reference"},
+    "models/reference": {"models.reference", "models.mochi", "weight_cache"},
     "weight_cache": {"weight_cache", "models.layers", "models.parallel", "models.mochi", "models.tiny"},
 }
 

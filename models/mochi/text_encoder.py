@@ -1,7 +1,6 @@
 """From a prompt to T5 features.
 
-`TextEncoder` is what the pipeline needs. `MeshTextEncoder` does it on the mesh; `HostTextEncoder`, in PyTorch on the
-host, is the oracle of its tests.
+`TextEncoder` is what the pipeline needs, and `MeshTextEncoder` does it on the mesh.
 
 Shapes: B batch (1), L text tokens (padded), D width of the T5 features.
 """
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-
-from weight_cache.host import load_module
 
 if TYPE_CHECKING:
     from models.mochi.t5 import T5Encoder
@@ -54,80 +51,6 @@ class TextEncoder(Protocol):
         ...
 
 
-class HostTextEncoder:
-    """T5 in PyTorch, float32, on the host: the oracle of `MeshTextEncoder`.
-
-    Weights stored in float32 are used from the mapped file; others are converted, which for T5 XXL takes 19 GB of
-    memory.
-    """
-
-    def __init__(self, tokenizer: Any, model: torch.nn.Module):
-        """Wrap a `transformers` T5 tokenizer and `T5EncoderModel`."""
-        self.tokenizer = tokenizer
-        self.model = model
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> HostTextEncoder:
-        """Load the `tokenizer` and `text_encoder` components.
-
-        Raises:
-            ValueError: the tokenizer cannot be read, or weights do not match the configuration.
-            FileNotFoundError: a file is missing.
-        """
-        from transformers import T5Config, T5EncoderModel
-
-        component = checkpoint.text_encoder
-        config = T5Config.from_dict(component.config)
-        tokenizer = load_tokenizer(checkpoint)
-        with torch.device("meta"):
-            model = T5EncoderModel(config)
-        tied = {
-            "encoder.embed_tokens.weight": "shared.weight",
-            "shared.weight": "encoder.embed_tokens.weight",
-        }
-        load_module(model, component, aliases=tied)
-        return cls(tokenizer, model)
-
-    @property
-    def width(self) -> int:
-        """D, the width of the features."""
-        return int(self.model.config.d_model)  # type: ignore[union-attr, arg-type]
-
-    @torch.no_grad()
-    def encode(self, prompt: str, max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> TextEmbeddings:
-        """Features of one prompt, padded to `max_sequence_length` tokens.
-
-        An empty prompt is zeroed as Genmo does (`pipelines.py`, `get_conditioning_for_prompts`): zero
-        features, an all-False mask, no T5 pass. Diffusers does so with `force_zeros_for_empty_prompt`.
-
-        Args:
-            prompt: any text; what goes beyond the length is cut, the end token kept.
-            max_sequence_length: L, 1 to 256.
-
-        Returns:
-            `embeds` float32 [1, L, D] and `mask` bool [1, L], both padded to L = `max_sequence_length`.
-
-        Raises:
-            ValueError: `max_sequence_length` is out of range.
-        """
-        check_sequence_length(max_sequence_length)
-        if prompt == "":
-            return _no_tokens(max_sequence_length, self.width)
-        # `verbose=False`: the tokenizer would warn about lengths in its own words.
-        whole = self.tokenizer(prompt, verbose=False).input_ids
-        tokens = self.tokenizer(
-            prompt, padding="max_length", max_length=max_sequence_length, truncation=True, return_tensors="pt"
-        )
-        mask = tokens.attention_mask.bool()
-        embeds = self.model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-        return TextEmbeddings(
-            embeds.float(),
-            mask,
-            num_tokens=int(mask.sum()),
-            num_truncated=max(0, len(whole) - max_sequence_length),
-        )
-
-
 class MeshTextEncoder:
     """T5 on the mesh in TTNN: see `models.mochi.t5`."""
 
@@ -142,13 +65,16 @@ class MeshTextEncoder:
         return self.model.config.d_model
 
     def encode(self, prompt: str, max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> TextEmbeddings:
-        """Features of one prompt; see `HostTextEncoder.encode`. Padding tokens are not encoded: theirs are zeros.
+        """Features of one prompt. Padding tokens are not encoded: theirs are zeros.
+
+        An empty prompt is zeroed as Genmo does (`pipelines.py`, `get_conditioning_for_prompts`): zero features, an
+        all-False mask, no T5 pass.
 
         Raises:
             ValueError: `max_sequence_length` is out of range.
         """
         check_sequence_length(max_sequence_length)
-        embeddings = _no_tokens(max_sequence_length, self.width)
+        embeddings = no_tokens(max_sequence_length, self.width)
         if prompt == "":
             return embeddings
         # `verbose=False`: the tokenizer would warn about lengths in its own words.
@@ -161,7 +87,8 @@ class MeshTextEncoder:
         return TextEmbeddings(embeddings.embeds, embeddings.mask, num_tokens=len(ids), num_truncated=cut)
 
 
-def _no_tokens(length: int, width: int) -> TextEmbeddings:
+def no_tokens(length: int, width: int) -> TextEmbeddings:
+    """What an empty prompt is encoded to."""
     return TextEmbeddings(torch.zeros(1, length, width), torch.zeros(1, length, dtype=torch.bool), 0)
 
 

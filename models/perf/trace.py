@@ -10,6 +10,7 @@ from typing import Any
 import ttnn
 from ttnn.decorators import FastOperation
 
+from models.operands import device_tensors
 from models.perf.counts import SEND, Call, Cost, cost
 from models.perf.settings import Settings
 
@@ -130,24 +131,16 @@ def trace(device: ttnn.MeshDevice) -> Iterator[Trace]:
 
 
 def _record(device: ttnn.MeshDevice, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> Record | None:
-    outputs = _device_tensors(result)
+    outputs = device_tensors(result)
     if name == SEND:
-        outputs = _device_tensors(args)  # It gives nothing back; what it sent stands for it.
+        outputs = device_tensors(args)  # It gives nothing back; what it sent stands for it.
     if name in _HOST or not outputs or outputs[0].device().id() != device.id():
         return None
     operands = {k: v for k, v in kwargs.items() if not any(word in k for word in _SCRATCH)}
-    inputs = [t for t in _device_tensors([*args, *operands.values()]) if t.is_allocated()]
+    inputs = [t for t in device_tensors([*args, *operands.values()]) if t.is_allocated()]
     buffers = {t.buffer_unique_id() for t in inputs}
     if name == "ttnn.reshape" and outputs[0].buffer_unique_id() in buffers:
         return None  # a view: nothing runs
     shapes = tuple(tuple(t.shape) for t in outputs)
     call = Call(name, args, kwargs, inputs, outputs)
     return Record(name, shapes, cost(call), Settings.of(call))
-
-
-def _device_tensors(value: Any) -> list[ttnn.Tensor]:
-    if isinstance(value, ttnn.Tensor):
-        return [value] if ttnn.is_tensor_storage_on_device(value) else []
-    if isinstance(value, (list, tuple)):
-        return [tensor for part in value for tensor in _device_tensors(part)]
-    return []

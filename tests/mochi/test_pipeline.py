@@ -9,9 +9,9 @@ import torch
 
 from models.mochi.geometry import Scales
 from models.mochi.pipeline import MochiPipeline
-from models.mochi.text_encoder import HostTextEncoder
-from models.mochi.vae.decoder import HostVaeDecoder
 from models.reference.metrics import pcc, relative_rmse
+from models.reference.text_encoder import HostTextEncoder
+from models.reference.vae import HostVaeDecoder
 from weight_cache.checkpoint import Checkpoint
 
 SIZE = dict(height=32, width=48, num_frames=7)

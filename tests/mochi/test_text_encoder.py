@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.mochi.text_encoder import HostTextEncoder
+from models.reference.text_encoder import HostTextEncoder
 from weight_cache.checkpoint import Checkpoint
 
 

@@ -125,8 +125,8 @@ def test_outputs_on_the_mesh_are_those_of_the_diffusers_form(mesh, genmo, origin
 
 
 def test_a_genmo_directory_is_a_whole_checkpoint_with_its_base(genmo, tiny, original):
-    from models.mochi.text_encoder import HostTextEncoder
-    from models.mochi.vae.decoder import HostVaeDecoder
+    from models.reference.text_encoder import HostTextEncoder
+    from models.reference.vae import HostVaeDecoder
 
     checkpoint = Checkpoint.open(genmo, base=tiny)
     assert isinstance(checkpoint, Repackaged)

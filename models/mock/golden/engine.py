@@ -17,6 +17,7 @@ from models.mock.golden.compute import run_rule
 from models.mock.golden.errors import golden_error
 from models.mock.golden.rules import EXECUTION_ARGUMENTS, RULES, Rule, Slot
 from models.mock.golden.store import Store, describe
+from models.operands import device_tensors
 
 # Python-level wrappers around ops: their inner ops are the ones to follow.
 _TRANSPARENT = frozenset(
@@ -108,13 +109,13 @@ class Engine:
         assert self._original_call is not None
         if not any(map(_has_device_tensor, (args, tuple(kwargs.values())))):
             result = self._original_call(operation, *args, **kwargs)
-            if not _device_tensors(result):
+            if not device_tensors(result):
                 return result  # Host work only.
             call = _Call(self.store, name, _rule(operation, name), args, kwargs)
         else:
             call = _Call(self.store, name, _rule(operation, name), args, kwargs)
             result = self._original_call(operation, *args, **kwargs)
-        outputs = _device_tensors(result)
+        outputs = device_tensors(result)
         if not outputs:
             raise golden_error(name, "it read device tensors and gave none back: golden execution cannot follow that")
         mesh = outputs[0].device()
@@ -151,7 +152,7 @@ class _Call:
             if name in rule.names:
                 self.kwargs[name] = self._argument(name, value)
             elif name in EXECUTION_ARGUMENTS:
-                self.buffers += _device_tensors(value)
+                self.buffers += device_tensors(value)
             elif not _is_nothing(value):
                 raise golden_error(op, f"argument {name}={value!r} is not covered by its golden")
         if rule.dtypes:
@@ -159,7 +160,7 @@ class _Call:
 
     def _argument(self, name: str, value: Any) -> Any:
         if name in self.rule.buffers or name in EXECUTION_ARGUMENTS:
-            buffers = _device_tensors(value)
+            buffers = device_tensors(value)
             if buffers:
                 self.buffers += buffers
                 return None
@@ -196,14 +197,6 @@ def _touches_device(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(map(_touches_device, value))
     return isinstance(value, ttnn.MeshDevice) or _has_device_tensor(value)
-
-
-def _device_tensors(value: Any) -> list[ttnn.Tensor]:
-    if isinstance(value, ttnn.Tensor):
-        return [value] if ttnn.is_tensor_storage_on_device(value) else []
-    if isinstance(value, (list, tuple)):
-        return [tensor for part in value for tensor in _device_tensors(part)]
-    return []
 
 
 def _rule(operation: FastOperation, name: str) -> Rule:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.mochi.vae import MochiVaeDecoder
-from models.mochi.vae.decoder import HostVaeDecoder
+from models.reference.vae import HostVaeDecoder
 from tests.mochi.vae.support import Component, check_frames, check_same, decoder, latents, reference
 
 SIZES = [(1, 6, 6), (2, 6, 10), (3, 9, 13), (4, 7, 5)]

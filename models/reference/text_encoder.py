@@ -1,0 +1,96 @@
+"""The text encoder in PyTorch: the oracle of `models.mochi.text_encoder.MeshTextEncoder`.
+
+Shapes: L text tokens (padded), D width of the T5 features.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from models.mochi.text_encoder import (
+    MAX_SEQUENCE_LENGTH,
+    TextEmbeddings,
+    check_sequence_length,
+    load_tokenizer,
+    no_tokens,
+)
+from weight_cache.host import load_module
+
+if TYPE_CHECKING:
+    from weight_cache.checkpoint import Checkpoint
+
+
+class HostTextEncoder:
+    """T5 in PyTorch, float32, on the host: the oracle of `MeshTextEncoder`.
+
+    Weights stored in float32 are used from the mapped file; others are converted, which for T5 XXL takes 19 GB of
+    memory.
+    """
+
+    def __init__(self, tokenizer: Any, model: torch.nn.Module):
+        """Wrap a `transformers` T5 tokenizer and `T5EncoderModel`."""
+        self.tokenizer = tokenizer
+        self.model = model
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> HostTextEncoder:
+        """Load the `tokenizer` and `text_encoder` components.
+
+        Raises:
+            ValueError: the tokenizer cannot be read, or weights do not match the configuration.
+            FileNotFoundError: a file is missing.
+        """
+        from transformers import T5Config, T5EncoderModel
+
+        component = checkpoint.text_encoder
+        config = T5Config.from_dict(component.config)
+        tokenizer = load_tokenizer(checkpoint)
+        with torch.device("meta"):
+            model = T5EncoderModel(config)
+        tied = {
+            "encoder.embed_tokens.weight": "shared.weight",
+            "shared.weight": "encoder.embed_tokens.weight",
+        }
+        load_module(model, component, aliases=tied)
+        return cls(tokenizer, model)
+
+    @property
+    def width(self) -> int:
+        """D, the width of the features."""
+        return int(self.model.config.d_model)  # type: ignore[union-attr, arg-type]
+
+    @torch.no_grad()
+    def encode(self, prompt: str, max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> TextEmbeddings:
+        """Features of one prompt, padded to `max_sequence_length` tokens.
+
+        An empty prompt is zeroed as Genmo does (`pipelines.py`, `get_conditioning_for_prompts`): zero
+        features, an all-False mask, no T5 pass. Diffusers does so with `force_zeros_for_empty_prompt`.
+
+        Args:
+            prompt: any text; what goes beyond the length is cut, the end token kept.
+            max_sequence_length: L, 1 to 256.
+
+        Returns:
+            `embeds` float32 [1, L, D] and `mask` bool [1, L], both padded to L = `max_sequence_length`.
+
+        Raises:
+            ValueError: `max_sequence_length` is out of range.
+        """
+        check_sequence_length(max_sequence_length)
+        if prompt == "":
+            return no_tokens(max_sequence_length, self.width)
+        # `verbose=False`: the tokenizer would warn about lengths in its own words.
+        whole = self.tokenizer(prompt, verbose=False).input_ids
+        tokens = self.tokenizer(
+            prompt, padding="max_length", max_length=max_sequence_length, truncation=True, return_tensors="pt"
+        )
+        mask = tokens.attention_mask.bool()
+        embeds = self.model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        return TextEmbeddings(
+            embeds.float(),
+            mask,
+            num_tokens=int(mask.sum()),
+            num_truncated=max(0, len(whole) - max_sequence_length),
+        )

@@ -1,0 +1,70 @@
+"""The VAE's decoder in PyTorch: the oracle of `models.mochi.vae.mesh_decoder`.
+
+Shapes: B batch (1), C latent channels, T latent frames, F frames of the video, H and W rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from models.mochi.vae.decoder import denormalise
+from weight_cache.host import load_module
+
+if TYPE_CHECKING:
+    from weight_cache.checkpoint import Component
+
+
+class HostVaeDecoder:
+    """Diffusers' Mochi decoder in PyTorch, float32, on the host: the oracle of `MochiVaeDecoder`.
+
+    It decodes in one piece, so that there are no seams; a full-size video needs about 70 GB (Diffusers'
+    documentation).
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        """Wrap an `AutoencoderKLMochi`, of which only the decoder needs weights."""
+        self.model = model
+        self.config: Mapping[str, Any] = model.config  # type: ignore[assignment]
+
+    @classmethod
+    def from_checkpoint(cls, component: Component) -> HostVaeDecoder:
+        """Load the decoder's weights of the `vae` component; the encoder's are not read.
+
+        Raises:
+            ValueError: weights do not match the configuration.
+            FileNotFoundError: a file is missing.
+        """
+        from diffusers import AutoencoderKLMochi
+
+        with torch.device("meta"):
+            model = AutoencoderKLMochi.from_config(component.config)
+        model.encoder = None
+        load_module(model.decoder, component, prefix="decoder.")
+        return cls(model.eval())
+
+    @torch.inference_mode()
+    def decode(self, latents_BCTHW: torch.Tensor) -> np.ndarray:
+        """Decode normalised latents and drop the decoder's surplus leading frames, as Diffusers does.
+
+        Args:
+            latents_BCTHW: float32 [1, C, T, H / 8, W / 8], as the denoising loop leaves them.
+
+        Returns:
+            float32 [1, F, H, W, 3] from 0 to 1, F = 6 (T - 1) + 1.
+
+        Raises:
+            ValueError: latents of another shape or with values that are not finite.
+        """
+        channels = self.config["latent_channels"]
+        if latents_BCTHW.ndim != 5 or latents_BCTHW.shape[0] != 1 or latents_BCTHW.shape[1] != channels:
+            raise ValueError(f"latents must be [1, {channels}, T, H, W], not {list(latents_BCTHW.shape)}")
+        if not latents_BCTHW.isfinite().all():
+            raise ValueError("latents hold values that are not finite: there is nothing to decode")
+        latents_BCTHW = denormalise(latents_BCTHW.float(), self.config)
+        video_BCFHW = self.model.decode(latents_BCTHW, return_dict=False)[0]  # type: ignore[operator]
+        frames_BFHWC = (video_BCFHW / 2 + 0.5).clamp_(0, 1).permute(0, 2, 3, 4, 1)
+        return frames_BFHWC.contiguous().numpy()

@@ -15,8 +15,18 @@ class SwiGLUFeedForward(Module):
     gate (second half), ``net.2`` is down.
     """
 
-    def __init__(self, mesh: Mesh, name: str, width: Width, inner: int, fidelity: ttnn.MathFidelity) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        name: str,
+        width: Width,
+        inner: int,
+        fidelity: ttnn.MathFidelity,
+        dtype: ttnn.DataType = ttnn.bfloat16,
+    ) -> None:
+        """Declare the layer; ``dtype`` is the type of the gated product between the matrices."""
         super().__init__(mesh)
+        self.dtype = dtype
         self.prefix = f"{name}."
         inner_width = Width.sharded(inner, mesh.tp.size)
         self.up_gate = ColumnParallelLinear(
@@ -26,5 +36,5 @@ class SwiGLUFeedForward(Module):
 
     def __call__(self, x: ttnn.Tensor) -> ttnn.Tensor:
         """x [1, 1, M, D / TP] fractured over TP -> y, shaped and placed like x."""
-        (inner,) = self.up_gate.gathered(x)
+        (inner,) = self.up_gate.gathered(x, self.dtype)
         return self.down.fractured(inner)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import ttnn
 
 from models.layers import compute
-from models.layers.matmul import gathered_matmul, plain_gathered_matmul
+from models.layers.matmul import gathered_matmul, large_matmul, plain_gathered_matmul
 from models.layers.module import Module, Parameter
 from models.layers.width import Width
 from models.parallel import TILE, Mesh, all_reduce, gather, reduce_scatter
@@ -144,22 +144,30 @@ class ColumnParallelLinear(Module):
             compute_kernel_config=compute.matrix(self.fidelity),
         )
 
-    def gathered(self, x: ttnn.Tensor) -> list[ttnn.Tensor]:
+    def gathered(self, x: ttnn.Tensor, dtype: ttnn.DataType = ttnn.bfloat16) -> list[ttnn.Tensor]:
         """Gather x [1, 1, M, in / TP] fractured over TP and multiply: one [1, 1, M, out / TP] per part, fractured.
 
-        With SwiGLU there is one output, ``up * silu(gate)``.
+        With SwiGLU there is one output, ``up * silu(gate)``. Outputs are of ``dtype``.
         """
         weight, bias = self.weight.whole(self.mesh), self.bias.tensor if self.has_bias else None
         if self.mesh.fused:
             parts = 1 if self.swiglu else self.parts
             return gathered_matmul(
-                x, weight, self.mesh, bias=bias, parts=parts, swiglu=self.swiglu, fidelity=self.fidelity
+                x, weight, self.mesh, bias=bias, parts=parts, swiglu=self.swiglu, dtype=dtype, fidelity=self.fidelity
             )
-        outputs = plain_gathered_matmul(x, weight, self.mesh, bias=bias, parts=self.parts, fidelity=self.fidelity)
+        outputs = plain_gathered_matmul(
+            x,
+            weight,
+            self.mesh,
+            bias=bias,
+            parts=self.parts,
+            dtype=ttnn.bfloat16 if self.swiglu else dtype,
+            fidelity=self.fidelity,
+        )
         if not self.swiglu:
             return outputs
         up, gate = outputs
-        return [ttnn.multiply(up, ttnn.silu(gate))]
+        return [ttnn.multiply(up, ttnn.silu(gate), dtype=dtype)]
 
     def split(self, y: ttnn.Tensor) -> list[ttnn.Tensor]:
         """Cut a fused output into its parts, each [1, B, M, out / TP] fractured as it is."""
@@ -206,12 +214,18 @@ class RowParallelLinear(Module):
 
     def partial(self, x: ttnn.Tensor, *, dtype: ttnn.DataType = ttnn.bfloat16) -> ttnn.Tensor:
         """x [1, B, M, in / TP] fractured over TP -> this chip's partial sum [1, B, M, out], without bias."""
-        config = compute.matrix(self.fidelity)
-        return ttnn.linear(x, self.weight.whole(self.mesh), dtype=dtype, compute_kernel_config=config)
+        weight = self.weight.whole(self.mesh)
+        if self.mesh.fused:
+            return large_matmul(x, weight, self.mesh, dtype=dtype, fidelity=self.fidelity)
+        return ttnn.linear(x, weight, dtype=dtype, compute_kernel_config=compute.matrix(self.fidelity))
 
     def fractured(self, x: ttnn.Tensor) -> ttnn.Tensor:
-        """Finish a layer without bias: x [1, B, M, in / TP] -> y [1, B, M, out / TP], both fractured over TP."""
-        return reduce_scatter(self.partial(x), self.mesh, dim=3, over=self.mesh.tp)
+        """Finish a layer without bias: x [1, B, M, in / TP] -> y [1, B, M, out / TP] bfloat16, both fractured over TP.
+
+        What is summed travels in x's type.
+        """
+        y = reduce_scatter(self.partial(x, dtype=x.dtype), self.mesh, dim=3, over=self.mesh.tp)
+        return y if y.dtype == ttnn.bfloat16 else ttnn.typecast(y, ttnn.bfloat16)
 
     def replicated(self, x: ttnn.Tensor) -> ttnn.Tensor:
         """x [1, B, M, in / TP] fractured over TP -> y [1, B, M, out] float32, replicated over TP."""

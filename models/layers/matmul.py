@@ -45,6 +45,19 @@ def blocking(
     )
 
 
+def large_matmul(
+    x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, *, dtype: ttnn.DataType, fidelity: ttnn.MathFidelity
+) -> ttnn.Tensor:
+    """``x @ weight`` of what a chip holds, on its whole grid: x [1, 1, M, K], weight [K, N] -> [1, 1, M, N]."""
+    return ttnn.experimental.minimal_matmul(
+        x,
+        weight,
+        config=blocking(mesh, x.shape[2], x.shape[3], weight.shape[1], core_rows=mesh.grid[1]),
+        compute_kernel_config=compute.matrix(fidelity),
+        dtype=dtype,
+    )
+
+
 def gathered_matmul(
     x: ttnn.Tensor,
     weight: ttnn.Tensor,
@@ -53,6 +66,7 @@ def gathered_matmul(
     bias: ttnn.Tensor | None = None,
     parts: int = 1,
     swiglu: bool = False,
+    dtype: ttnn.DataType = ttnn.bfloat16,
     fidelity: ttnn.MathFidelity,
 ) -> list[ttnn.Tensor]:
     """``gather(x) @ weight + bias`` in one op, cut into ``parts`` along the columns, or with SwiGLU on tile pairs.
@@ -64,6 +78,7 @@ def gathered_matmul(
         bias: [1, 1, 1, N / TP], fractured over TP.
         parts: equal parts of the output columns.
         swiglu: column tiles come in pairs (gate, up); the output has one tile ``silu(gate) * up`` for each.
+        dtype: of the outputs.
         fidelity: of the product.
 
     Returns:
@@ -74,7 +89,7 @@ def gathered_matmul(
         "bias_tensor": bias,
         "compute_kernel_config": compute.matrix(fidelity),
         "fuse_swiglu": swiglu,
-        "dtype": ttnn.bfloat16,
+        "dtype": dtype,
     }
     if mesh.tp.size == 1:
         config = blocking(mesh, rows, inner, weight.shape[1], core_rows=mesh.grid[1], pairs=swiglu)
@@ -107,11 +122,12 @@ def plain_gathered_matmul(
     *,
     bias: ttnn.Tensor | None = None,
     parts: int = 1,
+    dtype: ttnn.DataType = ttnn.bfloat16,
     fidelity: ttnn.MathFidelity,
 ) -> list[ttnn.Tensor]:
     """`gathered_matmul` from separate ops, without SwiGLU: the equal that the fused one is tested against."""
     whole = gather(x, mesh, dim=3, over=mesh.tp)
-    y = ttnn.linear(whole, weight, bias=bias, dtype=ttnn.bfloat16, compute_kernel_config=compute.matrix(fidelity))
+    y = ttnn.linear(whole, weight, bias=bias, dtype=dtype, compute_kernel_config=compute.matrix(fidelity))
     if parts == 1:
         return [y]
     rows, step = y.shape[2], y.shape[3] // parts

@@ -13,23 +13,34 @@ from models.parallel import TILE, Mesh, all_reduce, gather
 _LAYER_NORM_WIDTH = 56 * TILE
 
 
-def rms_norm(x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, width: Width, eps: float) -> ttnn.Tensor:
+def rms_norm(
+    x: ttnn.Tensor,
+    weight: ttnn.Tensor,
+    mesh: Mesh,
+    width: Width,
+    eps: float,
+    dtype: ttnn.DataType = ttnn.bfloat16,
+) -> ttnn.Tensor:
     """Root-mean-square norm over features fractured over TP, times ``weight``.
 
-    x [1, B, M, width / TP] fractured over TP, weight [1, 1, 1, width / TP] likewise -> like x. The weight must carry
-    `Width.norm_factor`. Formula: ``x / sqrt(mean(x^2) + eps) * weight`` (arXiv:1910.07467), statistics in float32.
+    x [1, B, M, width / TP] fractured over TP, weight [1, 1, 1, width / TP] likewise -> like x, in ``dtype``. The weight
+    must carry `Width.norm_factor`. Formula: ``x / sqrt(mean(x^2) + eps) * weight`` (arXiv:1910.07467), statistics in
+    float32.
     """
     config = compute.accurate()
     if mesh.fused:
-        return fused_rms_norm(x, weight, mesh, eps * width.eps_factor)
+        return fused_rms_norm(x, weight, mesh, eps * width.eps_factor, dtype)
     stats = ttnn.rms_norm_pre_all_gather(x, dtype=ttnn.float32, compute_kernel_config=config)
     stats = gather(stats, mesh, dim=3, over=mesh.tp)
-    return ttnn.rms_norm_post_all_gather(
+    normed = ttnn.rms_norm_post_all_gather(
         x, stats, epsilon=eps * width.eps_factor, weight=weight, compute_kernel_config=config
     )
+    return normed if normed.dtype == dtype else ttnn.typecast(normed, dtype)
 
 
-def fused_rms_norm(x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, eps: float) -> ttnn.Tensor:
+def fused_rms_norm(
+    x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, eps: float, dtype: ttnn.DataType = ttnn.bfloat16
+) -> ttnn.Tensor:
     """`rms_norm` in one op, statistics exchanged inside it; ``eps`` already corrected for padding."""
     axis = mesh.tp.index if mesh.tp.size > 1 else None
     stats = None
@@ -50,6 +61,7 @@ def fused_rms_norm(x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, eps: float) 
         weight=weight,
         persistent_output_buffer=stats,
         num_preferred_links=mesh.tp.links,
+        dtype=dtype,
         compute_kernel_config=compute.accurate(),
     )
 

@@ -19,6 +19,8 @@ class Precision:
             sees of a policy.
         attended: type of queries, keys and values; bfloat8_b halves what the ring carries. ttnn's ring attention
             takes one type for all three.
+        inputs: type of what the large matrices are multiplied with, and of partial sums over chips; bfloat8_b halves
+            what the links carry.
         matmul: math fidelity of the products with the large matrices.
         attention: math fidelity of both products of attention.
         streaming: whether attention takes ttnn's streaming kernel, which is faster by a quarter or more; its
@@ -28,14 +30,16 @@ class Precision:
     name: str
     weights: str
     attended: str
+    inputs: str
     matmul: str
     attention: str
     streaming: bool
 
     def __str__(self) -> str:
+        attention = f"{self.attention} {'streaming' if self.streaming else 'exact'} attention"
         return (
-            f"{self.name} (weights {self.weights}, queries, keys and values {self.attended}, "
-            f"{self.matmul} products, {self.attention} {'streaming' if self.streaming else 'exact'} attention)"
+            f"{self.name} (weights {self.weights}, {self.matmul} products of {self.inputs}, "
+            f"queries, keys and values {self.attended}, {attention})"
         )
 
     @classmethod
@@ -56,10 +60,10 @@ class Precision:
 PRECISIONS = {
     policy.name: policy
     for policy in (
-        Precision("accurate", "bf16", "bfloat16", "HiFi4", "HiFi4", False),
-        Precision("bf16", "bf16", "bfloat16", "HiFi2", "HiFi2", False),
-        Precision("default", "mixed", "bfloat8_b", "HiFi2", "HiFi2", True),
-        Precision("bf8", "bf8", "bfloat8_b", "HiFi2", "HiFi2", True),
-        Precision("fast", "bf8", "bfloat8_b", "HiFi2", "LoFi", True),
+        Precision("accurate", "bf16", "bfloat16", "bfloat16", "HiFi4", "HiFi4", False),
+        Precision("bf16", "bf16", "bfloat16", "bfloat16", "HiFi2", "HiFi2", False),
+        Precision("default", "mixed", "bfloat8_b", "bfloat16", "HiFi2", "HiFi2", True),
+        Precision("bf8", "bf8", "bfloat8_b", "bfloat16", "HiFi2", "HiFi2", True),
+        Precision("fast", "bf8", "bfloat8_b", "bfloat8_b", "HiFi2", "LoFi", True),
     )
 }

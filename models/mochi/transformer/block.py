@@ -17,18 +17,20 @@ _KINDS = ("scale", "gate", "scale", "gate")
 class Stream(Module):
     """What a block does to one residual stream besides attention. The residual stays fractured over TP."""
 
-    def __init__(self, mesh: Mesh, width: Width, feed_forward: SwiGLUFeedForward | None) -> None:
+    def __init__(self, mesh: Mesh, width: Width, feed_forward: SwiGLUFeedForward | None, dtype: ttnn.DataType) -> None:
+        """Declare a stream; ``dtype`` is the type of what its large matrices are multiplied with."""
         super().__init__(mesh)
         self.width = width
         self.feed_forward = feed_forward
+        self.dtype = dtype
 
     def modulated(self, x: ttnn.Tensor, weight: ttnn.Tensor) -> ttnn.Tensor:
-        """Norm x [1, 1, M, width / TP] with ``weight`` [1, 1, 1, width / TP]."""
-        return rms_norm(x, weight, self.mesh, self.width, _EPS)
+        """Norm x [1, 1, M, width / TP] with ``weight`` [1, 1, 1, width / TP], for the matrices."""
+        return rms_norm(x, weight, self.mesh, self.width, _EPS, self.dtype)
 
     def gated(self, residual: ttnn.Tensor, x: ttnn.Tensor, gate: ttnn.Tensor) -> ttnn.Tensor:
         """``residual + norm(x) * gate``, all [1, 1, M, width / TP]."""
-        return ttnn.add(residual, self.modulated(x, gate))
+        return ttnn.add(residual, rms_norm(x, gate, self.mesh, self.width, _EPS))
 
     def finish(self, residual: ttnn.Tensor, attended: ttnn.Tensor, weights: list[ttnn.Tensor]) -> ttnn.Tensor:
         """Add attention's output and the feed-forward to the residual; ``weights`` are gate, scale, gate."""
@@ -62,11 +64,14 @@ class TransformerBlock(Module):
             self.text_modulation = Modulation(mesh, "norm1_context.linear", visual, text, _KINDS)
         self.attention = JointAttention(mesh, config, widths, precision, text_output=not last, chunks=chunks)
 
-        def feed_forward(name: str, width: Width, inner: int) -> SwiGLUFeedForward:
-            return SwiGLUFeedForward(mesh, name, width, inner, getattr(ttnn.MathFidelity, precision.matmul))
+        inputs = getattr(ttnn, precision.inputs)
 
-        self.visual = Stream(mesh, visual, feed_forward("ff", visual, config.ff_inner_dim))
-        self.text = Stream(mesh, text, None if last else feed_forward("ff_context", text, config.ff_context_inner_dim))
+        def feed_forward(name: str, width: Width, inner: int) -> SwiGLUFeedForward:
+            return SwiGLUFeedForward(mesh, name, width, inner, getattr(ttnn.MathFidelity, precision.matmul), inputs)
+
+        self.visual = Stream(mesh, visual, feed_forward("ff", visual, config.ff_inner_dim), inputs)
+        text_feed_forward = None if last else feed_forward("ff_context", text, config.ff_context_inner_dim)
+        self.text = Stream(mesh, text, text_feed_forward, inputs)
 
     def modulations(self, conditioning_11SD: ttnn.Tensor) -> tuple[list[ttnn.Tensor], list[ttnn.Tensor]]:
         """Tables of both streams' norm weights for all steps, from silu(conditioning) [1, 1, S, D] replicated."""

@@ -40,33 +40,40 @@ def product(
     a, b = to_tf32(a), to_tf32(b)
     if config is None:
         return torch.matmul(a, b)
-    phases = _phases(a, b, fidelity or config.math_fidelity)
-    if config.fp32_dest_acc_en:
-        return sum((torch.matmul(x, y) for x, y in phases), torch.zeros(()))
-    return _in_bfloat16(phases)
+    fidelity = fidelity or config.math_fidelity
+    return _in_float32(a, b, fidelity) if config.fp32_dest_acc_en else _in_bfloat16(a, b, fidelity)
 
 
-def _phases(a: torch.Tensor, b: torch.Tensor, fidelity: ttnn.MathFidelity) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Pairs of operand parts whose products a fidelity sums, in the order of the engine."""
-    a_high, b_high = truncate(a, _SRC_B_HIGH), truncate(b, _SRC_A_HIGH)
-    b_low = truncate(b, _SRC_A_ALL) - b_high
-    phases = [(a_high, b_high), (a_high, b_low), (a - a_high, b_high), (a - a_high, b_low)]
-    names = [ttnn.MathFidelity.LoFi, ttnn.MathFidelity.HiFi2, ttnn.MathFidelity.HiFi3, ttnn.MathFidelity.HiFi4]
-    return phases[: names.index(fidelity) + 1]
+def _in_float32(a: torch.Tensor, b: torch.Tensor, fidelity: ttnn.MathFidelity) -> torch.Tensor:
+    """The phases' products summed in float32, in which their order does not show."""
+    a_high = truncate(a, _SRC_B_HIGH)
+    if fidelity == ttnn.MathFidelity.LoFi:
+        return torch.matmul(a_high, truncate(b, _SRC_A_HIGH))
+    b_all = truncate(b, _SRC_A_ALL)
+    if fidelity == ttnn.MathFidelity.HiFi4:
+        return torch.matmul(a, b_all)
+    out = torch.matmul(a_high, b_all)
+    if fidelity == ttnn.MathFidelity.HiFi3:
+        out = out + torch.matmul(a - a_high, truncate(b, _SRC_A_HIGH))
+    return out
 
 
-def _in_bfloat16(phases: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Sum of the phases' products where the accumulator ``Dst`` is bfloat16: each instruction rounds what it adds to.
+def _in_bfloat16(a: torch.Tensor, b: torch.Tensor, fidelity: ttnn.MathFidelity) -> torch.Tensor:
+    """The phases' products where the accumulator ``Dst`` is bfloat16: each instruction rounds what it adds to.
 
     An instruction multiplies 16 elements of the inner dimension; phases go inside of a 32 x 32 tile.
     Source: tt-isa-documentation ``WormholeB0/TensixTile/TensixCoprocessor/MVMUL.md`` (functional model, "a rough
     guide") and ``MatrixUnit.md`` ("real hardware rounds": to nearest here).
     """
-    inner = phases[0][0].shape[-1]
+    a_high, b_high = truncate(a, _SRC_B_HIGH), truncate(b, _SRC_A_HIGH)
+    a_low, b_low = a - a_high, truncate(b, _SRC_A_ALL) - b_high
+    names = [ttnn.MathFidelity.LoFi, ttnn.MathFidelity.HiFi2, ttnn.MathFidelity.HiFi3, ttnn.MathFidelity.HiFi4]
+    phases = [(a_high, b_high), (a_high, b_low), (a_low, b_high), (a_low, b_low)][: names.index(fidelity) + 1]
+    inner = a.shape[-1]
     out = torch.zeros(())
     for tile in range(0, inner, TILE):
-        for a, b in phases:
+        for x, y in phases:
             for start in range(tile, min(tile + TILE, inner), _DEPTH):
                 part = slice(start, start + _DEPTH)
-                out = (out + torch.matmul(a[..., part], b[..., part, :])).to(torch.bfloat16).to(torch.float32)
+                out = (out + torch.matmul(x[..., part], y[..., part, :])).to(torch.bfloat16).to(torch.float32)
     return out

@@ -11,15 +11,15 @@ from tests.support import SMALL, reference
 
 # Limits on PCC and relative RMSE of one block, and on RMSE as a multiple of PyTorch's own bfloat16 error. What is all
 # bfloat16 is held to 1.5. Of the others, bfloat8_b has one bit of mantissa less, in the matrices of the feed-forwards
-# and in q, k and v (default: 1.66 with exact attention), in all large matrices (bf8: 1.96), and LoFi drops more bits of
-# the products (fast: 2.58). On top of that comes the streaming attention kernel, whose exponential is off by up to 3%
-# and whose sums are bfloat16: measured here 2.03, 2.30 and 2.89.
+# and in q, k and v (default: 1.66 with exact attention), in all large matrices (bf8: 1.96), and in what these are
+# multiplied with, with LoFi in attention (fast: 2.9). On top of that comes the streaming attention kernel, whose
+# exponential is off by up to 3% and whose sums are bfloat16: measured here 2.03, 2.30 and 3.37.
 BLOCK = {
     "accurate": (0.9999, 0.012, 1.0),
     "bf16": (0.9999, 0.015, 1.5),
     "default": (0.9998, 0.018, 2.2),
     "bf8": (0.9997, 0.022, 2.5),
-    "fast": (0.9995, 0.03, 3.1),
+    "fast": (0.9995, 0.03, 3.6),
 }
 
 

@@ -244,6 +244,10 @@ def test_block(mesh, index, length):
 
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)
 def test_block_at_real_width(mesh):
+    run_block_at_real_width(mesh)
+
+
+def run_block_at_real_width(mesh, **options) -> None:
     """24 heads of 128, widths 3072 and 1536, 70 visual and 33 text tokens."""
     config = TransformerConfig(num_layers=2)
 
@@ -258,7 +262,7 @@ def test_block_at_real_width(mesh):
             transformer_blocks=[block.to(dtype)], pos_frequencies=torch.nn.Parameter(frequencies), rope=MochiRoPE()
         )
 
-    run_block(mesh, model_of, config, 0, 33, grid=(2, 5, 7))
+    run_block(mesh, model_of, config, 0, 33, grid=(2, 5, 7), **options)
 
 
 @pytest.mark.parametrize("mesh", MESHES, indirect=True)

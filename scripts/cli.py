@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -162,6 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is raised with its traceback, as are all with `--debug`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    # Read by OpenMP when torch loads it. Golden matrices are small, and threads that spin while they wait take the
+    # cores from whatever else runs: on a busy machine that made a demo five times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         with interrupts.remembered():
             code = app(arguments, prog_name="mochi-tt", standalone_mode=False)

@@ -16,7 +16,7 @@ from models.tiny.captions import caption
 from models.tiny.export import set_latent_statistics, to_bfloat16_, write_checkpoint
 from models.tiny.scenes import random_scene, render
 from models.tiny.tokenizer import write_tokenizer
-from models.tiny.training import CURVE
+from models.tiny.training import CURVE, mixed_precision
 
 # progress(stage, done, total, text)
 Progress = Callable[[str, int, int, str], None]
@@ -117,7 +117,7 @@ def encode(vae: Any, scenes: list[Any], job: Training, progress: Progress) -> to
     for start in range(0, len(scenes), ENCODED_TOGETHER):
         frames = render(scenes[start : start + ENCODED_TOGETHER])
         frames = frames.to(job.device, memory_format=torch.channels_last_3d)
-        with torch.autocast(torch.device(job.device).type, torch.bfloat16):
+        with mixed_precision(torch.device(job.device)):
             found.append(vae.encoder(frames)[0].chunk(2, dim=1)[0].float().cpu())
         progress("encode", min(start + ENCODED_TOGETHER, len(scenes)), len(scenes), "")
     latents = torch.cat(found)

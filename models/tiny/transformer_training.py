@@ -19,7 +19,7 @@ import torch
 from models.mochi.schedule import TIMESTEPS
 from models.tiny.captions import caption
 from models.tiny.scenes import Scene
-from models.tiny.training import Schedule, train
+from models.tiny.training import Schedule, mixed_precision, train
 
 # 8 heads divide over every TP up to 8; the visual width is 8 x 32 = 256.
 TRANSFORMER: dict[str, Any] = {
@@ -169,6 +169,6 @@ def velocity_losses(
     """Mean squared error of the velocity `z0 - eps` at the noise levels `sigma`."""
     share = sigma_B.view(-1, 1, 1, 1, 1)
     noisy = share * eps_BCTHW + (1 - share) * latents_BCTHW
-    with torch.autocast(latents_BCTHW.device.type, torch.bfloat16):
+    with mixed_precision(latents_BCTHW.device):
         velocity = model(noisy, sigma_B, ids_BL, mask_BL)
     return {"loss": (velocity.float() - (latents_BCTHW - eps_BCTHW)).square().mean()}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from models.tiny.scenes import SIZE, random_scene, render, window
-from models.tiny.training import Schedule, train
+from models.tiny.training import Schedule, mixed_precision, train
 
 # GroupNorm has 32 groups, so channels are multiples of 32. The five depths are those of full, half, quarter and
 # eighth resolution and of the innermost block.
@@ -176,7 +176,7 @@ def vae_losses(
         noise: source of the latents' noise.
         noise_share: multiplies that noise.
     """
-    with torch.autocast(frames_BCTHW.device.type, torch.bfloat16):
+    with mixed_precision(frames_BCTHW.device):
         mean, log_variance = vae.encoder(frames_BCTHW)[0].float().chunk(2, dim=1)
         log_variance = log_variance.clamp(-12, 4)
         spread = torch.exp(0.5 * log_variance)

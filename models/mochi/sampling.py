@@ -148,6 +148,7 @@ class BranchesOnHalves:
     ) -> None:
         self.models = (transformer, parallel.unconditional)
         self.halves = parallel.halves
+        self.halves.connect()
         self.grids = grids
         self.prompts = prompts
         self.schedules = schedules

@@ -8,8 +8,9 @@ from models.parallel.collectives import gather
 from models.parallel.layout import Layout
 from models.parallel.mesh import Axis, Mesh
 
-# The sender writes into the receiver's tensor; only the handshake goes through the socket's own queue.
-_QUEUE_BYTES = 4096
+# Packets of a tensor pass through a queue in the receiving core's L1. It is small, because every core keeps that much
+# of its L1 free for it, and attention's buffers fill L1 but for 9 KB (`models.layers.attention_chunks.L1_BUDGET`).
+_QUEUE_BYTES = 8192
 _Sockets = tuple["ttnn.MeshSocket", "ttnn.MeshSocket"]
 
 
@@ -53,13 +54,15 @@ class Halves:
         Returns:
             y on the conditional half and x on the unconditional half, shaped and placed like x and y.
         """
-        there, back = self._sockets = self._sockets or self._connect()
+        there, back = self.connect()
         whole_x, whole_y = self._whole(x, self.conditional), self._whole(y, self.unconditional)
         got_y, got_x = _like(whole_y, self.conditional), _like(whole_x, self.unconditional)
-        ttnn.experimental.send_direct_async(whole_x, there[0])
-        ttnn.experimental.recv_direct_async(got_x, there[1])
-        ttnn.experimental.send_direct_async(whole_y, back[0])
-        ttnn.experimental.recv_direct_async(got_y, back[1])
+        # Not send_direct_async: its kernel addresses DRAM as its own core's NOC sees it, and the fabric's router, which
+        # writes, uses the other NOC (ttnn 0.81.1, sender_direct_writer.cpp, lines 145, 157, 170 and 182).
+        ttnn.experimental.send_async(whole_x, there[0])
+        ttnn.experimental.recv_async(got_x, there[1])
+        ttnn.experimental.send_async(whole_y, back[0])
+        ttnn.experimental.recv_async(got_y, back[1])
         last = self._axis.size - 1
         return self._spread(got_y, self.conditional, last), self._spread(got_x, self.unconditional, 0)
 
@@ -69,8 +72,17 @@ class Halves:
         self.conditional.release()
         self.unconditional.release()
 
-    def _connect(self) -> tuple[_Sockets, _Sockets]:
-        """Sockets either way between the chips next to the cut."""
+    def connect(self) -> tuple[_Sockets, _Sockets]:
+        """Make the sockets either way between the chips next to the cut, once.
+
+        Their queues lie in L1 from then on. Connect before the first forward, so that every program is built beside
+        them, and one that needs the room is refused at once and not in the second step.
+        """
+        if self._sockets is None:
+            self._sockets = self._pairs()
+        return self._sockets
+
+    def _pairs(self) -> tuple[_Sockets, _Sockets]:
         axis, last = self._axis.index, self._axis.size - 1
         along = self.conditional.layout.mesh_shape[1 - axis]
         edge = [ttnn.MeshCoordinate(*((last, i) if axis == 0 else (i, last))) for i in range(along)]

@@ -147,7 +147,7 @@ def _link_seconds(record: Record, system: System, kind: dict[str, Any], index: i
     cost = record.cost
     if not cost.link_bytes:
         return 0.0, 0.0
-    links = record.settings.links or min(system.links)
+    links = record.settings.links or kind.get("links") or min(system.links)
     speed = links * system.architecture.link_bytes_per_second * kind.get("link", kind["dram"])[index]
     return cost.exposed_link_bytes / speed, (cost.link_bytes - cost.exposed_link_bytes) / speed
 

@@ -18,7 +18,7 @@ from typing import Any
 import ttnn
 
 # Gives no tensor back.
-SEND = "ttnn.experimental.send_direct_async"
+SEND = "ttnn.experimental.send_async"
 _BYTES = {
     ttnn.bfloat16: 2.0,
     ttnn.float32: 4.0,
@@ -163,13 +163,13 @@ def _reduce_scatter(call: Call) -> Cost:
 
 @cost_rule(SEND)
 def _send(call: Call) -> Cost:
-    """Chips next to the cut read their tensor and send it over one link."""
+    """Chips next to the cut read their tensor and send it over one link, whatever the number of links."""
     return Cost(dram_bytes=nbytes(call.inputs[0]), **_exposed(nbytes(call.inputs[0])))
 
 
-@cost_rule("ttnn.experimental.recv_direct_async")
+@cost_rule("ttnn.experimental.recv_async")
 def _receive(call: Call) -> Cost:
-    """The sender writes; here it arrives in memory."""
+    """What arrives in the queue is written to memory."""
     return Cost(dram_bytes=nbytes(call.inputs[0]))
 
 

@@ -10,7 +10,14 @@ from models.parallel import Halves, Layout, Mesh
 from models.reference.metrics import relative_rmse
 from tests.support import SMALL, StateDict, config_of, randn, reference
 
-LAYOUTS = ["2x2cfg0sp0tp1", "2x2cfg1sp1tp0", "2x4cfg0sp0tp1", "2x4cfg0sp1tp0", "2x4cfg1sp0tp1", "2x4cfg1sp1tp0"]
+LAYOUTS = [
+    "1x2cfg1sp0tp1",
+    "1x8cfg1sp0tp1",
+    "8x1cfg0sp0tp1",
+    "2x2cfg0sp0tp1",
+    "2x2cfg1sp1tp0",
+    *(f"2x4cfg{cut}{roles}" for cut in (0, 1) for roles in ("sp0tp1", "sp1tp0")),
+]
 
 
 @pytest.fixture
@@ -51,16 +58,17 @@ def loaded(mesh: Mesh) -> MochiTransformer:
     return ours
 
 
-@pytest.mark.parametrize("halves", ["2x2cfg1sp0tp1", "2x4cfg0sp0tp1", "4x8cfg0sp1tp0"], indirect=True)
-def test_sampling_is_that_of_the_branches_in_turn(halves, open_layout):
-    """Prompts of other lengths on either half; a step at scale 1 between guided ones."""
+@pytest.mark.parametrize("halves", ["1x2cfg1sp0tp1", "2x4cfg0sp0tp1", "4x8cfg0sp1tp0"], indirect=True)
+@pytest.mark.parametrize("rows", [6, 14])
+def test_sampling_is_that_of_the_branches_in_turn(halves, open_layout, rows):
+    """Prompts of other lengths on either half, 30 and 70 tokens; a step at scale 1 between guided ones."""
     arguments = {
         "sigmas": [1.0, 0.9, 0.5, 0.0],
         "guidance": [4.5, 1.0, 3.0],
         "prompt": (randn(1, 9, SMALL["text_embed_dim"], seed=2), torch.ones(1, 9, dtype=torch.bool)),
         "negative": (torch.zeros(1, 4, SMALL["text_embed_dim"]), torch.zeros(1, 4, dtype=torch.bool)),
     }
-    latents = randn(1, 12, 2, 6, 10, seed=1)
+    latents = randn(1, 12, 2, rows, 10, seed=1)
     parallel = GuidanceParallel(halves, loaded(halves.unconditional))
     together = denoise(loaded(halves.conditional), latents, parallel=parallel, **arguments)
     in_turn = denoise(loaded(open_layout("1x1sp0tp1")), latents, **arguments)

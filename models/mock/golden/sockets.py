@@ -1,7 +1,8 @@
 """Golden values through sockets between two meshes.
 
-Source: wheel, ``ttnn/cpp/ttnn/operations/experimental/ccl/send_recv_async/send_direct_async/device/kernels`` and the
-docstrings of both ops: each connection carries the sender's whole shard into the receiver's tensor, in order.
+Source: wheel, ``ttnn/cpp/ttnn/operations/experimental/ccl/send_recv_async``, kernels ``sender_writer.cpp`` and
+``receiver_inplace_writer.cpp``: each connection carries the sender's whole shard page by page, in order, through the
+socket's queue into the receiver's tensor. ``send_direct_async`` has no golden: see `models.mock.limits`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from models.mock.golden.errors import golden_error
 if TYPE_CHECKING:
     from models.mock.golden.engine import Engine
 
-SEND, RECEIVE = "ttnn.experimental.send_direct_async", "ttnn.experimental.recv_direct_async"
+SEND, RECEIVE = "ttnn.experimental.send_async", "ttnn.experimental.recv_async"
 
 
 @dataclass

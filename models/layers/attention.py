@@ -7,7 +7,7 @@ import ttnn
 
 from models.layers import compute
 from models.layers.attention_chunks import Chunks, choose_chunks
-from models.parallel import Mesh
+from models.parallel import TILE, Mesh, round_up
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def joint_attention(
         return _ring(
             visual, text, mesh, tokens=tokens, scale=scale, fidelity=fidelity, streaming=streaming, chunks=chunks
         )
-    if visual.rows != tokens:
-        raise ValueError(f"{visual.rows} visual rows for {tokens} tokens: without SP there must be no padding rows")
+    stored = visual.rows
+    visual = Heads(*(_rows(x, tokens) for x in (visual.q, visual.k, visual.v)))
     # The binding takes a float32 and refuses a Python float that is not exactly one.
     scale = struct.unpack("f", struct.pack("f", scale))[0]
     program, config = attention_program(
@@ -82,7 +82,7 @@ def joint_attention(
             program_config=program,
             compute_kernel_config=config,
         )
-        return out, None
+        return _rows(out, stored), None
     spatial, joint = ttnn.transformer.joint_scaled_dot_product_attention(
         visual.q,
         visual.k,
@@ -95,7 +95,21 @@ def joint_attention(
         program_config=program,
         compute_kernel_config=config,
     )
-    return spatial, joint
+    return _rows(spatial, stored), joint
+
+
+def _rows(x: ttnn.Tensor, rows: int) -> ttnn.Tensor:
+    """View x [1, H, M, E] with ``rows`` rows of the same tiles; attention never sees keys in the rest of a tile.
+
+    Raises:
+        ValueError: so many rows take other tiles than M.
+    """
+    _, heads, stored, width = x.shape
+    if rows == stored:
+        return x
+    if round_up(rows, TILE) != round_up(stored, TILE):
+        raise ValueError(f"{rows} rows are not the tiles of {stored}: without SP only the last tile may hold padding")
+    return ttnn.reshape(x, ttnn.Shape([1, heads, rows, width]), ttnn.Shape(list(x.padded_shape)))
 
 
 def _ring(
@@ -109,8 +123,17 @@ def _ring(
     streaming: bool,
     chunks: Chunks | None,
 ) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
-    """Ring attention: keys and values travel around SP while each chip attends to what has arrived."""
+    """Ring attention: keys and values travel around SP while each chip attends to what has arrived.
+
+    In ttnn 0.81.1 a chip that holds no real token, only padding, gets undefined outputs from the kernel that is not
+    the streaming one, but for the last chip if there is text. Its visual rows are padding, and its text stays its own.
+
+    Raises:
+        ValueError: a chip's rows are not whole tiles, which the kernel would cut off without a word.
+    """
     _, heads, rows, width = visual.k.shape
+    if rows % TILE:
+        raise ValueError(f"{rows} visual rows per chip are not whole tiles of {TILE}: pad them")
     gathered = (1, heads, rows * mesh.sp.size, width)
     # The last core row moves keys and values, the others compute.
     compute_rows = mesh.grid[1] - 1

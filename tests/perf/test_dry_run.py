@@ -36,6 +36,25 @@ def test_one_block_at_full_size(tmp_path, mesh, tokens_per_chip):
     assert stage["link_bytes"] > 0
 
 
+# 44,520 tokens are 1391.25 tiles. In `accurate` attention fills L1, and must leave room for the sockets of halves.
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--mesh", "1x2", "--layout", "sp0tp1", "--precision", "bf8"),
+        ("--mesh", "1x8", "--layout", "sp0tp1"),
+        ("--mesh", "2x4", "--layout", "cfg0sp0tp1"),
+        ("--mesh", "2x4", "--layout", "cfg0sp1tp0fsdp", "--precision", "accurate"),
+        ("--mesh", "4x8", "--layout", "cfg0sp1tp0", "--precision", "accurate"),
+        ("--mesh", "1x1", "--precision", "bf8", "--num-frames", "31"),
+    ],
+    ids=lambda arguments: "-".join(arguments).replace("--", ""),
+)
+def test_two_blocks_in_layouts_without_sp_and_on_halves(tmp_path, arguments):
+    report = dry_run(tmp_path, *arguments, "--blocks", "2", "--stage", "denoise")
+    assert report["dram_peak_bytes"] < 11.8e9
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     "arguments",

@@ -18,8 +18,10 @@ _TARGET_AREA = 192 * 192
 
 
 def padded_tokens(tokens: int, sp: int) -> int:
-    """Visual tokens as stored: whole tiles per SP shard; without SP just the tokens (ttnn pads the last tile)."""
-    return tokens if sp == 1 else round_up(tokens, TILE * sp)
+    """Visual tokens as stored: whole tiles per SP shard, without SP too, since the fused norm and rotation reads no
+    table whose rows are not whole tiles.
+    """
+    return round_up(tokens, TILE * sp)
 
 
 def positions(frames: int, rows: int, columns: int) -> np.ndarray:

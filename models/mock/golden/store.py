@@ -152,12 +152,28 @@ class Store:
         return entry
 
     def _view(self, tensor: ttnn.Tensor, shards: list[torch.Tensor], op: str) -> list[torch.Tensor]:
-        shape = tuple(tensor.shape)
-        if tuple(shards[0].shape) == shape:
+        shape, held = tuple(tensor.shape), tuple(shards[0].shape)
+        if held == shape:
             return shards
+        if _same_tiles(tensor, held):
+            return map_shared(lambda shard: _with_rows(shard, shape[-2]), shards)
         if shards[0].numel() != tensor.logical_volume():
             raise golden_error(op, f"{describe(tensor)} views a buffer of shape {tuple(shards[0].shape)}")
         return map_shared(lambda shard: shard.reshape(shape), shards)
+
+
+def _same_tiles(tensor: ttnn.Tensor, held: tuple[int, ...]) -> bool:
+    """Whether ``tensor`` and a value of shape ``held`` differ only in how many rows of the last tile are real."""
+    shape = tuple(tensor.shape)
+    if tensor.layout != ttnn.TILE_LAYOUT or is_integer(tensor.dtype) or len(held) != len(shape) or len(held) < 2:
+        return False
+    return shape[:-2] == held[:-2] and shape[-1] == held[-1] and -(-shape[-2] // 32) == -(-held[-2] // 32)
+
+
+def _with_rows(value: torch.Tensor, rows: int) -> torch.Tensor:
+    """The first ``rows`` rows; what lies in a tile behind the rows that an op wrote is NaN."""
+    more = rows - value.shape[-2]
+    return torch.nn.functional.pad(value, (0, 0, 0, more), value=torch.nan) if more > 0 else value[..., :rows, :]
 
 
 def map_shared(function: Callable[[torch.Tensor], torch.Tensor], shards: Iterable[torch.Tensor]) -> list[torch.Tensor]:

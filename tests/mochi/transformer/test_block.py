@@ -242,6 +242,15 @@ def test_block(mesh, index, length):
     run_block(mesh, lambda dtype: reference(dtype, **SMALL), CONFIG, index, length)
 
 
+# Without SP there are no shards to pad for, but the rotation wants whole tiles all the same.
+@pytest.mark.parametrize("mesh", ["1x1sp0tp1", "1x2sp0tp1", "1x8sp0tp1", "1x3sp0tp1"], indirect=True)
+@pytest.mark.parametrize("grid", [(1, 1, 1), (3, 3, 5), (1, 8, 8), (2, 7, 5)], ids=["1", "45", "64", "70"])
+def test_block_without_sp(mesh, grid):
+    """Tokens that are whole tiles and tokens that are not; three chips have six heads and an odd number of sums."""
+    sizes = SMALL | ({"num_attention_heads": 6, "pooled_projection_dim": 96} if mesh.tp.size == 3 else {})
+    run_block(mesh, lambda dtype: reference(dtype, **sizes), config_of(reference(**sizes)), 0, 45, grid=grid)
+
+
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)
 def test_block_at_real_width(mesh):
     run_block_at_real_width(mesh)

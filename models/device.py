@@ -165,12 +165,14 @@ def open_mesh(
 def _open_hardware(rows: int, cols: int, *, ring: bool) -> "tuple[ttnn.MeshDevice, ttnn.MeshDevice | None]":
     """The mesh, and the mesh of the whole machine if it had to be opened around it.
 
-    With a fabric every chip of the machine has to be open, so a smaller mesh is cut from the whole.
+    With a fabric every chip of the machine has to be open, so a smaller mesh is cut from the whole. A single chip has
+    no fabric, and ttnn refuses to start one.
     """
     mark_hardware()
     ttnn = quiet_ttnn()
     with environment(log_level("warn")):
-        ttnn.set_fabric_config(ttnn.FabricConfig.FABRIC_1D_RING if ring else ttnn.FabricConfig.FABRIC_1D)
+        if ttnn.get_num_devices() > 1:
+            ttnn.set_fabric_config(ttnn.FabricConfig.FABRIC_1D_RING if ring else ttnn.FabricConfig.FABRIC_1D)
     whole = None
     try:
         all_rows, all_cols = ttnn._ttnn.multi_device.SystemMeshDescriptor().shape()

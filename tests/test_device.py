@@ -56,12 +56,40 @@ print(json.dumps(found))
 """
 
 
-def run(script: str, directory: Path) -> tuple[Any, str]:
+# One chip, opened as hardware and as a mock: real ttnn refuses a fabric there, a described cluster does not.
+ONE_CHIP = """
+import json, os, pathlib, sys
+from models.mock.guard import quiet_ttnn
+ttnn = quiet_ttnn()
+fabrics, start = [], ttnn.set_fabric_config
+ttnn.set_fabric_config = lambda config, *rest: (fabrics.append(str(config).split(".")[-1]), start(config, *rest))
+from models.device import open_mesh
+node = pathlib.Path("cards")
+if sys.argv[1] == "hardware":
+    from models.mock.cluster import system_named, write_descriptor
+    from models.mock.toolchain import cache_directory, mock_variables, prepare_toolchain
+    path = write_descriptor(system_named("n150"), cache_directory() / "clusters")
+    os.environ |= mock_variables(prepare_toolchain(), path)
+    os.environ["TT_METAL_LOGS_PATH"] = os.getcwd()
+    node.mkdir(); (node / "0").touch()
+import torch
+from tests.mochi.transformer.test_block import CONFIG, SMALL, reference, run_block
+from models.parallel import Layout, Mesh
+with open_mesh("1x1", card_directory=node) as opened:
+    mesh = Mesh(opened.device, Layout.parse("1x1sp0tp1"))
+    if opened.mode == "golden":
+        run_block(mesh, lambda dtype: reference(dtype, **SMALL), CONFIG, 0, 7)
+    found = [opened.mode, list(opened.shape)]
+print(json.dumps([*found, [name for name in fabrics if name != "DISABLED"]]))
+"""
+
+
+def run(script: str, directory: Path, *arguments: str) -> tuple[Any, str]:
     """The last line printed, as JSON, and everything printed before it or logged."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TT_")}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, *arguments],
         capture_output=True,
         text=True,
         env=environment,
@@ -159,6 +187,12 @@ def test_hardware_opening_on_a_described_cluster(tmp_path: Path) -> None:
     assert "mesh 2x4 in mode hardware (cards found)" in log
     assert "| warning " in log
     assert "| info " not in log
+
+
+@pytest.mark.parametrize("mode", ["hardware", "golden"])
+def test_one_chip_has_no_fabric(mode: str, tmp_path: Path) -> None:
+    found, _ = run(ONE_CHIP, tmp_path, mode)
+    assert found == [mode, [1, 1], []]
 
 
 def test_report_without_cards(no_card: Path) -> None:

@@ -158,6 +158,7 @@ def release_cluster() -> None:
             close_mock_mesh(opened.mesh)
         if _process.parent is not None:
             ttnn = quiet_ttnn()
+            _limits().detach()
             ttnn.close_mesh_device(_process.parent)
             _process.parent = None
             ttnn.set_fabric_config(ttnn.FabricConfig.DISABLED)
@@ -169,8 +170,14 @@ def _golden():  # type: ignore[no-untyped-def]
     return golden
 
 
+def _limits():  # type: ignore[no-untyped-def]
+    from models.mock import limits
+
+    return limits
+
+
 def _open_parent(system: System) -> "ttnn.MeshDevice":
-    """The whole system as one mesh, fabric on."""
+    """The whole system as one mesh, with a fabric where there is more than one chip, as on hardware."""
     ttnn = quiet_ttnn()
     variables: dict[str, str] = {}
     if not _process.seen_by_ttnn:
@@ -185,9 +192,11 @@ def _open_parent(system: System) -> "ttnn.MeshDevice":
         variables |= log_level("error")
     fabric = ttnn.FabricConfig.FABRIC_1D_RING if system.ring else ttnn.FabricConfig.FABRIC_1D
     with environment(variables):
-        ttnn.set_fabric_config(fabric)
+        if system.chips > 1:
+            ttnn.set_fabric_config(fabric)
         _process.seen_by_ttnn, _process.system = True, system
         parent = ttnn.open_mesh_device(ttnn.MeshShape(*system.shape))
+    _limits().attach()
     return parent
 
 

@@ -22,6 +22,7 @@ class Axis:
     """One mesh axis in its role: ``index`` in the mesh, ``size`` in chips, Ethernet ``links`` between neighbours.
 
     ``topology``: a ring where the last chip is the first one's neighbour and the fabric was started so, else a line.
+    Two chips are a line: the gather of ring attention counts on a third chip in a ring, and never ends without.
     """
 
     index: int
@@ -69,7 +70,7 @@ class Mesh:
         if size == 1:
             return Axis(index, size)
         probe = ttnn.allocate_tensor_on_device(ttnn.Shape([TILE, TILE]), ttnn.bfloat16, ttnn.TILE_LAYOUT, self.device)
-        topology = ttnn.get_usable_topology(probe, cluster_axis=index)
+        topology = ttnn.get_usable_topology(probe, cluster_axis=index) if size > 2 else ttnn.Topology.Linear
         ttnn.deallocate(probe)
         return Axis(index, size, ttnn.get_num_links(self.device, index), topology)
 

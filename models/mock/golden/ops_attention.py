@@ -168,7 +168,10 @@ def ring_joint_attention(
 
     Joint tensors are replicated over the ring. Rows past ``logical_n`` hold padding: their queries are attended like
     any other (the result is not meaningful), their keys are masked. The third output is the kernel's scratch for
-    running statistics; it is filled with NaN here, so that nothing can rest on it.
+    running statistics; it is filled with NaN here, so that nothing can rest on it. NaN is also what a chip without a
+    real row gets from the older kernel, but for the last one with joint keys: the kernel leaves out the first turn of
+    the ring there and still merges the second with what the first would have written (``compute_common.hpp:2075``,
+    ``ring_joint_writer.cpp:1302``: ``ring_iter > 0``).
     """
     _require_rear(joint_strategy)
     if dim != 2 or logical_l:
@@ -183,8 +186,13 @@ def ring_joint_attention(
     for group in q.groups(cluster_axis):
         keys = torch.cat([k.shards[i] for i in group], dim=2)[:, :, :logical_n]
         values = torch.cat([v.shards[i] for i in group], dim=2)[:, :, :logical_n]
-        for i in group:
+        for place, i in enumerate(group):
             query = torch.cat([q.shards[i], joint_q.shards[i]], dim=2)
+            is_last = place == len(group) - 1 and joint_k.shape[2] > 0
+            if compute_kernel_config.fp32_dest_acc_en and place * n >= logical_n and not is_last:
+                out = torch.full_like(query, torch.nan)
+                spatial[i], joint[i] = out[:, :, :n], out[:, :, n:]
+                continue
             out = _attention(
                 query,
                 torch.cat([keys, joint_k.shards[i]], 2),

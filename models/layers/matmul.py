@@ -97,6 +97,7 @@ def gathered_matmul(
             return [ttnn.experimental.minimal_matmul(x, weight, config=config, **options)]
         return list(ttnn.experimental.minimal_matmul_split(x, weight, chunks=parts, config=config, **options))
     core_rows = mesh.grid[1] - 1  # The last row of cores moves the data.
+    links, workers = _groups(mesh.grid[0], mesh.tp.links)
     return list(
         ttnn.experimental.all_gather_minimal_matmul_async(
             x,
@@ -106,8 +107,8 @@ def gathered_matmul(
             persistent_output_buffer=mesh.buffer("gathered_matmul", (1, 1, rows, inner * mesh.tp.size), x.dtype),
             topology=mesh.tp.topology,
             cluster_axis=mesh.tp.index,
-            num_links=mesh.tp.links,
-            num_workers_per_link=mesh.grid[0] // mesh.tp.links,
+            num_links=links,
+            num_workers_per_link=workers,
             num_buffers_per_channel=8,
             chunks=parts,
             **options,
@@ -132,6 +133,15 @@ def plain_gathered_matmul(
         return [y]
     rows, step = y.shape[2], y.shape[3] // parts
     return [ttnn.slice(y, [0, 0, 0, i * step], [1, 1, rows, (i + 1) * step]) for i in range(parts)]
+
+
+def _groups(columns: int, links: int) -> tuple[int, int]:
+    """Links to use and columns of cores for each: groups of one size, of which the last may be smaller, not empty."""
+    return max((count, -(-columns // count)) for count in range(1, links + 1) if _groups_of(columns, count) == count)
+
+
+def _groups_of(columns: int, links: int) -> int:
+    return -(-columns // -(-columns // links))
 
 
 def _tiles(elements: int) -> int:

@@ -8,6 +8,11 @@ from models.layers.rotary import RotaryTable
 from models.layers.width import Width
 from models.parallel import TILE, Mesh, all_reduce, gather
 
+# Tiles that the fused norm takes at a time with float32 accumulation: what a destination register holds.
+_FUSED_BLOCK_TILES = 4
+# Tiles of heads on a chip up to which it keeps a row of all heads in L1. With more it works head by head, and then
+# takes the wrong rows of the tables of rotation (dit_rmsnorm_fused_compute.cpp, lines 675 to 714).
+_FUSED_ROTATION_TILES = 60
 # Features of a chip up to which ttnn's layer norm on gathered statistics fits L1: its circular buffers take 26 KB for
 # each tile of a row (ttnn 0.81.1 names 2,497,888 bytes for 96 tiles, and allows 1,499,136).
 _LAYER_NORM_WIDTH = 56 * TILE
@@ -28,7 +33,7 @@ def rms_norm(
     float32.
     """
     config = compute.accurate()
-    if mesh.fused:
+    if mesh.fused and (mesh.tp.size == 1 or mesh.tp.size % 2 == 0):  # the fused op adds the chips' sums in pairs
         return fused_rms_norm(x, weight, mesh, eps * width.eps_factor, dtype)
     stats = ttnn.rms_norm_pre_all_gather(x, dtype=ttnn.float32, compute_kernel_config=config)
     stats = gather(stats, mesh, dim=3, over=mesh.tp)
@@ -43,12 +48,13 @@ def fused_rms_norm(
 ) -> ttnn.Tensor:
     """`rms_norm` in one op, statistics exchanged inside it; ``eps`` already corrected for padding."""
     axis = mesh.tp.index if mesh.tp.size > 1 else None
+    links = _norm_links(x, mesh.tp.links)
     stats = None
     if axis is not None:
         stats = mesh.alternating(
             ("rms_norm_stats", tuple(x.shape)),
             lambda: ttnn.experimental.dit_fused_distributed_rmsnorm_create_stats_buffer(
-                x, axis, mesh.device, weight=weight, num_links=mesh.tp.links
+                x, axis, mesh.device, weight=weight, num_links=links
             ),
         )
     return ttnn.experimental.dit_fused_distributed_rmsnorm(
@@ -60,10 +66,20 @@ def fused_rms_norm(
         epsilon=eps,
         weight=weight,
         persistent_output_buffer=stats,
-        num_preferred_links=mesh.tp.links,
+        num_preferred_links=links,
         dtype=dtype,
         compute_kernel_config=compute.accurate(),
     )
+
+
+def _norm_links(x: ttnn.Tensor, links: int) -> int:
+    """Links that the fused norm can share its rows of tiles among: one group of rows each, none of them empty.
+
+    The op cuts groups of equal size, rounded up, and does not see that nothing is left for the last one (5 rows over 4
+    links: 2, 2, 1 and -1). So its kernel does not compile for 129 to 160 tokens on a Galaxy.
+    """
+    rows = -(-x.shape[2] // TILE) * x.shape[1]
+    return max(count for count in range(1, links + 1) if -(-rows // count) * (count - 1) < rows)
 
 
 def layer_norm(
@@ -122,8 +138,12 @@ class HeadRMSNorm(Module):
         self.heads = heads // mesh.tp.size
         self.dtype = dtype
         self.eps = eps * head_width.eps_factor
-        # The fused op wants the weight once per head of the chip.
-        repeats = self.heads if mesh.fused else 1
+        # The fused op wants at least two heads, and never ends where their tiles are no whole blocks.
+        tiles = self.heads * head_width.padded_group // TILE
+        self.fused = mesh.fused and self.heads > 1 and tiles % _FUSED_BLOCK_TILES == 0
+        self.rotates = tiles <= _FUSED_ROTATION_TILES
+        # It wants the weight once per head of the chip.
+        repeats = self.heads if self.fused else 1
         self.weight = Parameter(
             {f"{name}.weight": (head_width.size,)},
             lambda vector: head_width.pad(vector * head_width.norm_factor, 0).repeat(repeats)[None, None, None],
@@ -131,16 +151,17 @@ class HeadRMSNorm(Module):
 
     def __call__(self, x: ttnn.Tensor, rope: RotaryTable | None = None) -> ttnn.Tensor:
         """x [1, 1, M, H E / TP] fractured over TP -> [1, H / TP, M, E], normed over E and rotated by ``rope``."""
-        if not self.mesh.fused or self.heads == 1:  # the fused op wants at least two heads
+        if not self.fused:
             normed = ttnn.rms_norm(
                 split_heads(x, self.heads),
                 weight=self.weight.tensor,
                 epsilon=self.eps,
                 compute_kernel_config=compute.accurate(),
             )
-            normed = normed if rope is None else rope.apply(normed)
-            return normed if self.dtype == normed.dtype else ttnn.typecast(normed, self.dtype)
-        return ttnn.experimental.dit_fused_distributed_rmsnorm(
+            return self._finished(normed, rope)
+        inside = rope if self.rotates else None
+        behind = None if self.rotates else rope
+        normed = ttnn.experimental.dit_fused_distributed_rmsnorm(
             x,
             None,
             self.mesh.device,
@@ -149,12 +170,18 @@ class HeadRMSNorm(Module):
             weight=self.weight.tensor,
             num_heads_per_device=self.heads,
             per_head_norm=True,
-            transformation_mat=rope.rotate if rope else None,
-            rope_cos=rope.cos if rope else None,
-            rope_sin=rope.sin if rope else None,
-            dtype=self.dtype,
+            transformation_mat=inside.rotate if inside else None,
+            rope_cos=inside.cos if inside else None,
+            rope_sin=inside.sin if inside else None,
+            dtype=self.dtype if behind is None else ttnn.bfloat16,
             compute_kernel_config=compute.accurate(),
         )
+        return self._finished(normed, behind)
+
+    def _finished(self, x: ttnn.Tensor, rope: RotaryTable | None) -> ttnn.Tensor:
+        """Rotate x [1, H / TP, M, E] if there is a table left to apply, and give it the output's type."""
+        x = x if rope is None else rope.apply(x)
+        return x if x.dtype == self.dtype else ttnn.typecast(x, self.dtype)
 
 
 def split_heads(x: ttnn.Tensor, heads: int) -> ttnn.Tensor:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import ttnn
 
+from models.parallel.rows import copy_rows, write_rows
+
 # L1 that stays free for the circular buffers of the ops that work on a part: at most 3 of 64 KiB in the elementwise
 # ops and the sums of `models.layers`, as ttnn allocates them, and as much again.
 _CIRCULAR_BUFFERS = 384 * 1024
@@ -74,7 +76,7 @@ def take(x_THWC: ttnn.Tensor, part: Part) -> ttnn.Tensor:
     """Copy a part to L1: [t, h, W, C]."""
     begin = [*part.begin, 0]
     end = [part.frames[1], part.rows[1], *list(x_THWC.shape)[2:]]
-    return ttnn.slice(x_THWC, begin, end, memory_config=ttnn.L1_MEMORY_CONFIG)
+    return copy_rows(x_THWC, begin, end, memory_config=ttnn.L1_MEMORY_CONFIG)
 
 
 def put(x_THWC: ttnn.Tensor, value: ttnn.Tensor, begin: Sequence[int], *, keep: bool = False) -> None:
@@ -82,9 +84,7 @@ def put(x_THWC: ttnn.Tensor, value: ttnn.Tensor, begin: Sequence[int], *, keep: 
 
     It is freed unless ``keep``.
     """
-    start = [*begin, 0]
-    stop = [first + size for first, size in zip(start, value.shape, strict=True)]
-    ttnn.experimental.slice_write(value, x_THWC, start, stop, [1] * 4)
+    write_rows(x_THWC, value, [*begin, 0])
     if not keep:
         ttnn.deallocate(value)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import ttnn
 
 from models.parallel.mesh import Axis, Mesh
+from models.parallel.rows import copy_rows, write_rows
 
 # Position of the sharded dims in x_BTHWC.
 TIME, HEIGHT, WIDTH = 1, 2, 3
@@ -240,12 +241,12 @@ def read(x_THWC: ttnn.Tensor, dim: int, start: int, stop: int) -> ttnn.Tensor:
     if (start, stop) == (0, end[dim - 1]):
         return ttnn.clone(x_THWC)  # A slice of everything would be x itself, and freed with it.
     begin[dim - 1], end[dim - 1] = start, stop
-    return ttnn.slice(x_THWC, begin, end)
+    return copy_rows(x_THWC, begin, end)
 
 
 def write(x_THWC: ttnn.Tensor, part: ttnn.Tensor, dim: int, start: int) -> None:
     """Write ``part`` (freed) into x from position ``start`` of ``dim``, in place."""
-    begin, end = [0] * 4, list(x_THWC.shape)
-    begin[dim - 1], end[dim - 1] = start, start + part.shape[dim - 1]
-    ttnn.experimental.slice_write(part, x_THWC, begin, end, [1] * 4)
+    begin = [0] * 4
+    begin[dim - 1] = start
+    write_rows(x_THWC, part, begin)
     ttnn.deallocate(part)

@@ -17,6 +17,7 @@ from models.layers.module import Module
 from models.layers.staging import frames_of, parts, put, take, then
 from models.parallel import Mesh, gather
 from models.parallel.halo import TIME, Border, Extent, HaloExchange, read
+from models.parallel.rows import copy_rows
 
 _PAST = 2
 
@@ -150,7 +151,7 @@ class CausalConv3d(Module):
         """Copy frames ``start`` to ``stop`` without their borders in space."""
         _, row, column = border.origin
         ends = [stop, row + extent.height.local, column + extent.width.local, padded.shape[-1]]
-        return ttnn.slice(padded, [start, row, column, 0], ends)
+        return copy_rows(padded, [start, row, column, 0], ends)
 
     def _last_of_all(self, padded: ttnn.Tensor, extent: Extent) -> ttnn.Tensor:
         """The last two frames of the last shard, on every chip."""

@@ -34,7 +34,7 @@ def layouts(
     from models.mochi.video import check_writable, write_json
     from models.parallel import Layout
     from models.perf.dry_run import preview_geometry
-    from models.perf.layouts import compare, layouts_of, lines
+    from models.perf.layouts import advice, compare, layouts_of, lines
     from models.systems import system as named
 
     machine = named(system)
@@ -59,7 +59,7 @@ def layouts(
         tell=lambda line: print(line, flush=True),
     )
     print(f"PROJECTION for {machine.name}: dry runs on a mock mesh, times from a cost model; no card was used")
-    print("\n".join(lines(found)))
+    print("\n".join([*lines(found), "", *advice(found)]))
     if target is not None:
         write_json({"system": machine.name, "candidates": [row.to_json() for row in found]}, target)
         print(f"wrote {target}")

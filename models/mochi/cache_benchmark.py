@@ -226,7 +226,7 @@ def _prepare(scratch: Path, mesh: str):
     component = Component(scratch / "transformer")
     config = TransformerConfig.from_dict(component.config)
     opened = open_mesh(mesh, "dry-run")
-    layout = Layout.default(parse_mesh(mesh), config.num_attention_heads, guided=False)
+    layout = Layout.default(parse_mesh(mesh), config.num_attention_heads)
     return MochiTransformer(config, Mesh(opened.device, layout)), component, Store(scratch / "cache"), opened
 
 

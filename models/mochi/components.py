@@ -58,8 +58,6 @@ def choose_layout(
     mesh_shape: tuple[int, int],
     precision: Precision,
     layout: str | None = None,
-    *,
-    guided: bool = True,
 ) -> Layout:
     """The layout asked for, or the mesh's default: with the weights over SP too only where they would not fit else.
 
@@ -68,13 +66,12 @@ def choose_layout(
         mesh_shape: (rows, columns) of chips.
         precision: that the weights will be stored for.
         layout: as the user wrote it; None for the default.
-        guided: whether any step has two branches; the default keeps the mesh whole where none has.
 
     Raises:
         ValueError: it does not parse, is for another mesh, or its TP does not divide the transformer's heads.
     """
     heads = configs.transformer.num_attention_heads
-    chosen = Layout.default(mesh_shape, heads, guided=guided) if layout is None else Layout.parse(layout, mesh_shape)
+    chosen = Layout.default(mesh_shape, heads) if layout is None else Layout.parse(layout, mesh_shape)
     chosen.check_heads(heads)
     if (
         layout is None

@@ -128,7 +128,7 @@ def plan(request: Request) -> Plan:
     quiet_ttnn()
     from models.mochi.components import Configs, choose_layout  # ttnn is quiet by now
 
-    layout = choose_layout(Configs.of(checkpoint), mesh_shape, precision, request.layout, guided=max(guidance) > 1)
+    layout = choose_layout(Configs.of(checkpoint), mesh_shape, precision, request.layout)
     for component in checkpoint.components:
         component.check()
     out = Path(request.out) if request.out is not None else free_name(request.prompt, settings.seed)

@@ -92,26 +92,22 @@ class Layout:
         return cls((shape[0], shape[1]), int(sp_axis), int(tp_axis), cfg, fsdp is not None)
 
     @classmethod
-    def default(cls, mesh_shape: tuple[int, int], heads: int | None = None, *, guided: bool = True) -> "Layout":
+    def default(cls, mesh_shape: tuple[int, int], heads: int | None = None) -> "Layout":
         """Choose a layout: TP over the shorter axis of more than one chip, SP over the other.
 
         What TP exchanges in a block grows with its width; SP exchanges keys and values only, and beside attention's own
-        arithmetic. TP=1 would put all weights on every chip. So a TP axis of 4 chips or more is cut in halves for the
-        two branches of guidance, if it can be. It is what `models.perf.layouts` finds to be the fastest that fits on
-        the systems of ``systems.toml``.
+        arithmetic. TP=1 would put all weights on every chip. It is what `models.perf.layouts` finds to be the fastest
+        that fits on the systems of ``systems.toml`` and needs no sockets: a layout with halves for the branches of
+        guidance may be faster, but no card has run the sockets between them, so a user has to ask for it.
 
         Args:
             mesh_shape: (rows, columns) of chips.
             heads: an axis that does not divide them is not taken for TP if the other one does.
-            guided: whether there are two branches.
         """
         candidates = [cls(mesh_shape, 0, 1), cls(mesh_shape, 1, 0)]
         if heads is not None:
             candidates = [c for c in candidates if heads % c.tp == 0] or candidates
-        chosen = min(candidates, key=lambda c: (c.tp == 1, c.tp))
-        if guided and chosen.tp >= 4 and chosen.tp % 2 == 0 and min(mesh_shape) > 1:
-            return replace(chosen, cfg_axis=chosen.tp_axis)
-        return chosen
+        return min(candidates, key=lambda c: (c.tp == 1, c.tp))
 
     def check_heads(self, heads: int) -> None:
         """Check that TP divides the attention heads.

@@ -203,3 +203,27 @@ def lines(candidates: Sequence[Candidate]) -> list[str]:
             f"{row.link_bytes / 1e9:.1f} ({row.exposed_link_bytes / 1e9:.1f}) |"
         )
     return table
+
+
+def advice(candidates: Sequence[Candidate]) -> list[str]:
+    """What to take: for each precision the fastest layout that fits and, if that has halves, the fastest without.
+
+    Args:
+        candidates: as `compare` gives them, fastest first.
+    """
+    made = []
+    for precision in dict.fromkeys(row.precision.name for row in candidates):
+        fitting = [row for row in candidates if row.fits and row.precision.name == precision]
+        if not fitting:
+            made.append(f"{precision}: no layout fits")
+            continue
+        best = fitting[0]
+        line = f"{precision}: --layout {best.layout} is the fastest that fits, {best.video.expected:.0f} s"
+        whole = next((row for row in fitting if row.layout.cfg_axis is None), None)
+        if best.layout.cfg_axis is not None and whole is not None:
+            line += (
+                "; its halves exchange their predictions through sockets, which no card has run yet: "
+                f"without them {whole.layout}, {whole.video.expected:.0f} s"
+            )
+        made.append(line)
+    return made

@@ -13,17 +13,13 @@ from models.mochi.precision import PRECISIONS
         ((2, 4), "fast", "2x4sp1tp0"),
         ((2, 4), "bf16", "2x4sp1tp0fsdp"),
         ((2, 4), "accurate", "2x4sp1tp0fsdp"),
-        ((4, 8), "default", "4x8cfg0sp1tp0"),
-        ((4, 8), "accurate", "4x8cfg0sp1tp0fsdp"),
+        ((4, 8), "default", "4x8sp1tp0"),
+        ((4, 8), "accurate", "4x8sp1tp0"),
         ((1, 2), "accurate", "1x2sp0tp1"),
     ],
 )
 def test_default_layout_of_the_full_model(mesh, precision, expected):
     assert str(choose_layout(Configs(), mesh, PRECISIONS[precision])) == expected
-
-
-def test_without_guidance_the_mesh_stays_whole():
-    assert str(choose_layout(Configs(), (4, 8), PRECISIONS["default"], guided=False)) == "4x8sp1tp0"
 
 
 def test_what_is_asked_for_is_taken():

@@ -51,12 +51,12 @@ def test_parse_errors(text, mesh, message):
     ("mesh", "heads", "expected"),
     [
         ((2, 4), 24, "2x4sp1tp0"),
-        ((4, 8), 24, "4x8cfg0sp1tp0"),
+        ((4, 8), 24, "4x8sp1tp0"),
         ((1, 4), 24, "1x4sp0tp1"),
         ((1, 8), 8, "1x8sp0tp1"),
         ((1, 2), 24, "1x2sp0tp1"),
         ((2, 4), 6, "2x4sp1tp0"),
-        ((3, 4), 4, "3x4cfg1sp0tp1"),
+        ((3, 4), 4, "3x4sp0tp1"),
         ((4, 2), 24, "4x2sp0tp1"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from models.mochi.precision import PRECISIONS
 from models.parallel import Layout
 from models.perf.cost_model import Seconds
-from models.perf.layouts import Candidate, layouts_of, lines
+from models.perf.layouts import Candidate, advice, layouts_of, lines
 from scripts.cli import main
 
 
@@ -32,6 +32,24 @@ def test_a_row_says_what_does_not_fit():
     assert "12.0, does not fit" in rows[1]
     assert "too large for DRAM or L1" in rows[2]
     assert never.to_json()["peak_bytes"] is None
+
+
+def test_advice_names_what_needs_no_sockets():
+    def row(layout: str, precision: str, seconds: float, peak: float = 1e9) -> Candidate:
+        video = Seconds(seconds, seconds, seconds)
+        return Candidate(Layout.parse(layout), PRECISIONS[precision], peak, video=video)
+
+    rows = [
+        row("4x8cfg0sp1tp0", "default", 88),
+        row("4x8sp1tp0", "fast", 90),
+        row("4x8sp1tp0", "default", 101),
+        row("4x8sp0tp1", "bf16", 50, peak=12e9),
+    ]
+    halves, whole, none = advice(rows)
+    assert halves.startswith("default: --layout 4x8cfg0sp1tp0 is the fastest that fits, 88 s; its halves")
+    assert halves.endswith("which no card has run yet: without them 4x8sp1tp0, 101 s")
+    assert whole == "fast: --layout 4x8sp1tp0 is the fastest that fits, 90 s"
+    assert none == "bf16: no layout fits"
 
 
 @pytest.mark.parametrize(

@@ -67,24 +67,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def open_layout() -> Iterator[Callable]:
     """Open the mesh of a layout such as ``2x4sp0tp1``, once per session; real cards where there are some.
 
-    With ``-plain`` behind it, layers compose single ops instead of using fused ones.
+    With ``-plain`` behind it, layers compose single ops instead of using fused ones. Cards are open as one mesh at a
+    time: two meshes of the same chips would each take all of their memory.
     """
-    from models.device import OpenMesh, open_mesh
+    from models.device import OpenMesh, cards, open_mesh
     from models.parallel import Layout, Mesh
 
     opened: dict[str, tuple[OpenMesh, Mesh]] = {}
 
+    def close() -> None:
+        for device, mesh in opened.values():
+            mesh.release()
+            device.close()
+        opened.clear()
+
     def open_(layout_text: str) -> Mesh:
         if layout_text not in opened:
+            if cards():
+                close()
             layout = Layout.parse(layout_text.removesuffix(PLAIN))
             device = open_mesh(layout.mesh_shape)
             opened[layout_text] = (device, Mesh(device.device, layout, fused=not layout_text.endswith(PLAIN)))
         return opened[layout_text][1]
 
     yield open_
-    for device, mesh in opened.values():
-        mesh.release()
-        device.close()
+    close()
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from loguru import logger
 
+from models.jobs.doctor import DEFAULT_MESH, HARDWARE_HINT, SystemReport, describe
+from models.machine.host import cards, environment, log_level, quiet_ttnn
+from models.machine.systems import system as system_named
 from models.mock.cluster import block_within
-from models.mock.guard import cards, environment, log_level, quiet_ttnn
 from models.mock.mesh import close_mock_mesh, mark_hardware, open_mock_mesh, process_system
-from models.system_report import DEFAULT_MESH, HARDWARE_HINT, SystemReport, describe
-from models.systems import system as system_named
 
 if TYPE_CHECKING:
     import ttnn
@@ -133,8 +133,8 @@ def open_mesh(
         mesh: shape, as "2x4" or (2, 4).
         mode: "hardware", "golden" (mock mesh, numbers from torch), "dry-run" (mock mesh, no numbers), or
             "auto" for hardware if there are cards and golden if not.
-        system: what the mesh is part of, by its name in `models.systems`. It chooses the mock; on hardware it says
-            whether the fabric is started as rings, which the machine's cables must allow. By default the smallest
+        system: what the mesh is part of, by its name in `models.machine.systems`. It chooses the mock; on hardware it
+            says whether the fabric is started as rings, which the machine's cables must allow. By default the smallest
             mock that holds the mesh, and lines.
         card_directory: where to look for cards; the kernel driver's directory by default.
 

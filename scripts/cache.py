@@ -45,7 +45,7 @@ def build(
     from models.device import quiet_ttnn
 
     quiet_ttnn()
-    from models.mochi.prepare import Job, build_weights, plan_weights
+    from models.jobs.weights import Job, build_weights, plan_weights
     from scripts.progress import make_reporter
 
     if model_config is not None and not plan:
@@ -137,7 +137,7 @@ def benchmark(
     from models.device import quiet_ttnn
 
     quiet_ttnn()
-    from models.mochi.cache_benchmark import run_benchmark
+    from models.jobs.weights_benchmark import run_benchmark
     from models.mochi.precision import Precision
 
     _check(json_file)
@@ -153,7 +153,7 @@ def download(
     directory: Annotated[str | None, typer.Option(help="Where to. [default: the Hugging Face cache]")] = None,
 ) -> None:
     """Fetch a checkpoint from the Hugging Face hub, without what this program does not read."""
-    from weight_cache.download import download as fetch
+    from weight_cache.checkpoints.download import download as fetch
 
     where = fetch(repository, variant=variant or None, genmo=genmo, directory=directory)
     print(f"{repository} is in {where}")
@@ -167,14 +167,14 @@ def register(parent: typer.Typer) -> None:
 
 def _check(json_file: str | None) -> None:
     if json_file is not None:
-        from models.mochi.video import check_writable
+        from models.jobs.video import check_writable
 
         check_writable(Path(json_file), ".json")
 
 
 def _write(value: Any, json_file: str | None) -> None:
     if json_file is not None:
-        from models.mochi.video import write_json
+        from models.jobs.video import write_json
 
         write_json(value, Path(json_file))
         print(f"wrote {json_file}")

@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
-from models.tiny import CHECKPOINT
 from scripts import cache, interrupts
 from scripts.cache import HELP
 from scripts.decode import decode
@@ -20,10 +19,11 @@ from scripts.dry_run import dry_run
 from scripts.evaluate import evaluate
 from scripts.layouts import layouts
 from scripts.measure import measure
+from weight_cache.checkpoints import TINY
 
 BAD_INPUT, INTERRUPTED = 2, 130
 _GENMO = Defaults()
-_TINY = json.loads((CHECKPOINT / DEFAULTS_FILE).read_text(encoding="utf-8"))
+_TINY = json.loads((TINY / DEFAULTS_FILE).read_text(encoding="utf-8"))
 
 app = typer.Typer(
     help="Mochi 1 text-to-video on Tenstorrent Wormhole meshes.",
@@ -97,7 +97,7 @@ def generate(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Make a video from a text: an .mp4, and a .json with everything that went into it."""
-    from models.mochi.generate import MODES, Request, latents_file, plan, resolve_mode, run
+    from models.jobs.generate import MODES, Request, latents_file, plan, resolve_mode, run
     from scripts.progress import make_reporter, quiet_libraries
 
     print(f"mode {MODES[resolve_mode(mode)]}", flush=True)

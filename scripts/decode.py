@@ -32,8 +32,8 @@ def decode(
     """Decode saved latents, with the very decoder that generate uses."""
     from loguru import logger
 
-    from models.mochi.decode import DecodeRequest, plan, run
-    from models.mochi.generate import MODES, resolve_mode
+    from models.jobs.decode import DecodeRequest, plan, run
+    from models.jobs.generate import MODES, resolve_mode
     from scripts.progress import make_reporter
 
     logger.disable("models")

@@ -37,15 +37,15 @@ def dry_run(
     from models.device import open_mesh, parse_mesh, quiet_ttnn
 
     quiet_ttnn()
+    from models.jobs.video import check_writable, write_json
     from models.layers import Chunks
     from models.mochi.components import Configs, choose_layout
     from models.mochi.config import config_named
     from models.mochi.precision import Precision
     from models.mochi.transformer.widths import Widths
-    from models.mochi.video import check_writable, write_json
     from models.parallel import place
-    from models.perf.dry_run import STAGES, preview_geometry
-    from models.perf.dry_run import dry_run as run
+    from models.performance.dry_run import STAGES, preview_geometry
+    from models.performance.dry_run import dry_run as run
 
     config = config_named(model_config)
     policy = Precision.named(precision)

@@ -23,9 +23,9 @@ def evaluate(
     from PIL import Image
 
     from models.device import quiet_ttnn
-    from models.mochi.video import check_writable, renamed_when_done, write_json
-    from models.tiny.evaluation import contact_sheet, plan
-    from models.tiny.evaluation import evaluate as run
+    from models.jobs.evaluate import contact_sheet, plan
+    from models.jobs.evaluate import evaluate as run
+    from models.jobs.video import check_writable, renamed_when_done, write_json
     from scripts.progress import make_reporter, quiet_libraries
 
     targets = {".json": json_file, ".png": sheet}

@@ -11,7 +11,7 @@ from scripts.cache import HELP
 
 
 def layouts(
-    system: Annotated[str, typer.Option(help="A system of models/systems.toml that a mock stands for.")] = "quietbox",
+    system: Annotated[str, typer.Option(help="A system with a mock, such as quietbox or galaxy.")] = "quietbox",
     precision: Annotated[
         list[str] | None, typer.Option(help=f"{HELP['precision']} May be repeated. [default: default]")
     ] = None,
@@ -29,13 +29,13 @@ def layouts(
     from models.device import quiet_ttnn
 
     quiet_ttnn()
+    from models.jobs.video import check_writable, write_json
+    from models.machine.systems import system as named
     from models.mochi.config import CONFIGS
     from models.mochi.precision import Precision
-    from models.mochi.video import check_writable, write_json
     from models.parallel import Layout
-    from models.perf.dry_run import preview_geometry
-    from models.perf.layouts import advice, compare, layouts_of, lines
-    from models.systems import system as named
+    from models.performance.dry_run import preview_geometry
+    from models.performance.layouts import advice, compare, layouts_of, lines
 
     machine = named(system)
     policies = [Precision.named(name) for name in precision or ["default"]]

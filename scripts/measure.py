@@ -9,19 +9,17 @@ import typer
 from scripts.cache import HELP
 
 if TYPE_CHECKING:
+    from models.machine.systems import System
     from models.mochi.geometry import Geometry
     from models.mochi.precision import Precision
     from models.parallel import Layout
-    from models.systems import System
 
 MODES = ("auto", "hardware", "projection")
 REGRESSION = 1
 
 
 def measure(
-    system: Annotated[str, typer.Option(help="quietbox (2x4), galaxy (4x8), or another of models/systems.toml.")] = (
-        "quietbox"
-    ),
+    system: Annotated[str, typer.Option(help="quietbox (2x4), galaxy (4x8), or another system's name.")] = ("quietbox"),
     layout: Annotated[str | None, typer.Option(help="Such as sp0tp1. [default: the system's]")] = None,
     precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
     num_steps: Annotated[int, typer.Option(min=2, help="Denoising steps, all with guidance.")] = 50,
@@ -62,19 +60,19 @@ def measure(
 
     quiet_ttnn()
     if validation:
-        from models.perf.validation import table
+        from models.performance.validation import table
 
         print("\n".join(table()))
         return 0
+    from models.jobs.doctor import HARDWARE_HINT
+    from models.jobs.video import check_writable, write_json
+    from models.machine.systems import system as system_called
     from models.mochi.components import Configs, choose_layout
     from models.mochi.precision import Precision
-    from models.mochi.video import check_writable, write_json
-    from models.perf.compare import baseline
-    from models.perf.dry_run import preview_geometry
-    from models.perf.plots import check_suffix, plot
-    from models.perf.report import markdown
-    from models.system_report import HARDWARE_HINT
-    from models.systems import system as system_called
+    from models.performance.compare import baseline
+    from models.performance.dry_run import preview_geometry
+    from models.performance.plots import check_suffix, plot
+    from models.performance.report import markdown
 
     machine = system_called(system)
     if mode not in MODES:
@@ -115,7 +113,7 @@ def measure(
 
 
 def _compare(before: str, after: str, threshold: float) -> int:
-    from models.perf.compare import ratios, read, regressions
+    from models.performance.compare import ratios, read, regressions
 
     old, new = read(before), read(after)
     compared = ratios(old, new)
@@ -129,10 +127,10 @@ def _compare(before: str, after: str, threshold: float) -> int:
 
 
 def _scaling(system: System, num_steps: int, precision: Precision) -> int:
-    from models.perf.dry_run import preview_geometry
-    from models.perf.projection import FIRST_LINE
-    from models.perf.scaling import sweep, table
-    from models.processes import fresh_processes
+    from models.machine.processes import fresh_processes
+    from models.performance.dry_run import preview_geometry
+    from models.performance.projection import FIRST_LINE
+    from models.performance.scaling import sweep, table
 
     print(f"{FIRST_LINE}\n\n{system.name}, precision {precision.name}, {num_steps} steps with guidance\n")
     print("\n".join(table([])))
@@ -154,8 +152,8 @@ def _projected(
     from models.device import open_mesh
     from models.layers import Chunks
     from models.parallel import place
-    from models.perf.dry_run import dry_run
-    from models.perf.projection import Projection
+    from models.performance.dry_run import dry_run
+    from models.performance.projection import Projection
 
     with open_mesh(system.mesh, "dry-run", system=system.name) as opened:
         run = dry_run(
@@ -183,7 +181,7 @@ def _measured(
 ) -> dict:
     from models.device import open_mesh
     from models.mochi.pipeline import MochiPipeline
-    from models.perf.measure import measure as time_videos
+    from models.performance.measure import measure as time_videos
 
     opened = open_mesh(system.mesh, "hardware", system=system.name)
     with (

@@ -11,16 +11,16 @@ from typing import Annotated
 
 import typer
 
-from models.tiny import CHECKPOINT
 from models.tiny.trainer import Training, run
 from scripts.progress import make_reporter
+from weight_cache.checkpoints import TINY
 
 _DEFAULT = Training(Path(), Path())
 
 
 def train_tiny(
     work: Annotated[Path, typer.Option(help="Folder of states and loss curves; what is there is continued.")],
-    out: Annotated[Path, typer.Option(help="The checkpoint to write.")] = CHECKPOINT,
+    out: Annotated[Path, typer.Option(help="The checkpoint to write.")] = TINY,
     vae_steps: Annotated[int, typer.Option(min=1)] = _DEFAULT.vae_steps,
     transformer_steps: Annotated[int, typer.Option(min=1)] = _DEFAULT.transformer_steps,
     scenes: Annotated[int, typer.Option(min=1, help="Scenes that the transformer sees.")] = _DEFAULT.scenes,

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from models.mochi.video import write_json
+from models.jobs.video import write_json
 from models.tiny import export, tokenizer
 from models.tiny.export import to_bfloat16_, write_components
 from models.tiny.tokenizer import write_tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from models.device import SystemReport, cards, choose_mode, describe, open_mesh, parse_mesh
-from models.mock import guard
+from models.machine import host as guard
 
 GOLDEN = """
 import json, sys, pathlib
@@ -59,7 +59,7 @@ print(json.dumps(found))
 # One chip, opened as hardware and as a mock: real ttnn refuses a fabric there, a described cluster does not.
 ONE_CHIP = """
 import json, os, pathlib, sys
-from models.mock.guard import quiet_ttnn
+from models.machine.host import quiet_ttnn
 ttnn = quiet_ttnn()
 fabrics, start = [], ttnn.set_fabric_config
 ttnn.set_fabric_config = lambda config, *rest: (fabrics.append(str(config).split(".")[-1]), start(config, *rest))

@@ -6,7 +6,7 @@ import torch
 
 from tests import random_checkpoint as recipe
 from tests.random_checkpoint import build, random_checkpoint
-from weight_cache.checkpoint import Checkpoint
+from weight_cache.checkpoints.checkpoint import Checkpoint
 
 
 def test_it_is_a_complete_small_checkpoint(tiny):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from weight_cache.checkpoint import Component
+from weight_cache.checkpoints.checkpoint import Component
 
 
 def load_module(

@@ -15,14 +15,14 @@ from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+from weight_cache.checkpoints.lora import LoraRequest
 from weight_cache.digest import ByteProgress, DigestMemory
-from weight_cache.lora import LoraRequest
 from weight_cache.manifest import FORMAT_VERSION
 
 if TYPE_CHECKING:
     from models.layers import Module
     from models.parallel import Layout
-    from weight_cache.component import Component
+    from weight_cache.checkpoints.component import Component
 
 # Own code that may decide what a stored tensor holds; libraries go by their version.
 _OWN = ("models.", "weight_cache.")
@@ -107,9 +107,9 @@ def conversion_code(module: Module, component: Component, with_loras: bool) -> s
     """
     names = {"models.layers.module", "models.parallel.mesh"}
     if component.form != "diffusers":
-        names |= {"weight_cache.forms", "models.mochi.checkpoint_names"}
+        names |= {"weight_cache.checkpoints.forms", "weight_cache.checkpoints.names"}
     if with_loras:
-        names |= {"weight_cache.lora", "models.mochi.checkpoint_names"}
+        names |= {"weight_cache.checkpoints.lora", "weight_cache.checkpoints.names"}
     seen: set[int] = set()
     for _, _, parameter in module.parameters():
         if parameter.convert is not None:

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from weight_cache.checkpoints.lora import LoraRequest, checked_source
 from weight_cache.digest import DigestMemory
 from weight_cache.entry import Entry
 from weight_cache.key import entry_key, key_fields
 from weight_cache.listing import Found
 from weight_cache.location import store_directory
-from weight_cache.lora import LoraRequest, checked_source
 from weight_cache.manifest import Manifest
 from weight_cache.precision import set_precision, stored_precision
 
 if TYPE_CHECKING:
     from models.layers import Module
-    from weight_cache.component import Component
+    from weight_cache.checkpoints.component import Component
 
 # progress(stage, done, total): a stage is an act and what it is done to, such as "convert transformer". "identify",
 # "convert" and "verify" count bytes, "weights" counts tensors.

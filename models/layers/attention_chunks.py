@@ -13,7 +13,7 @@ L1_BUDGET = 1_490_000
 _TILE_BYTES = 2 * TILE * TILE
 # A step (a chunk of queries against a chunk of keys) costs as much as so many 32 x 32 scores besides its own, and each
 # of its tiles of keys as so many more: 8.38, 0.651 and 0.377 us for heads of 128, fitted to tt-metal
-# models/tt_dit/models/minimax_h3_wormhole/sdpa.md (models/perf/cost_model.toml).
+# models/tt_dit/models/minimax_h3_wormhole/sdpa.md (models/performance/cost_model.toml).
 _STEP_TILES, _KEY_TILES = 22, 1.7
 _Q_CHUNKS = (1, 2, 4, 6, 8, 10, 12)
 _K_CHUNKS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32)

@@ -7,24 +7,24 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from models.layers import Chunks
+from models.machine.systems import chip_dram
 from models.mochi.config import CONFIGS, TransformerConfig
 from models.mochi.precision import PRECISIONS, Precision
-from models.mochi.sampling import GuidanceParallel
-from models.mochi.t5 import T5_XXL, T5Config, T5Encoder
+from models.mochi.sampling.denoise import GuidanceParallel
+from models.mochi.text.t5 import T5_XXL, T5Config, T5Encoder
 from models.mochi.transformer import MochiTransformer
 from models.mochi.vae import MochiVaeDecoder
 from models.mochi.vae.config import DecoderConfig
 from models.parallel import Halves, Layout
-from models.systems import chip_dram
-from weight_cache.lora import checked_source
+from weight_cache.checkpoints.lora import checked_source
 from weight_cache.plan import NamedMesh, plan
 
 if TYPE_CHECKING:
     from models.layers import Module
     from models.parallel import Mesh
-    from weight_cache.checkpoint import Checkpoint
-    from weight_cache.component import Component
-    from weight_cache.lora import LoraRequest
+    from weight_cache.checkpoints.checkpoint import Checkpoint
+    from weight_cache.checkpoints.component import Component
+    from weight_cache.checkpoints.lora import LoraRequest
 
 COMPONENTS = ("text_encoder", "vae", "transformer")
 # Of a chip's DRAM, what weights may take before they are sharded over SP too; the rest is for the video.

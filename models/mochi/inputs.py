@@ -12,11 +12,11 @@ import torch
 
 from models.mochi.config import TransformerConfig
 from models.mochi.geometry import Geometry, Scales
-from models.mochi.schedule import check_scheduler
-from models.mochi.text_encoder import MAX_SEQUENCE_LENGTH, TextEmbeddings
+from models.mochi.sampling.schedule import check_scheduler
+from models.mochi.text.encoder import MAX_SEQUENCE_LENGTH, TextEmbeddings
 
 if TYPE_CHECKING:
-    from weight_cache.checkpoint import Checkpoint
+    from weight_cache.checkpoints.checkpoint import Checkpoint
 
 
 def texts(

@@ -21,22 +21,22 @@ import torch
 from models.mochi import inputs
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import Precision
-from models.mochi.schedule import guidance_schedule, model_times, resolve_sigmas
-from models.mochi.text_encoder import (
+from models.mochi.sampling.schedule import guidance_schedule, model_times, resolve_sigmas
+from models.mochi.text.encoder import (
     MeshTextEncoder,
     TextEmbeddings,
     TextEncoder,
     check_sequence_length,
     load_tokenizer,
 )
-from models.mochi.vae.decoder import VaeDecoder, to_uint8
-from weight_cache.checkpoint import Checkpoint
-from weight_cache.lora import LoraRequest
+from models.mochi.vae.frames import VaeDecoder, to_uint8
+from weight_cache.checkpoints.checkpoint import Checkpoint
+from weight_cache.checkpoints.lora import LoraRequest
 from weight_cache.store import Store
 
 if TYPE_CHECKING:
     from models.device import Mode, OpenMesh
-    from models.mochi.sampling import GuidanceParallel
+    from models.mochi.sampling.denoise import GuidanceParallel
     from models.mochi.transformer import MochiTransformer
     from models.parallel import Layout
 
@@ -279,7 +279,7 @@ class MochiPipeline:
         Raises:
             ValueError: an argument breaks its rule, or two exclude each other.
         """
-        from models.mochi.sampling import denoise
+        from models.mochi.sampling.denoise import denoise
 
         geometry = Geometry(height, width, num_frames, self.scales)
         values = resolve_sigmas(num_inference_steps, sigmas, threshold_noise, linear_steps)

@@ -23,8 +23,9 @@ class Precision:
             what the links carry.
         matmul: math fidelity of the products with the large matrices.
         attention: math fidelity of both products of attention.
-        streaming: whether attention takes ttnn's streaming kernel. It is the faster one (models/perf/cost_model.toml);
-            its exponential is off by up to 3% either way, and it accumulates in bfloat16.
+        streaming: whether attention takes ttnn's streaming kernel. It is the faster one
+            (models/performance/cost_model.toml); its exponential is off by up to 3% either way, and it accumulates in
+            bfloat16.
     """
 
     name: str

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.systems import mock_of
+from models.machine.systems import mock_of
 
 Coord = tuple[int, int]
 Link = tuple[tuple[int, int], tuple[int, int]]

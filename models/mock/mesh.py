@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from models.machine.host import environment, log_level, quiet_ttnn, refuse_cards
 from models.mock.cluster import System, system_for, system_named, write_descriptor
-from models.mock.guard import environment, log_level, quiet_ttnn, refuse_cards
 from models.mock.toolchain import cache_directory, mock_variables, prepare_toolchain
 
 if TYPE_CHECKING:

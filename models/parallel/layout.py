@@ -96,9 +96,9 @@ class Layout:
         """Choose a layout: TP over the shorter axis of more than one chip, SP over the other.
 
         What TP exchanges in a block grows with its width; SP exchanges keys and values only, and beside attention's own
-        arithmetic. TP=1 would put all weights on every chip. It is what `models.perf.layouts` finds to be the fastest
-        that fits on the systems of ``systems.toml`` and needs no sockets: a layout with halves for the branches of
-        guidance may be faster, but no card has run the sockets between them, so a user has to ask for it.
+        arithmetic. TP=1 would put all weights on every chip. It is what `models.performance.layouts` finds to be
+        the fastest that fits on the systems of ``systems.toml`` and needs no sockets: a layout with halves for the
+        branches of guidance may be faster, but no card has run the sockets between them, so a user asks for it.
 
         Args:
             mesh_shape: (rows, columns) of chips.

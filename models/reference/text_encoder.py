@@ -1,4 +1,4 @@
-"""The text encoder in PyTorch: the oracle of `models.mochi.text_encoder.MeshTextEncoder`.
+"""The text encoder in PyTorch: the oracle of `models.mochi.text.encoder.MeshTextEncoder`.
 
 Shapes: L text tokens (padded), D width of the T5 features.
 """
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models.mochi.text_encoder import (
+from models.mochi.text.encoder import (
     MAX_SEQUENCE_LENGTH,
     TextEmbeddings,
     check_sequence_length,
@@ -19,7 +19,7 @@ from models.mochi.text_encoder import (
 from weight_cache.host import load_module
 
 if TYPE_CHECKING:
-    from weight_cache.checkpoint import Checkpoint
+    from weight_cache.checkpoints.checkpoint import Checkpoint
 
 
 class HostTextEncoder:

@@ -1,4 +1,4 @@
-"""The VAE's decoder in PyTorch: the oracle of `models.mochi.vae.mesh_decoder`.
+"""The VAE's decoder in PyTorch: the oracle of `models.mochi.vae.decoder`.
 
 Shapes: B batch (1), C latent channels, T latent frames, F frames of the video, H and W rows and columns.
 """
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from models.mochi.vae.decoder import denormalise
+from models.mochi.vae.frames import denormalise
 from weight_cache.host import load_module
 
 if TYPE_CHECKING:
-    from weight_cache.checkpoint import Component
+    from weight_cache.checkpoints.checkpoint import Component
 
 
 class HostVaeDecoder:

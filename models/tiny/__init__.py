@@ -1,8 +1,4 @@
-"""The tiny trained Mochi: its world of moving shapes, how it is trained, and how its videos are judged.
+"""How the tiny Mochi is trained: its world of moving shapes, its captions, its tokenizer, and the training itself.
 
-`CHECKPOINT` is the model that ships with the package, under the name `tiny`; `checkpoint/README.md` is its card.
+The trained checkpoint ships beside its reader, in `weight_cache/checkpoints/tiny`; `models.jobs.evaluate` judges it.
 """
-
-from pathlib import Path
-
-CHECKPOINT = Path(__file__).parent / "checkpoint"

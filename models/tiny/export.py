@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from models.jobs.video import write_json
 from models.mochi.defaults import DEFAULTS_FILE
-from models.mochi.video import write_json
 from models.tiny.scenes import NUM_FRAMES, SIZE
 
 DEFAULTS: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Training the AsymmDiT, and with it the T5 encoder, by flow matching on the tiny world's latents.
 
-The conventions are those of `models.mochi.schedule`: sigma is the share of noise, the model's time is
+The conventions are those of `models.mochi.sampling.schedule`: sigma is the share of noise, the model's time is
 `(1 - sigma) * 1000`, and its prediction estimates `z0 - eps`.
 
 Latents are [B, 12, T', H / 8, W / 8], token ids and masks [B, L].
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from models.mochi.schedule import TIMESTEPS
+from models.mochi.sampling.schedule import TIMESTEPS
 from models.tiny.captions import caption
 from models.tiny.scenes import Scene
 from models.tiny.training import Schedule, mixed_precision, train

@@ -12,7 +12,7 @@ from models.mochi.pipeline import MochiPipeline
 from models.reference.metrics import pcc, relative_rmse
 from models.reference.text_encoder import HostTextEncoder
 from models.reference.vae import HostVaeDecoder
-from weight_cache.checkpoint import Checkpoint
+from weight_cache.checkpoints.checkpoint import Checkpoint
 
 SIZE = dict(height=32, width=48, num_frames=7)
 PROMPT = "a red ball rolls to the left"
@@ -32,7 +32,7 @@ def reference(tiny):
 
 
 def reference_denoise(transformer, latents, *, sigmas, guidance, prompt, negative, parallel, capture, on_step=None):
-    """What `models.mochi.sampling.denoise` promises, with the reference's transformer, in float32."""
+    """What `models.mochi.sampling.denoise.denoise` promises, with the reference's transformer, in float32."""
     state = latents.clone()
     for i, scale in enumerate(guidance):
         time = torch.tensor([(1 - sigmas[i]) * 1000])
@@ -50,7 +50,7 @@ def reference_denoise(transformer, latents, *, sigmas, guidance, prompt, negativ
 @pytest.fixture
 def pipe(tiny, reference, monkeypatch):
     """Our pipeline with everything but the mesh: the reference's transformer in the place of ours."""
-    monkeypatch.setitem(sys.modules, "models.mochi.sampling", SimpleNamespace(denoise=reference_denoise))
+    monkeypatch.setitem(sys.modules, "models.mochi.sampling.denoise", SimpleNamespace(denoise=reference_denoise))
     checkpoint = Checkpoint(tiny)
     return MochiPipeline(
         transformer=reference.transformer,

@@ -109,7 +109,7 @@ def test_direct_sockets(device):
 
 
 def test_the_line_named_is_the_callers_under_a_trace(device):
-    from models.perf.trace import trace
+    from models.performance.trace import trace
 
     with trace(device), pytest.raises(KernelLimit, match=r"test_limits\.py:\d+: it never ends"):
         norm(device, 32, 3, 32)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from models.mock import guard
+from models.machine import host as guard
 from models.mock.mesh import close_mock_mesh, mock_mesh, open_mock_mesh, set_process_system
 from models.mock.toolchain import package_directory
 
 PRELUDE = """
 import json, os
-from models.mock.guard import quiet_ttnn
+from models.machine.host import quiet_ttnn
 ttnn = quiet_ttnn()
 import torch
 from models.mock.mesh import (

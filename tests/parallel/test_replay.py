@@ -5,7 +5,7 @@ import torch
 import ttnn
 
 from models.device import cards
-from models.mochi.sampling import denoise
+from models.mochi.sampling.denoise import denoise
 from models.mochi.transformer import MochiTransformer
 from models.parallel import Replay
 from tests.support import SMALL, StateDict, config_of, randn, reference

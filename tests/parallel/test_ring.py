@@ -9,7 +9,7 @@ import sys
 import pytest
 import ttnn
 
-from models.perf.counts import Call
+from models.performance.counts import Call
 
 
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)

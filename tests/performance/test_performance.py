@@ -15,8 +15,8 @@ import pytest
 from filelock import FileLock
 
 from models.device import cards
-from models.perf.compare import THRESHOLD, ratios, read, regressions
-from models.systems import system
+from models.machine.systems import system
+from models.performance.compare import THRESHOLD, ratios, read, regressions
 
 BASELINES = Path(__file__).parent / "baselines"
 # The default layouts, and the one that tt_dit has on 2x4.

@@ -163,7 +163,7 @@ def test_debug_shows_where_an_error_comes_from(tiny, here):
 
 
 def test_an_error_of_the_program_is_not_called_bad_input(tiny, here, monkeypatch):
-    from models.mochi import generate
+    from models.jobs import generate
 
     def fail(*_):
         raise ZeroDivisionError
@@ -183,7 +183,7 @@ def test_an_empty_prompt_is_said_and_accepted(tiny, here, monkeypatch, capsys):
 
 
 def test_names_do_not_overwrite_each_other(here):
-    from models.mochi.generate import free_name
+    from models.jobs.generate import free_name
 
     first = free_name("A red ball; rolls!", 7)
     assert str(first) == "outputs/a-red-ball-rolls-7.mp4"

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models.mochi.schedule import linear_quadratic_schedule, model_times
+from models.mochi.sampling.schedule import linear_quadratic_schedule, model_times
 from models.tiny.trainer import Training, run
 from models.tiny.training import Schedule, train
 from models.tiny.transformer_training import BatchedAttention, TextToVelocity, velocity_losses
 from models.tiny.vae_training import batch, new_vae, replace_norms_, vae_losses
-from weight_cache.checkpoint import Checkpoint
+from weight_cache.checkpoints.checkpoint import Checkpoint
 
 
 def randomised(module: torch.nn.Module) -> torch.nn.Module:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from models.jobs.evaluate import evaluate, plan
 from models.mochi.defaults import Defaults
-from models.tiny.evaluation import evaluate, plan
 from models.tiny.vision import Sight
 
 

@@ -9,7 +9,7 @@ import ttnn
 from models.mochi.config import TransformerConfig
 from models.mochi.transformer import MochiTransformer
 from models.parallel import Layout
-from weight_cache.component import Component
+from weight_cache.checkpoints.component import Component
 from weight_cache.digest import DigestMemory
 from weight_cache.entry import Entry
 from weight_cache.key import key_fields

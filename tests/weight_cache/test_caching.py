@@ -10,7 +10,7 @@ import pytest
 from models.mochi.components import COMPONENTS, Configs, Models
 from models.mochi.precision import Precision
 from models.parallel import Layout
-from weight_cache.checkpoint import Checkpoint
+from weight_cache.checkpoints.checkpoint import Checkpoint
 from weight_cache.entry import Entry
 from weight_cache.key import layout_fields, parameter_fields
 from weight_cache.plan import data_bytes, plan

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from scripts.cli import main
-from weight_cache.download import download, wanted_files
+from weight_cache.checkpoints.download import download, wanted_files
 from weight_cache.store import Store
 
 
@@ -33,7 +33,7 @@ def on_this_mesh(open_layout, monkeypatch):
     """Let the command work on the mesh that this test process has open already."""
     import contextlib
 
-    from models.mochi import prepare
+    from models.jobs import weights as prepare
 
     mesh = open_layout("2x4sp0tp1")
     monkeypatch.setattr(prepare, "open_mesh", lambda *_: contextlib.nullcontext(SimpleNamespace(device=mesh.device)))
@@ -182,7 +182,7 @@ class Hub:
 
 
 def test_only_what_is_read_is_fetched(tiny_copy, tmp_path):
-    from weight_cache.checkpoint import Checkpoint
+    from weight_cache.checkpoints.checkpoint import Checkpoint
 
     vae = tiny_copy / "vae" / "diffusion_pytorch_model.safetensors"
     shutil.copy(vae, vae.with_name("diffusion_pytorch_model.bf16.safetensors"))

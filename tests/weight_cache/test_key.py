@@ -16,10 +16,10 @@ from models.mochi.transformer import MochiTransformer
 from models.parallel import Layout
 from tests.weight_cache.helpers import fields
 from weight_cache import digest, key, location
-from weight_cache.component import Component
+from weight_cache.checkpoints.component import Component
+from weight_cache.checkpoints.lora import LoraRequest
 from weight_cache.digest import DigestMemory
 from weight_cache.key import entry_key
-from weight_cache.lora import LoraRequest
 from weight_cache.plan import NamedMesh, plan
 
 

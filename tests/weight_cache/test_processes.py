@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.weight_cache.helpers import assert_same, declared, from_store, in_memory, only_entry
-from weight_cache.component import Component
+from weight_cache.checkpoints.component import Component
 from weight_cache.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ from models.mochi.config import TransformerConfig
 from models.mochi.transformer import MochiTransformer
 from models.parallel import Layout, Mesh
 from weight_cache import convert, entry, manifest, tensor_file
-from weight_cache.component import Component
+from weight_cache.checkpoints.component import Component
 from weight_cache.store import Store
 
 weights, cache, where, number = sys.argv[1:5]

@@ -13,7 +13,7 @@ import ttnn
 from tests.support import randn
 from tests.weight_cache.helpers import assert_same, copy_store, declared, from_store, in_memory, only_entry
 from weight_cache import convert as conversion
-from weight_cache.component import Component
+from weight_cache.checkpoints.component import Component
 from weight_cache.entry import TEMPORARY
 from weight_cache.manifest import FORMAT_VERSION
 from weight_cache.store import Store
@@ -54,7 +54,7 @@ def note_written(monkeypatch, names):
 
 def predict(model):
     """One forward of the whole model."""
-    from models.mochi.sampling import pack_latents
+    from models.mochi.sampling.denoise import pack_latents
 
     grid = model.grid(2, 3, 5)
     prompt = model.prepare(randn(7, model.config.text_embed_dim, seed=2), [300.0])

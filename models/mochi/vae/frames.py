@@ -1,6 +1,6 @@
 """From latents to frames.
 
-`VaeDecoder` is what the pipeline needs; `models.mochi.vae.mesh_decoder` does it on the mesh.
+`VaeDecoder` is what the pipeline needs; `models.mochi.vae.decoder` does it on the mesh.
 
 Shapes: B batch (1), C latent channels, T latent frames, F frames of the video, H and W rows and columns.
 """

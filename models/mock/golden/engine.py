@@ -12,13 +12,13 @@ from typing import Any
 import ttnn
 from ttnn.decorators import FastOperation
 
+from models.machine.ops import device_tensors
 from models.mock import limits
 from models.mock.golden import transfers
 from models.mock.golden.compute import run_rule
 from models.mock.golden.errors import golden_error
 from models.mock.golden.rules import EXECUTION_ARGUMENTS, RULES, Rule, Slot
 from models.mock.golden.store import Store, describe
-from models.operands import device_tensors
 
 # Python-level wrappers around ops: their inner ops are the ones to follow.
 _TRANSPARENT = frozenset(

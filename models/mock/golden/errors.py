@@ -8,7 +8,7 @@ import ttnn
 
 _INNER = (str(Path(__file__).resolve().parents[1]) + os.sep, str(Path(ttnn.__file__).resolve().parent) + os.sep)
 # Wrappers around ttnn's op entry point that stand elsewhere.
-_WRAPPERS = frozenset({"models.perf.trace"})
+_WRAPPERS = frozenset({"models.performance.trace"})
 
 
 class GoldenError(RuntimeError):

@@ -64,7 +64,7 @@ def latents(*size: int, seed: int = 0) -> torch.Tensor:
 @functools.cache
 def expected(size: tuple[int, ...], dtype: torch.dtype = torch.float32, *, keep_all_frames: bool = False):
     """Raw frames [F, H, W, 3] of Diffusers' decoder."""
-    from models.mochi.vae.decoder import denormalise
+    from models.mochi.vae.frames import denormalise
 
     model = reference(dtype)
     model.drop_last_temporal_frames = not keep_all_frames

@@ -129,7 +129,7 @@ def test_weights_are_checked(mesh):
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)
 def test_nothing_stays_behind(mesh):
     """A decode leaves no tensor on the device but tables, which the next one uses again."""
-    from models.mochi.vae.plan import dram_free
+    from models.mochi.vae.memory import dram_free
 
     ours = decoder(mesh, "t0h1")
     ours.decode(latents(8, 3, 4), chunk=4)

@@ -10,9 +10,9 @@ CHILD = """
 import json, sys
 from models.device import open_mesh
 from models.parallel import Layout, Mesh
-from models.perf.decode import dry_run_decode
-from models.perf.dry_run import CONFIGS, preview_geometry
-from models.perf.trace import dram_allocated
+from models.performance.decode import dry_run_decode
+from models.performance.dry_run import CONFIGS, preview_geometry
+from models.performance.trace import dram_allocated
 
 layout, height, width, frames, split, resident = json.loads(sys.argv[1])
 layout = Layout.parse(layout)

@@ -3,7 +3,7 @@
 import pytest
 
 from models.mochi.vae.config import DecoderConfig
-from models.mochi.vae.plan import chunk_frames, peak_bytes
+from models.mochi.vae.memory import chunk_frames, peak_bytes
 from models.mochi.vae.split import Split, choose_split
 
 PREVIEW = DecoderConfig()

@@ -1,0 +1,199 @@
+"""The job behind `mochi-tt evaluate`: does the tiny model make the videos it is asked for, and those of PyTorch?
+
+Each held-out prompt is generated through TTNN on a mesh and by Diffusers' `MochiPipeline` in float32 on the host, from
+the same noise; both videos are looked at (`models.tiny.vision`) and compared with each other.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from models.mochi.defaults import DEFAULTS_FILE, Defaults
+from models.mochi.geometry import Geometry
+from models.mochi.inputs import check_configs, make_latents
+from models.mochi.pipeline import MochiPipeline
+from models.mochi.sampling.schedule import THRESHOLD_NOISE
+from models.tiny.captions import held_out_prompts
+from models.tiny.vision import Sight, look
+from weight_cache.checkpoints.checkpoint import Checkpoint
+
+ATTRIBUTES = ("colour", "motion", "shape")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One prompt: what it asks for, what each side shows, and the worst frame's PSNR between the two, in dB."""
+
+    prompt: str
+    asked: Sight
+    mesh: Sight
+    reference: Sight
+    psnr: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The verdicts of all prompts, and the mesh's videos, float32 [N, T, H, W, 3] from 0 to 1."""
+
+    mode: str
+    layout: str
+    precision: str
+    settings: Defaults
+    verdicts: Sequence[Verdict]
+    videos: torch.Tensor
+
+    def accuracy(self, side: str = "mesh") -> dict[str, float]:
+        """The share of prompts whose video shows what was asked, per attribute; `side` is "mesh" or "reference"."""
+        return {
+            name: sum(getattr(getattr(v, side), name) == getattr(v.asked, name) for v in self.verdicts)
+            / len(self.verdicts)
+            for name in ATTRIBUTES
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it but the videos."""
+        return {
+            "mode": self.mode,
+            "layout": self.layout,
+            "precision": self.precision,
+            "settings": asdict(self.settings),
+            "prompts": len(self.verdicts),
+            "accuracy": self.accuracy(),
+            "reference_accuracy": self.accuracy("reference"),
+            "agreement": sum(v.mesh == v.reference for v in self.verdicts) / len(self.verdicts),
+            "psnr_min": min(v.psnr for v in self.verdicts),
+            "verdicts": [asdict(v) for v in self.verdicts],
+        }
+
+    def lines(self) -> list[str]:
+        """What a reader wants to see, wrong prompts first."""
+        report = self.to_json()
+        wrong = [v for v in self.verdicts if v.mesh != v.asked]
+        return [
+            *(f"wrong: {v.prompt!r} shows {_words(v.mesh)} (PyTorch: {_words(v.reference)})" for v in wrong),
+            f"{len(self.verdicts)} held-out prompts, {self.mode}, {self.layout}, precision {self.precision}, "
+            f"{self.settings.num_steps} steps, "
+            f"guidance {self.settings.cfg_scale:g}",
+            *(
+                f"{name:<7} {report['accuracy'][name]:6.1%}   PyTorch {report['reference_accuracy'][name]:6.1%}"
+                for name in ATTRIBUTES
+            ),
+            f"TTNN and PyTorch show the same in {report['agreement']:.1%}; worst frame PSNR between them "
+            f"{report['psnr_min']:.1f} dB",
+        ]
+
+
+def plan(model: str, limit: int | None) -> tuple[Checkpoint, Defaults, list[tuple[str, Sight]]]:
+    """The checkpoint, its settings, and the prompts with what they ask for.
+
+    Raises:
+        ValueError: the limit is below 1, the checkpoint is no Mochi, or its schedule is not Diffusers'.
+        FileNotFoundError: the checkpoint or a part of it is missing.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit {limit} must be at least 1")
+    checkpoint = Checkpoint.open(model)
+    for component in checkpoint.components:
+        component.check()
+    settings = Defaults().overridden(checkpoint.optional_json(DEFAULTS_FILE))
+    if settings.threshold_noise != THRESHOLD_NOISE:
+        raise ValueError(
+            f"{checkpoint.directory / DEFAULTS_FILE} has threshold_noise {settings.threshold_noise}, but Diffusers' "
+            f"pipeline, which the videos are compared with, knows only {THRESHOLD_NOISE}: leave it out"
+        )
+    prompts = [(text, Sight(colour, motion, shape)) for text, colour, shape, motion in held_out_prompts()]
+    return checkpoint, settings, prompts[:limit]
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    settings: Defaults,
+    prompts: Sequence[tuple[str, Sight]],
+    mesh: str = "2x4",
+    precision: str = "default",
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Evaluation:
+    """Generate and judge the videos of `prompts`; prompt i starts from the noise of seed `settings.seed` + i.
+
+    Raises:
+        ValueError: a value breaks its rule, or weights do not fit.
+        RuntimeError: the mesh cannot be opened.
+    """
+    geometry = Geometry(settings.height, settings.width, settings.num_frames, check_configs(checkpoint))
+    reference = _Reference(checkpoint, settings)
+    verdicts, videos = [], []
+    with MochiPipeline.from_pretrained(checkpoint, mesh=mesh, precision=precision, progress=progress) as pipe:
+        mode, layout = pipe.mode, str(pipe.layout)
+        for index, (text, asked) in enumerate(prompts):
+            progress("evaluate", index, len(prompts))
+            noise = make_latents(geometry, 1, None, None, settings.seed + index)
+            made = pipe(
+                text,
+                latents=noise,
+                height=settings.height,
+                width=settings.width,
+                num_frames=settings.num_frames,
+                num_inference_steps=settings.num_steps,
+                guidance_scale=settings.cfg_scale,
+                output_type="np",
+            )
+            ours = torch.from_numpy(made.frames[0])  # type: ignore[union-attr]
+            expected = reference(text, noise)
+            verdicts.append(Verdict(text, asked, look(ours), look(expected), worst_psnr(ours, expected)))
+            videos.append(ours)
+        progress("evaluate", len(prompts), len(prompts))
+    return Evaluation(mode, layout, precision, settings, verdicts, torch.stack(videos))
+
+
+class _Reference:
+    """Diffusers' pipeline in float32 on the host, with the same settings."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: Defaults):
+        import diffusers
+
+        self.pipe: Any = diffusers.MochiPipeline.from_pretrained(checkpoint.directory, dtype=torch.float32)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.settings = settings
+
+    def __call__(self, prompt: str, noise_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Frames, float32 [T, H, W, 3] from 0 to 1."""
+        with warnings.catch_warnings():
+            # Diffusers asks for float32 autocast in its RoPE; torch says that the CPU has none, and uses float32.
+            warnings.filterwarnings("ignore", "In CPU autocast")
+            made = self._generate(prompt, noise_BCTHW)
+        return torch.from_numpy(made.frames[0])
+
+    def _generate(self, prompt: str, noise_BCTHW: torch.Tensor) -> Any:
+        return self.pipe(
+            prompt,
+            latents=noise_BCTHW.clone(),
+            height=self.settings.height,
+            width=self.settings.width,
+            num_frames=self.settings.num_frames,
+            num_inference_steps=self.settings.num_steps,
+            guidance_scale=self.settings.cfg_scale,
+            output_type="np",
+        )
+
+
+def worst_psnr(frames_THWC: torch.Tensor, expected_THWC: torch.Tensor) -> float:
+    """The lowest peak signal-to-noise ratio of a frame, in dB, for values from 0 to 1; at most 99."""
+    error = (frames_THWC - expected_THWC).square().mean((1, 2, 3)).max()
+    return min(99.0, float(-10 * torch.log10(error)))
+
+
+def contact_sheet(videos: torch.Tensor, columns: int = 7) -> torch.Tensor:
+    """A picture with a row of frames, evenly spread in time, per video: uint8 [H', W', 3] with thin lines between."""
+    count = videos.shape[1]
+    chosen = [round(i * (count - 1) / (columns - 1)) for i in range(columns)]
+    cells = torch.nn.functional.pad(videos[:, chosen], (0, 0, 1, 1, 1, 1), value=1.0)
+    return (torch.cat([torch.cat(list(row), dim=1) for row in cells], dim=0) * 255).round().byte()
+
+
+def _words(sight: Sight) -> str:
+    return f"{sight.colour} {sight.shape} {sight.motion}"

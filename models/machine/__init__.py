@@ -1,0 +1,1 @@
+"""The ground under everything: which machines there are, what is in this one, ttnn's ops seen from outside."""

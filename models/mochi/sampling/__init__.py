@@ -1,0 +1,1 @@
+"""Sampling: the schedule, and the loop that integrates the flow from noise to latents."""

@@ -1,0 +1,1 @@
+"""The text encoder: from a prompt to caption features."""

@@ -1,0 +1,131 @@
+"""From a prompt to T5 features.
+
+`TextEncoder` is what the pipeline needs, and `MeshTextEncoder` does it on the mesh.
+
+Shapes: B batch (1), L text tokens (padded), D width of the T5 features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from models.mochi.text.t5 import T5Encoder
+    from weight_cache.checkpoints.checkpoint import Checkpoint
+
+MAX_SEQUENCE_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """What the transformer is conditioned on.
+
+    Attributes:
+        embeds: float32 [1, L, D].
+        mask: bool [1, L], True for the tokens that take part. All False is the empty prompt: no text token
+            takes part in attention, and the pooled caption is that of a zero vector.
+        num_tokens: tokens that take part, the end token included.
+        num_truncated: tokens of the prompt that did not fit and were cut.
+    """
+
+    embeds: torch.Tensor
+    mask: torch.Tensor
+    num_tokens: int
+    num_truncated: int = 0
+
+
+class TextEncoder(Protocol):
+    """Encodes prompts, wherever it runs."""
+
+    @property
+    def width(self) -> int:
+        """D, the width of the features."""
+        ...
+
+    def encode(self, prompt: str, max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> TextEmbeddings:
+        """Features of one prompt, padded to `max_sequence_length` tokens."""
+        ...
+
+
+class MeshTextEncoder:
+    """T5 on the mesh in TTNN: see `models.mochi.text.t5`."""
+
+    def __init__(self, tokenizer: Any, model: T5Encoder):
+        """Wrap a `transformers` T5 tokenizer and a loaded encoder."""
+        self.tokenizer = tokenizer
+        self.model = model
+
+    @property
+    def width(self) -> int:
+        """D, the width of the features."""
+        return self.model.config.d_model
+
+    def encode(self, prompt: str, max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> TextEmbeddings:
+        """Features of one prompt. Padding tokens are not encoded: theirs are zeros.
+
+        An empty prompt is zeroed as Genmo does (`pipelines.py`, `get_conditioning_for_prompts`): zero features, an
+        all-False mask, no T5 pass.
+
+        Raises:
+            ValueError: `max_sequence_length` is out of range.
+        """
+        check_sequence_length(max_sequence_length)
+        embeddings = no_tokens(max_sequence_length, self.width)
+        if prompt == "":
+            return embeddings
+        # `verbose=False`: the tokenizer would warn about lengths in its own words.
+        whole = self.tokenizer(prompt, verbose=False).input_ids
+        ids = self.tokenizer(prompt, max_length=max_sequence_length, truncation=True).input_ids
+        features_1LD = self.model.mesh.download(self.model(ids))[0].float()
+        embeddings.embeds[:, : len(ids)] = features_1LD
+        embeddings.mask[:, : len(ids)] = True
+        cut = max(0, len(whole) - max_sequence_length)
+        return TextEmbeddings(embeddings.embeds, embeddings.mask, num_tokens=len(ids), num_truncated=cut)
+
+
+def no_tokens(length: int, width: int) -> TextEmbeddings:
+    """What an empty prompt is encoded to."""
+    return TextEmbeddings(torch.zeros(1, length, width), torch.zeros(1, length, dtype=torch.bool), 0)
+
+
+def check_sequence_length(length: int) -> None:
+    """Raise ValueError unless `length` is an integer from 1 to 256."""
+    if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= MAX_SEQUENCE_LENGTH:
+        raise ValueError(f"max_sequence_length {length!r} must be an integer from 1 to {MAX_SEQUENCE_LENGTH}")
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """Load the `tokenizer` component and check that it belongs to the text encoder.
+
+    Raises:
+        ValueError: it cannot be read, or has more tokens than the text encoder.
+        FileNotFoundError: its files are missing.
+    """
+    tokenizer = _read_tokenizer(checkpoint.tokenizer)
+    vocabulary = checkpoint.text_encoder.config["vocab_size"]
+    if len(tokenizer) > vocabulary:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the text encoder {vocabulary}: "
+            f"they are not of one checkpoint ({checkpoint.directory})"
+        )
+    return tokenizer
+
+
+def _read_tokenizer(directory: Path) -> Any:
+    from transformers import T5Tokenizer
+
+    if not any((directory / name).is_file() for name in ("spiece.model", "tokenizer.json")):
+        raise FileNotFoundError(
+            f"checkpoint component tokenizer in {directory} has neither spiece.model nor tokenizer.json"
+        )
+    try:
+        return T5Tokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:
+        # Whatever a damaged file makes of the libraries below, the user's mend is the same.
+        raise ValueError(
+            f"the tokenizer in {directory} cannot be read ({' '.join(str(error).split())[:200]}): download it again"
+        ) from error

@@ -1,0 +1,287 @@
+"""The AsymmVAE decoder of Mochi 1 on a mesh: latents in, frames out, no activation ever gathered."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import ttnn
+
+from models.layers.conv3d import Conv3d
+from models.layers.module import Module, TensorSource
+from models.mochi.vae.blocks import Past, ResBlock, Shared, UpBlock
+from models.mochi.vae.config import DecoderConfig
+from models.mochi.vae.memory import chunk_frames, dram_free
+from models.mochi.vae.split import Split, choose_split
+from models.parallel import Mesh
+from models.parallel.halo import HEIGHT, TIME, WIDTH, Extent, download, upload
+
+_PREFIX = "decoder."
+
+
+class MochiVaeDecoder(Module):
+    """Decodes latents of any size, sharded over time, rows and columns with exact halos.
+
+    Names and formulas: Diffusers ``autoencoder_kl_mochi.py``. Weights are replicated.
+    """
+
+    prefix = _PREFIX
+
+    def __init__(self, config: DecoderConfig, mesh: Mesh, *, split: Split | str | None = None) -> None:
+        """Declare the decoder; `load` fills it.
+
+        Args:
+            config: its sizes.
+            mesh: the mesh.
+            split: how to split videos, such as ``t0h1``; chosen per size by `choose_split` if None.
+
+        Raises:
+            ValueError: ``split`` is not a split.
+        """
+        super().__init__(mesh)
+        self.config = config
+        self.split = Split.parse(split) if isinstance(split, str) else split
+        self.shared = Shared(mesh)
+        channels, layers = config.decoder_block_out_channels, config.layers_per_block
+        self.conv_in = Conv3d(
+            mesh, "conv_in", config.latent_channels, channels[-1], (1, 1, 1), fold=self._fold_normalisation
+        )
+        self.block_in = [
+            ResBlock(self.shared, f"block_in.resnets.{index}.", channels[-1]) for index in range(layers[-1])
+        ]
+        self.up_blocks = [
+            UpBlock(
+                self.shared,
+                f"up_blocks.{index}.",
+                channels[-1 - index],
+                channels[-2 - index],
+                layers[-2 - index],
+                config.temporal_expansions[-1 - index],
+                config.spatial_expansions[-1 - index],
+            )
+            for index in range(len(channels) - 1)
+        ]
+        self.block_out = [
+            ResBlock(self.shared, f"block_out.resnets.{index}.", channels[0], active=index == layers[0] - 1)
+            for index in range(layers[0])
+        ]
+        self.proj_out = Conv3d(
+            mesh,
+            "proj_out",
+            channels[0],
+            config.out_channels,
+            (1, 1, 1),
+            shape=(config.out_channels, channels[0]),
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        component,
+        mesh: Mesh,
+        *,
+        split: Split | str | None = None,
+        on_parameter: Callable[[int, int], None] | None = None,
+    ) -> "MochiVaeDecoder":
+        """Build from the checkpoint's VAE: its ``config`` and its ``decoder.*`` tensors; the encoder's are not read.
+
+        Raises:
+            ValueError: the configuration, the split or the weights do not fit.
+            FileNotFoundError: a file is missing.
+        """
+        decoder = cls(DecoderConfig.from_dict(component.config), mesh, split=split)
+        decoder.load(component, on_parameter=on_parameter)
+        return decoder
+
+    def part_of(self, source: TensorSource) -> TensorSource:
+        """The decoder's tensors of the VAE; the encoder's are others' business."""
+        return _DecoderPart(source)
+
+    def _fold_normalisation(self, weight, bias):
+        """Let the first convolution undo the latents' normalisation: ``W (z std / scale + mean) + b``."""
+        config = self.config
+        scale = torch.ones(config.latent_channels) / config.scaling_factor
+        flat = weight.flatten(1)
+        if config.latents_mean:
+            scale = scale * torch.tensor(config.latents_std)
+            mean = torch.tensor(config.latents_mean).to(flat.device)
+            bias = bias + (flat * mean).sum(dim=1)
+        return (flat * scale.to(flat.device)).reshape(weight.shape), bias
+
+    def split_for(self, frames: int, rows: int, columns: int) -> Split:
+        """The split of latents of this size."""
+        return self.split if self.split is not None else choose_split(self.mesh, frames, rows, columns)
+
+    def __call__(self, latents_BTHWC: ttnn.Tensor, extent: Extent, past: Past | None = None) -> ttnn.Tensor:
+        """Decode latents that lie on the mesh.
+
+        Args:
+            latents_BTHWC: normalised latents [1, T, H, W, 32] bfloat16, row-major, fractured as ``extent`` says; the
+                channels past the latent's are zeros. Freed.
+            extent: their sizes and shards (`Split.extent`).
+            past: causal state, when the video is decoded in chunks.
+
+        Returns:
+            [1, 6 T, 8 H, 8 W, 3] bfloat16, row-major, from -1 to 1 or so, fractured as ``extent`` times (6, 8, 8): the
+            surplus leading frames included.
+        """
+        past = past if past is not None else Past()
+        x_BTHWC = self.conv_in(latents_BTHWC)
+        ttnn.deallocate(latents_BTHWC)
+        for block in self.block_in:
+            x_BTHWC = block(x_BTHWC, extent, past)
+        for up_block in self.up_blocks:
+            x_BTHWC, extent = up_block(x_BTHWC, extent, past)
+        for block in self.block_out:
+            x_BTHWC = block(x_BTHWC, extent, past)
+        frames = self.proj_out(x_BTHWC)
+        ttnn.deallocate(x_BTHWC)
+        return frames
+
+    def upload_latents(self, latents_BCTHW: torch.Tensor, extent: Extent) -> ttnn.Tensor:
+        """Host latents [1, C, T, H, W] -> what the call takes: [1, T, H, W, 32], fractured as ``extent`` says."""
+        pads = [0, self.conv_in.in_channels - self.config.latent_channels]
+        for dim in (WIDTH, HEIGHT, TIME):
+            pads += [0, extent[dim].padded - extent[dim].real]
+        host = torch.nn.functional.pad(latents_BCTHW.float().permute(0, 2, 3, 4, 1), pads)
+        return upload(self.mesh, host.contiguous(), _dims(extent))
+
+    def download_frames(self, frames_BTHWC: ttnn.Tensor, extent: Extent) -> torch.Tensor:
+        """What the call gave (freed), of latents of ``extent`` -> host frames [1, F, 8 H, 8 W, 3], padding cut off.
+
+        Pixels come down in bfloat16, 6 bytes each. Making them uint8 on the mesh would save 3 of them, 25 MB per chip
+        of a 2x4 for 163 frames of 848x480, and cost three more passes over one page per pixel.
+        """
+        size = extent
+        for time, space in zip(self.config.temporal_expansions, self.config.spatial_expansions, strict=True):
+            size = size.times(time, space, space)
+        whole = download(self.mesh, frames_BTHWC, _dims(size))
+        ttnn.deallocate(frames_BTHWC)
+        return whole[:, : size.time.real, : size.height.real, : size.width.real].float()
+
+    def chunks(self, latents_BCTHW: torch.Tensor, chunk: int | None = None) -> Iterator[tuple[ttnn.Tensor, Extent]]:
+        """Decode latents chunk by chunk, in order of time.
+
+        Args:
+            latents_BCTHW: normalised latents [1, C, T, H, W].
+            chunk: latent frames at a time; from the DRAM left (`chunk_frames`) if None.
+
+        Yields:
+            What the call gives, and the extent of the chunk's latents. Free it, or hand it to `download_frames`,
+            before the next.
+
+        Raises:
+            ValueError: ``chunk`` does not fill the shards, or the latents do not fit.
+        """
+        frames, rows, columns = latents_BCTHW.shape[2:]
+        split = self.split_for(frames, rows, columns)
+        if chunk is None:
+            chunk = chunk_frames(self.config, split, self.mesh, (frames, rows, columns), dram_free(self.mesh))
+        _check_chunk(chunk, frames, split.extent(self.mesh, frames, rows, columns))
+        past = Past()
+        if chunk < frames:
+            self._allocate(past, split.extent(self.mesh, chunk, rows, columns))
+        try:
+            for start in range(0, frames, chunk):
+                part = latents_BCTHW[:, :, start : start + chunk]
+                past.more = start + chunk < frames
+                extent = split.extent(self.mesh, part.shape[2], rows, columns)
+                yield self(self.upload_latents(part, extent), extent, past), extent
+        finally:
+            past.release()
+
+    def _allocate(self, past: Past, extent: Extent) -> None:
+        for block in self.block_in:
+            for conv in block.convolutions():
+                past.allocate(conv, extent)
+        for up_block in self.up_blocks:
+            for block in up_block.resnets:
+                for conv in block.convolutions():
+                    past.allocate(conv, extent)
+            extent = extent.times(*up_block.factors)
+        for block in self.block_out:
+            for conv in block.convolutions():
+                past.allocate(conv, extent)
+
+    def raw_frames(self, latents_BCTHW: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
+        """Host frames [1, 6 T, 8 H, 8 W, 3] as the network gives them, surplus ones included; see `chunks`."""
+        parts = [self.download_frames(frames, extent) for frames, extent in self.chunks(latents_BCTHW, chunk)]
+        return torch.cat(parts, dim=1)
+
+    def decode(
+        self, latents_BCTHW: torch.Tensor, *, keep_all_frames: bool = False, chunk: int | None = None
+    ) -> np.ndarray:
+        """Decode normalised latents and drop the decoder's surplus leading frames, as Diffusers does.
+
+        Args:
+            latents_BCTHW: [1, C, T, H / 8, W / 8], as the denoising loop leaves them.
+            keep_all_frames: keep the surplus frames too.
+            chunk: latent frames to decode at a time; as many as fit if None. The result is the same.
+
+        Returns:
+            float32 [1, F, H, W, 3] from 0 to 1, F = 6 (T - 1) + 1, or 6 T with all frames.
+
+        Raises:
+            ValueError: latents of another shape or type, or with values that are not finite, or that do not fit.
+        """
+        check_latents(latents_BCTHW, self.config.latent_channels)
+        video = self.raw_frames(latents_BCTHW, chunk)
+        if not keep_all_frames:
+            video = video[:, self.config.time_factor - 1 :]
+        return (video / 2 + 0.5).clamp_(0, 1).numpy()
+
+    def release(self) -> None:
+        """Free the device memory of weights and tables."""
+        super().release()
+        self.shared.release()
+
+
+class _DecoderPart:
+    """The decoder's tensors of a VAE component."""
+
+    def __init__(self, component: TensorSource) -> None:
+        self.component = component
+
+    def keys(self):
+        return [key for key in self.component.keys() if key.startswith(_PREFIX)]  # noqa: SIM118 (not a mapping)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self.component.shape(key)
+
+    def tensor(self, key: str):
+        return self.component.tensor(key)
+
+
+def check_latents(latents_BCTHW: torch.Tensor, channels: int) -> None:
+    """Check latents before they go anywhere.
+
+    Raises:
+        ValueError: another shape or type, or values that are not finite.
+    """
+    shape = list(latents_BCTHW.shape)
+    if len(shape) != 5 or shape[0] != 1 or shape[1] != channels or min(shape) < 1:
+        raise ValueError(f"latents must be [1, {channels}, T, H, W], not {shape}")
+    if not latents_BCTHW.is_floating_point():
+        raise ValueError(f"latents must be floating-point numbers, not {latents_BCTHW.dtype}")
+    if not latents_BCTHW.isfinite().all():
+        raise ValueError("latents hold values that are not finite: there is nothing to decode")
+
+
+def _check_chunk(chunk: int, frames: int, extent: Extent) -> None:
+    shards = extent.time.shards
+    least = 2 * shards if shards > 1 else 1
+    if chunk < frames and (chunk < least or chunk % shards):
+        raise ValueError(
+            f"chunks of {chunk} latent frames do not fill {shards} shards of time: use a multiple of {shards}, at "
+            f"least {least}"
+        )
+    if chunk < 1:
+        raise ValueError(f"chunks of {chunk} latent frames: use at least 1")
+
+
+def _dims(extent: Extent) -> dict[int, int]:
+    dims = {}
+    for dim in (TIME, HEIGHT, WIDTH):
+        axis = extent[dim].axis
+        if axis is not None:
+            dims[axis.index] = dim
+    return dims

@@ -1,0 +1,92 @@
+"""Two reports side by side: ratios per stage and kind of op, and whether the second is worse by more than allowed."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.performance.report import Report, typical
+
+# What a report must agree on to be compared at all.
+_SUBJECT = ("system", "layout", "precision", "height", "width", "num_frames")
+# Counts that may not grow; fewer of any is no regression.
+COUNTED = ("device_calls", "flops", "dram_bytes", "link_bytes", "exposed_link_bytes", "dram_peak_bytes")
+THRESHOLD = 0.02
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One figure of both reports."""
+
+    name: str
+    before: float
+    after: float
+
+    @property
+    def growth(self) -> float:
+        """After over before, less one; infinite where there was nothing before."""
+        if self.before:
+            return self.after / self.before - 1
+        return float("inf") if self.after else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.name:<44} {self.before:>14.6g} {self.after:>14.6g} {self.growth:>+8.1%}"
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a report or a baseline.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a report of `mochi-tt measure`.
+    """
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"report {path} is not JSON ({error}): give a file of mochi-tt measure --json") from None
+    if not isinstance(report, dict) or "counts" not in report or any(name not in report for name in _SUBJECT):
+        raise ValueError(f"report {path} is not one of mochi-tt measure: it has no counts of a system and a video")
+    return report
+
+
+def baseline(report: Report) -> dict[str, Any]:
+    """The exact part of a report, which is the same on every host: what tests keep."""
+    return {name: report[name] for name in (*_SUBJECT, "counts")}
+
+
+def ratios(before: Report, after: Report) -> list[Ratio]:
+    """Every figure that both reports have: seconds per stage and kind, then counts per traced stretch.
+
+    Raises:
+        ValueError: the reports are of different systems, layouts, precisions or videos.
+    """
+    for name in _SUBJECT:
+        if before[name] != after[name]:
+            raise ValueError(f"reports differ in {name}: {before[name]} and {after[name]}; compare like with like")
+    return [*_seconds(before, after), *_counts(before, after)]
+
+
+def regressions(compared: list[Ratio], threshold: float = THRESHOLD) -> list[Ratio]:
+    """Those that grew by more than ``threshold`` (a share: 0.02 is 2%)."""
+    return [ratio for ratio in compared if ratio.growth > threshold]
+
+
+def _seconds(before: Report, after: Report) -> Iterator[Ratio]:
+    for stage in _both(before.get("seconds", {}), after.get("seconds", {})):
+        yield Ratio(f"seconds of {stage}", typical(before["seconds"][stage]), typical(after["seconds"][stage]))
+    for stage in _both(before.get("by_kind", {}), after.get("by_kind", {})):
+        old, new = before["by_kind"][stage], after["by_kind"][stage]
+        for kind in {**old, **new}:
+            pair = (typical(table[kind]) if kind in table else 0.0 for table in (old, new))
+            yield Ratio(f"seconds of {stage}, {kind}", *pair)
+
+
+def _counts(before: Report, after: Report) -> Iterator[Ratio]:
+    for part in _both(before["counts"], after["counts"]):
+        for what in COUNTED:
+            yield Ratio(f"{what} of {part}", before["counts"][part][what], after["counts"][part][what])
+
+
+def _both(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return [name for name in before if name in after]

@@ -1,0 +1,159 @@
+"""Seconds of a device call from what it counts: matrix work, DRAM, L1 and link bytes.
+
+Of one call, per chip:
+
+* matrix time = FLOPs / (peak of the op's cores at its fidelity x efficiency), corrected by `_matrix_share` where the
+  published efficiency is for another fidelity or operand type; attention in chunks is steps x cycles a step instead;
+* DRAM time = bytes / (bandwidth x efficiency); link time = bytes of the busiest link / (links x bandwidth x
+  efficiency);
+* DRAM, L1 and matrix time overlap inside an op (kernels double-buffer): the longest counts. Plain collectives stream
+  from memory to links. Elsewhere link time overlaps only what the op itself overlaps (`Cost.exposed_link_bytes` says
+  what it does not), and of that a part shows all the same;
+* each call takes a launch besides.
+
+Every constant is in `cost_model.toml` with its source, as a range (fast, expected, slow); so is every time.
+The model knows nothing of power limits, of congestion between ops, or of re-reads that the counts leave out.
+"""
+
+import functools
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.machine.systems import System
+from models.performance.counts import Cost
+from models.performance.trace import Record
+
+DATA = Path(__file__).with_name("cost_model.toml")
+CASES = ("low", "expected", "high")
+_FALLBACK = "elementwise"
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """A time as a range."""
+
+    low: float = 0.0
+    expected: float = 0.0
+    high: float = 0.0
+
+    def __add__(self, other: "Seconds") -> "Seconds":
+        return Seconds(self.low + other.low, self.expected + other.expected, self.high + other.high)
+
+    def __mul__(self, factor: float) -> "Seconds":
+        return Seconds(self.low * factor, self.expected * factor, self.high * factor)
+
+    def at_least(self, other: "Seconds") -> "Seconds":
+        """The longer of the two, case by case."""
+        return Seconds(max(self.low, other.low), max(self.expected, other.expected), max(self.high, other.high))
+
+    def to_json(self) -> dict[str, float]:
+        """The range as plain data, to a microsecond."""
+        return {case: round(getattr(self, case), 6) for case in CASES}
+
+    def __str__(self) -> str:
+        return f"{self.expected:.4g} s ({self.low:.4g} to {self.high:.4g})"
+
+
+def total(parts: Iterable[Seconds]) -> Seconds:
+    """Sum of ranges: all fast, all expected, all slow. The errors of a model have one sign, so they do not average."""
+    return sum(parts, Seconds())
+
+
+@dataclass(frozen=True)
+class OpTime:
+    """What one call takes, and its largest expected part: ``matrix``, ``dram``, ``L1``, ``link`` or ``launch``."""
+
+    kind: str
+    seconds: Seconds
+    bound: str
+
+
+@functools.cache
+def constants() -> dict[str, Any]:
+    """The constants as read from the data file."""
+    return tomllib.loads(DATA.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _kinds() -> dict[str, str]:
+    return {op: kind for kind, table in constants()["kind"].items() for op in table["ops"]}
+
+
+def kind_of(op: str) -> str:
+    """Kind of an op by its full name, such as matmul; elementwise where no other kind lists it."""
+    return _kinds().get(op, _FALLBACK)
+
+
+def op_time(record: Record, system: System) -> OpTime:
+    """Time of one traced call on one chip of a system."""
+    kind = kind_of(record.name)
+    cases = [_case(record, system, constants()["kind"][kind], index) for index in range(len(CASES))]
+    seconds = Seconds(*(sum_ for sum_, _ in cases))
+    parts = cases[CASES.index("expected")][1]
+    return OpTime(kind, seconds, max(parts, key=lambda name: parts[name]))
+
+
+def _case(record: Record, system: System, kind: dict[str, Any], index: int) -> tuple[float, dict[str, float]]:
+    cost, chip = record.cost, system.architecture
+    matrix = _matrix_seconds(record, system, kind, index)
+    dram = cost.dram_bytes / (chip.dram_bytes_per_second * kind["dram"][index])
+    l1_speed = constants()["l1"]["core_cycle_bytes"][index] * system.cores * chip.clock_hz
+    exposed, hidden = _link_seconds(record, system, kind, index)
+    work = max(matrix, dram, cost.l1_bytes / l1_speed)
+    shown = kind["exposed"][index] * min(work, hidden) if "exposed" in kind else 0.0
+    launch = constants()["launch"]["seconds"][index]
+    parts = {"matrix": matrix, "dram": dram, "L1": cost.l1_bytes / l1_speed, "link": exposed + hidden, "launch": launch}
+    if kind.get("streams"):
+        return max(work, exposed + hidden) + launch, parts
+    return max(work, hidden) + shown + exposed + launch, parts
+
+
+def _matrix_seconds(record: Record, system: System, kind: dict[str, Any], index: int) -> float:
+    cost, settings = record.cost, record.settings
+    if not cost.flops:
+        return 0.0
+    share = _matrix_share(settings.fidelity or "HiFi2", settings.operand_bytes or 2.0, system)
+    if cost.steps:
+        older = constants()["attention"]["older_kernel"][index] if _takes_older_kernel(record) else 1.0
+        return _attention_seconds(cost, share, system, kind, index) * older
+    return cost.flops * share / (system.peak_flops("HiFi2", settings.cores) * kind["matrix"][index])
+
+
+def _takes_older_kernel(record: Record) -> bool:
+    """Whether attention takes the kernel that overlaps no softmax with products; see `models.layers.attention`."""
+    return bool(record.settings.float32_sums) or record.name == "ttnn.transformer.joint_scaled_dot_product_attention"
+
+
+def _attention_seconds(cost: Cost, share: float, system: System, kind: dict[str, Any], index: int) -> float:
+    product = constants()["attention"]["matrix_share"]
+    tiles = kind["tile_cycles"][index] * cost.step_tiles + kind["key_cycles"][index] * cost.step_keys
+    step = kind["step_cycles"][index] + tiles * (product * share + 1 - product)
+    return cost.steps * step / system.architecture.clock_hz
+
+
+def _matrix_share(fidelity: str, operand_bytes: float, system: System) -> float:
+    """Time of a product as a share of the same in HiFi2 on bfloat16: the unpacker or the matrix unit paces it."""
+    data = constants()["matrix"]
+    passes = system.architecture.fidelity_passes[fidelity]
+    fpu = (data["fpu_pass_cycles"] * passes + data["fpu_fixed_cycles"]) / data["step_cycles"]
+    return max(operand_bytes / 2, fpu)
+
+
+def _link_seconds(record: Record, system: System, kind: dict[str, Any], index: int) -> tuple[float, float]:
+    """Seconds on the busiest link that the op does not overlap with its own work, and those that it does."""
+    cost = record.cost
+    if not cost.link_bytes:
+        return 0.0, 0.0
+    links = record.settings.links or kind.get("links") or min(system.links)
+    speed = links * system.architecture.link_bytes_per_second * kind.get("link", kind["dram"])[index]
+    return cost.exposed_link_bytes / speed, (cost.link_bytes - cost.exposed_link_bytes) / speed
+
+
+def dispatch(calls: int, system: System) -> Seconds:
+    """Host time of sending ``calls`` ops to all chips of a system, without trace capture."""
+    data = constants()["dispatch"]
+    pairs = zip(data["call_seconds"], data["chip_seconds"], strict=True)
+    return Seconds(*(calls * (call + chip * system.chips) for call, chip in pairs))

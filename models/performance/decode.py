@@ -1,0 +1,108 @@
+"""Full-size dry runs of the VAE decoder, and how its ops are counted."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import ttnn
+
+from models.mochi.geometry import Geometry
+from models.mochi.vae import MochiVaeDecoder, Split
+from models.mochi.vae.config import DecoderConfig
+from models.parallel import Mesh
+from models.performance.counts import Call, Cost, cost_rule, elementwise, moved, nbytes, traffic
+from models.performance.trace import Trace, dram_allocated, trace
+
+
+@cost_rule("ttnn.experimental.conv3d")
+def _conv3d(call: Call) -> Cost:
+    weight = call.inputs[1]
+    positions = math.prod(list(call.outputs[0].shape)[:-1])
+    flops = 2 * positions * math.prod(weight.padded_shape)
+    return Cost(flops=flops, dram_bytes=traffic(*call.inputs, *call.outputs))
+
+
+@cost_rule("ttnn.experimental.neighbor_pad_async")
+def _neighbor_pad(call: Call) -> Cost:
+    x, out = call.inputs[0], call.outputs[0]
+    dims, before, after = call.args[1:4]  # as HaloExchange calls it
+    links = sum(
+        max(left, right) * nbytes(x) / x.padded_shape[dim] for dim, left, right in zip(dims, before, after, strict=True)
+    )
+    return Cost(dram_bytes=traffic(x, out), link_bytes=links)
+
+
+@cost_rule("ttnn.experimental.slice_write")
+def _slice_write(call: Call) -> Cost:
+    part, whole = call.inputs[:2]
+    return Cost(**moved([(part, nbytes(part)), (whole, nbytes(part))]))
+
+
+@cost_rule("ttnn.reshape")
+def _reshape(call: Call) -> Cost:
+    x, out = call.inputs[0], call.outputs[0]
+    is_view = x.is_allocated() and x.buffer_unique_id() == out.buffer_unique_id()
+    return Cost() if is_view else elementwise(call)
+
+
+@dataclass(frozen=True)
+class DecodeRun:
+    """What a dry run of the decoder found, per chip: its trace, its split, and its chunks of latent frames."""
+
+    trace: Trace
+    split: Split
+    chunks: tuple[int, ...]
+    weight_bytes: int
+
+    def to_json(self) -> dict:
+        """The report as plain data."""
+        return {
+            **self.trace.summary(),
+            "split": str(self.split),
+            "chunks": list(self.chunks),
+            "weight_bytes": self.weight_bytes,
+            "ops": self.trace.by_op(),
+        }
+
+
+def dry_run_decode(
+    mesh: Mesh,
+    geometry: Geometry,
+    *,
+    config: DecoderConfig | None = None,
+    split: Split | str | None = None,
+    chunk: int | None = None,
+) -> DecodeRun:
+    """Build the decoder at full size and decode a video, beside whatever lies on the mesh already.
+
+    Args:
+        mesh: an open mock mesh without golden execution.
+        geometry: the video.
+        config: model sizes; Mochi 1 preview's by default.
+        split: see `MochiVaeDecoder`.
+        chunk: latent frames at a time; from the DRAM left by default.
+
+    Raises:
+        RuntimeError: what the device would raise: out of memory, an unsupported shape.
+        ValueError: the video does not fit.
+    """
+    before = dram_allocated(mesh.device)
+    decoder = MochiVaeDecoder(config or DecoderConfig(), mesh, split=split)
+    decoder.allocate()
+    try:
+        return trace_decode(decoder, geometry, chunk, weight_bytes=dram_allocated(mesh.device) - before)
+    finally:
+        decoder.release()
+
+
+def trace_decode(
+    decoder: MochiVaeDecoder, geometry: Geometry, chunk: int | None = None, *, weight_bytes: int = 0
+) -> DecodeRun:
+    """Decode a video with a decoder whose parameters are allocated; see `dry_run_decode`."""
+    latents = torch.zeros(geometry.latent_shape)
+    sizes = []
+    with trace(decoder.mesh.device) as made:
+        for frames, extent in decoder.chunks(latents, chunk):
+            sizes.append(extent.time.real)
+            ttnn.deallocate(frames)
+    return DecodeRun(made, decoder.split_for(*latents.shape[2:]), tuple(sizes), weight_bytes)

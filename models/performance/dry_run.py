@@ -1,0 +1,215 @@
+"""Full-size dry runs: the real program with parameters of the true shapes, no weights and no numbers."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.layers import Chunks
+from models.mochi.config import CONFIGS, TransformerConfig
+from models.mochi.geometry import Geometry, Scales
+from models.mochi.precision import PRECISIONS, Precision
+from models.mochi.sampling.denoise import BranchesInTurn, BranchesOnHalves, GuidanceParallel, Schedule
+from models.mochi.text.t5 import T5_XXL, T5Encoder
+from models.mochi.transformer import MochiTransformer
+from models.mochi.vae import MochiVaeDecoder
+from models.mochi.vae.config import DecoderConfig
+from models.parallel import Halves, Mesh
+from models.performance.decode import trace_decode
+from models.performance.trace import Trace, dram_allocated, trace
+from weight_cache.precision import set_precision
+
+STAGES = ("encode", "denoise", "decode")
+STEPS = 50
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a dry run found, per chip.
+
+    ``weights`` maps a component to its bytes, all resident through the whole run; ``stages`` a stage to its trace;
+    ``details`` a stage to what else there is to say of it. Memory is in bytes.
+    """
+
+    mesh: str
+    precision: Precision
+    geometry: Geometry
+    blocks: int
+    weights: dict[str, int]
+    stages: dict[str, Trace]
+    details: dict[str, dict]
+
+    @property
+    def dram_peak_bytes(self) -> int:
+        """Most DRAM allocated in any stage."""
+        return max(stage.dram_peak_bytes for stage in self.stages.values())
+
+    def to_json(self) -> dict:
+        """The report as plain data."""
+        return {
+            "mode": "dry run",
+            "layout": self.mesh,
+            "precision": self.precision.name,
+            "height": self.geometry.height,
+            "width": self.geometry.width,
+            "num_frames": self.geometry.num_frames,
+            "visual_tokens": self.geometry.num_tokens,
+            "blocks": self.blocks,
+            "weight_bytes": self.weights,
+            "dram_peak_bytes": self.dram_peak_bytes,
+            "stages": {
+                name: {**stage.summary(), **self.details.get(name, {}), "ops": stage.by_op()}
+                for name, stage in self.stages.items()
+            },
+        }
+
+    def lines(self) -> list[str]:
+        """The report as text lines."""
+        g = self.geometry
+        weights = ", ".join(f"{name} {size / GB:.2f}" for name, size in self.weights.items())
+        lines = [
+            "dry run: every op validated and every buffer allocated by ttnn on a mock mesh; no numbers, no silicon",
+            f"{self.mesh}, {g.width}x{g.height}, {g.num_frames} frames, {g.num_tokens} visual tokens, "
+            f"{self.blocks} blocks; all figures per chip",
+            f"precision     {self.precision}",
+            f"weights       {sum(self.weights.values()) / GB:.2f} GB resident ({weights})",
+        ]
+        for name, stage in self.stages.items():
+            lines.append(
+                f"{name:<13} {stage.device_calls} device calls, {stage.total('flops') / 1e12:.2f} TFLOP, "
+                f"DRAM {stage.total('dram_bytes') / GB:.2f} GB moved, "
+                f"links {stage.total('link_bytes') / GB:.2f} GB, {stage.total('exposed_link_bytes') / GB:.2f} exposed, "
+                f"peak {stage.dram_peak_bytes / GB:.2f} GB, host {stage.host_seconds:.2f} s"
+                + "".join(f", {key} {value}" for key, value in self.details.get(name, {}).items())
+            )
+        lines.append(f"DRAM peak     {self.dram_peak_bytes / GB:.2f} GB")
+        return lines
+
+
+def dry_run(
+    placed: Mesh | Halves,
+    geometry: Geometry,
+    *,
+    stages: Sequence[str] = STAGES,
+    config: TransformerConfig = CONFIGS["preview"],
+    precision: Precision = PRECISIONS["default"],
+    blocks: int | None = None,
+    text_tokens: int = 256,
+    steps: int = STEPS,
+    split: str | None = None,
+    chunks: Chunks | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> DryRun:
+    """Put all three models on the mesh at full size and run stages of one video on it.
+
+    The weights of all models are resident whatever stages run. ``encode`` is one prompt. ``denoise`` has three traces:
+    ``prepare`` (rotation tables, both captions, all modulations), ``denoise`` (one forward) and ``guide`` (the rest of
+    a guided step: the second forward, guidance and the Euler step). ``decode`` is the whole video. On two halves the
+    conditional one is traced: it holds the text encoder and the decoder, and the second forward is not its work.
+
+    Args:
+        placed: an open mock mesh without golden execution, with its layout, or its halves.
+        geometry: the video.
+        stages: some of `STAGES`.
+        config: transformer sizes; the other models are Mochi 1 preview's.
+        precision: of the transformer.
+        blocks: build only so many transformer blocks; all by default.
+        text_tokens: tokens of each prompt, 1 to 256.
+        steps: denoising steps that modulations are prepared for.
+        split: of the decoder over the mesh; see `models.mochi.vae.Split`.
+        chunks: of attention; by rule if None.
+        on_stage: called with each stage's name as it begins.
+
+    Raises:
+        ValueError: there is no such stage.
+        RuntimeError: what the device would raise: out of memory, an unsupported shape.
+    """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise ValueError(f"stage {unknown[0]!r} does not exist: choose from {', '.join(STAGES)}")
+    if blocks is not None:
+        config = dataclasses.replace(config, num_layers=blocks)
+    tell = on_stage or (lambda stage: None)
+    tell("build")
+    mesh = placed.conditional if isinstance(placed, Halves) else placed
+    encoder = T5Encoder(T5_XXL, mesh)
+    transformer = MochiTransformer(config, mesh, precision, chunks=chunks)
+    set_precision(transformer, precision.weights)
+    decoder = MochiVaeDecoder(DecoderConfig(), mesh, split=split)
+    weights = {}
+    for name, model in (("text_encoder", encoder), ("transformer", transformer), ("vae", decoder)):
+        before = dram_allocated(mesh.device)
+        model.allocate()
+        weights[name] = dram_allocated(mesh.device) - before
+    parallel = None
+    if isinstance(placed, Halves):
+        parallel = GuidanceParallel(placed, MochiTransformer(config, placed.unconditional, precision, chunks=chunks))
+        set_precision(parallel.unconditional, precision.weights)
+        parallel.unconditional.allocate()
+    traces: dict[str, Trace] = {}
+    details: dict[str, dict] = {}
+    if "encode" in stages:
+        tell("encode")
+        ids = np.arange(text_tokens) + 2
+        encoder(ids)  # Programs are built on the first call; the second shows what a prompt costs the host.
+        with trace(mesh.device) as traces["encode"]:
+            encoder(ids)
+    if "denoise" in stages:
+        traces |= _denoise(transformer, parallel, geometry, text_tokens, steps, tell)
+    if "decode" in stages:
+        tell("decode")
+        mesh.free_buffers()  # As `denoise` does at its end.
+        decoded = trace_decode(decoder, geometry)
+        traces["decode"] = decoded.trace
+        details["decode"] = {"split": str(decoded.split), "chunks": list(decoded.chunks)}
+    return DryRun(str(placed.layout), precision, geometry, config.num_layers, weights, traces, details)
+
+
+def _denoise(
+    model: MochiTransformer,
+    parallel: GuidanceParallel | None,
+    geometry: Geometry,
+    text_tokens: int,
+    steps: int,
+    tell: Callable[[str], None],
+) -> dict[str, Trace]:
+    device, config, step = model.mesh.device, model.config, min(1, steps - 1)
+    times = list(np.linspace(0, 980, steps))
+    features = torch.zeros(text_tokens, config.text_embed_dim)
+    patches = torch.zeros(geometry.num_tokens, config.patch_values)
+    traces: dict[str, Trace] = {}
+    tell("prepare")
+    with trace(device) as traces["prepare"]:
+        grid = model.grid(*geometry.token_grid)
+        prompts = [model.prepare(features, times)]
+        schedules = [Schedule.upload(model.mesh, [4.5] * steps, [1 / steps] * steps)]
+        if parallel is None:
+            prompts.append(model.prepare(features, times))
+            branches: BranchesInTurn | BranchesOnHalves = BranchesInTurn(model, grid, patches, prompts, schedules[0])
+        else:
+            other = parallel.unconditional
+            prompts.append(other.prepare(features, times))
+            schedules.append(Schedule.upload(other.mesh, [4.5] * steps, [1 / steps] * steps))
+            grids = [grid, other.grid(*geometry.token_grid)]
+            branches = BranchesOnHalves(model, parallel, grids, patches, prompts, schedules)
+    tell("compile")
+    branches.predict(0)
+    tell("denoise")
+    with trace(device) as traces["denoise"]:
+        for prompt in prompts:
+            prompt.select(step)
+        for schedule in schedules:
+            schedule.table.select(step)
+        conditional = branches.predict(0)
+    tell("guide")
+    with trace(device) as traces["guide"]:
+        branches.advance(conditional, branches.predict(1))
+    return traces
+
+
+def preview_geometry(height: int = 480, width: int = 848, num_frames: int = 163) -> Geometry:
+    """A geometry of Mochi 1 preview: 8 x 8 pixels and 6 frames per latent, patches of 2."""
+    return Geometry(height, width, num_frames, Scales())

@@ -1,0 +1,168 @@
+"""Timing the pipeline where it runs: whole videos after a warm-up, and one traced video for the counts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+from models.machine.systems import System
+from models.mochi.geometry import Geometry
+from models.mochi.pipeline import MochiOutput, MochiPipeline, Progress
+from models.performance.trace import Record, Trace, trace
+
+NOTES = {
+    "hardware": "MEASURED on hardware: seconds of whole videos after a warm-up, min / median / max over the runs",
+    "golden": "GOLDEN: seconds of this host computing a mock mesh's numbers; they say nothing of silicon",
+}
+PROMPT = (
+    "A paper boat drifts down a rain-washed street, past reflections of neon signs, seen from just above the water."
+)
+_STAGES = ("encode", "denoise", "decode")
+
+
+@dataclass
+class _Marks:
+    """Where in a trace the stages of a run begin, and where each denoising step ends."""
+
+    made: Trace
+    starts: dict[str, int] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if done == 0:
+            self.starts[stage] = self.made.device_calls
+        elif stage == "denoise":
+            self.steps.append(self.made.device_calls)
+
+    def parts(self) -> dict[str, list[Record]]:
+        """Calls of each stage; denoising is a second, warm step and what comes before the first one."""
+        records, starts = self.made.records, self.starts
+        first, second = self.steps[:2]
+        step = second - first
+        return {
+            "encode": records[starts["encode"] : starts["denoise"]],
+            "prepare": records[starts["denoise"] : first - step],
+            "step": records[first:second],
+            "decode": records[starts["decode"] :],
+        }
+
+
+def measure(
+    pipe: MochiPipeline,
+    system: System,
+    geometry: Geometry,
+    *,
+    num_steps: int,
+    runs: int = 3,
+    precision: str,
+    prompt: str = PROMPT,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict:
+    """Make videos with a loaded pipeline and time them.
+
+    First a warm-up of two steps, which compiles every program; its time over a warm one's is what is reported as
+    compiling. Then ``runs`` whole videos. Last two traced steps, untimed, for counts and peak DRAM.
+
+    Args:
+        pipe: an open pipeline; its mode goes into the report.
+        system: what the mesh is, for utilisation.
+        geometry: the video.
+        num_steps: denoising steps, at least 2.
+        runs: timed videos, at least 1.
+        precision: of the pipeline, for the report.
+        prompt: what to make; the negative prompt is empty, guidance is on.
+        say: called with a line before each part of the work.
+
+    Returns:
+        A report as `models.performance.report` describes it.
+
+    Raises:
+        ValueError: fewer steps or runs than that.
+    """
+    if num_steps < 2 or runs < 1:
+        raise ValueError(f"{num_steps} steps and {runs} runs: a measurement needs at least 2 steps and 1 run")
+
+    def video(steps: int, progress: Progress | None = None) -> dict[str, float]:
+        out = pipe(
+            prompt,
+            height=geometry.height,
+            width=geometry.width,
+            num_frames=geometry.num_frames,
+            num_inference_steps=steps,
+            seed=0,
+            output_type="np",
+            progress=progress,
+        )
+        assert isinstance(out, MochiOutput)  # the default return type
+        return {**out.seconds, "total": sum(out.seconds[stage] for stage in _STAGES)}
+
+    say("warm-up")
+    cold = video(2)
+    timed = []
+    for run in range(runs):
+        say(f"run {run + 1} of {runs}")
+        timed.append(video(num_steps))
+    say("counting")
+    with trace(pipe.transformer.mesh.device) as made:
+        marks = _Marks(made)
+        video(2, marks)
+    seconds = {stage: _range([run[stage] for run in timed]) for stage in (*_STAGES, "total")}
+    seconds["step"] = _range([run["denoise"] / num_steps for run in timed])
+    parts = {name: Trace(records, made.dram_peak_bytes) for name, records in marks.parts().items()}
+    warm = {"encode": seconds["encode"]["median"], "decode": seconds["decode"]["median"]}
+    warm["denoise"] = 2 * seconds["step"]["median"]
+    report = {
+        "mode": pipe.mode,
+        "note": NOTES[pipe.mode],
+        "system": system.name,
+        "layout": str(pipe.layout),
+        "precision": precision,
+        "height": geometry.height,
+        "width": geometry.width,
+        "num_frames": geometry.num_frames,
+        "num_steps": num_steps,
+        "guidance": True,
+        "runs": runs,
+        "seconds": seconds,
+        "compile_seconds": {stage: round(max(cold[stage] - warm[stage], 0.0), 3) for stage in _STAGES},
+        "dram_peak_bytes": made.dram_peak_bytes,
+        "counts": {name: part.counts() for name, part in parts.items()},
+        "per_op": [
+            {"stage": name, "op": op, **row} for name, part in parts.items() for op, row in part.by_op().items()
+        ],
+    }
+    if pipe.mode == "hardware":
+        report["utilisation"] = utilisation(parts, seconds, num_steps, system)
+    return report
+
+
+def utilisation(
+    parts: dict[str, Trace], seconds: dict[str, dict[str, float]], num_steps: int, system: System
+) -> dict[str, dict[str, float]]:
+    """Shares of a chip's HiFi2 peak, DRAM and link bandwidth that the median run used, per stage.
+
+    Args:
+        parts: traces of ``encode``, ``prepare``, one ``step`` and ``decode``.
+        seconds: per stage, with ``median``.
+        num_steps: denoising steps of a run.
+        system: the machine.
+    """
+    chip = system.architecture
+    peaks = {
+        "flops": system.peak_flops("HiFi2"),
+        "dram_bytes": chip.dram_bytes_per_second,
+        "link_bytes": chip.link_bytes_per_second * min(system.links),
+    }
+    names = {"flops": "matrix", "dram_bytes": "dram", "link_bytes": "links"}
+    repeats = {"encode": {"encode": 1}, "denoise": {"prepare": 1, "step": num_steps}, "decode": {"decode": 1}}
+    return {
+        stage: {
+            names[what]: sum(parts[part].total(what) * times for part, times in made.items())
+            / (peak * seconds[stage]["median"])
+            for what, peak in peaks.items()
+        }
+        for stage, made in repeats.items()
+    }
+
+
+def _range(values: list[float]) -> dict[str, float]:
+    return {"min": min(values), "median": median(values), "max": max(values)}

@@ -1,0 +1,91 @@
+"""Pictures of a report: time by stage and kind of op, and the ops on the roofline of their system."""
+
+from pathlib import Path
+
+import matplotlib
+
+from models.jobs.video import renamed_when_done
+from models.machine.systems import system
+from models.performance.report import Report, typical
+
+SUFFIXES = (".png", ".svg")
+
+
+def plot(report: Report, path: str | Path) -> None:
+    """Draw a projection; the file appears under its name when complete.
+
+    Args:
+        report: of `Projection.to_json`.
+        path: ends with one of `SUFFIXES`; its folder exists.
+
+    Raises:
+        ValueError: another suffix, or a report without times per op.
+        OSError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    path = check_suffix(path)
+    if "by_kind" not in report:
+        raise ValueError("only projections have a time per op to plot; a measurement has times per stage")
+    with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "mochi-tt"}):
+        figure = Figure(figsize=(11, 5), layout="constrained")
+        stages, roofline = figure.subplots(1, 2)
+        _stages(stages, report)
+        _roofline(roofline, report)
+        figure.suptitle(f"{report['mode']}: {report['system']}, {report['layout']}, {report['precision']}")
+        with renamed_when_done(path) as scratch:
+            figure.savefig(scratch, format=path.suffix[1:].lower(), dpi=150)
+
+
+def check_suffix(path: str | Path) -> Path:
+    """The path, if it ends with one of `SUFFIXES`.
+
+    Raises:
+        ValueError: it does not.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"plot {path} must end with {' or '.join(SUFFIXES)}")
+    return path
+
+
+def _stages(axes, report: Report) -> None:
+    """One bar per stage, stacked by kind of op; shares, because denoising would dwarf the other stages."""
+    tables = {stage: kinds for stage, kinds in report["by_kind"].items() if kinds}
+    kinds = list(dict.fromkeys(kind for table in tables.values() for kind in table))
+    colours = {kind: matplotlib.colormaps["tab10"](index) for index, kind in enumerate(kinds)}
+    for row, (stage, table) in enumerate(tables.items()):
+        whole, left = sum(typical(seconds) for seconds in table.values()), 0.0
+        for kind, seconds in table.items():
+            share = typical(seconds) / whole
+            axes.barh(row, share, left=left, color=colours[kind], label=kind)
+            left += share
+        axes.text(1.01, row, f"{typical(report['seconds'][stage]):.3g} s", va="center")
+    axes.set_yticks(range(len(tables)), list(tables))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.15)
+    axes.set_xlabel("share of the stage's device time, by kind of op")
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axes.legend(unique.values(), unique.keys(), fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+
+
+def _roofline(axes, report: Report) -> None:
+    """FLOP/s against FLOP per DRAM byte of every op with matrix work; area is time."""
+    machine = system(report["system"])
+    peak, bandwidth = machine.peak_flops("HiFi2"), machine.architecture.dram_bytes_per_second
+    intensities = [1.0, peak / bandwidth, 1e5]
+    axes.loglog(intensities, [min(peak, bandwidth * x) for x in intensities], color="black", label="HiFi2 peak, DRAM")
+    marks = 0
+    for row in report["per_op"]:
+        took = typical(row["seconds"])
+        if row["flops"] and row["dram_bytes"] and took > 1e-3 * typical(report["seconds"]["total"]):
+            x, y = row["flops"] / row["dram_bytes"], row["flops"] / took
+            area = 1500 * took / typical(report["seconds"]["total"])
+            axes.scatter([], [], color=f"C{marks}", label=f"{row['op'].rpartition('.')[2]} ({row['stage']})")
+            axes.scatter(x, y, s=max(area, 10), alpha=0.6, color=f"C{marks}")
+            marks += 1
+    axes.set_xlabel("matrix FLOP per byte of DRAM traffic")
+    axes.set_ylabel("matrix FLOP/s of a chip")
+    axes.set_title("roofline of a chip; area is time", fontsize=9)
+    axes.legend(fontsize=7, loc="lower right")

@@ -1,0 +1,145 @@
+"""A video's time on a system that nobody measured: the dry run's op trace through the cost model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from models.machine.systems import System
+from models.performance.cost_model import OpTime, Seconds, dispatch, op_time, total
+from models.performance.dry_run import DryRun
+from models.performance.trace import Record, Trace
+
+FIRST_LINE = "PROJECTION: no card was used; op trace of a full-size dry run on a mock mesh, times from a cost model"
+# Stages of the report, and how often each traced stretch runs in one video of n guided steps.
+_PARTS = {
+    "encode": {"encode": "once"},
+    "denoise": {"prepare": "once", "denoise": "steps", "guide": "steps"},
+    "decode": {"decode": "once"},
+}
+_CAPTURED = ("denoise", "guide")
+NOT_COUNTED = (
+    "the copy of the frames to the host and the mp4; one text encoding (the negative prompt is empty); "
+    "compilation; host work outside of op dispatch"
+)
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """All calls of one op in one stage of a whole video, per chip."""
+
+    stage: str
+    op: str
+    kind: str
+    calls: int
+    flops: float
+    dram_bytes: float
+    link_bytes: float
+    exposed_link_bytes: float
+    seconds: Seconds
+    bound: str
+
+    def to_json(self) -> dict:
+        """The row as plain data."""
+        return {**vars(self), "seconds": self.seconds.to_json()}
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Projected seconds of one video with guidance in every step, and what they are made of."""
+
+    system: System
+    run: DryRun
+    num_steps: int
+
+    def repeats(self, part: str) -> int:
+        """How often a traced stretch runs in one video."""
+        return next(self.num_steps if parts[part] == "steps" else 1 for parts in _PARTS.values() if part in parts)
+
+    def part_seconds(self, part: str) -> Seconds:
+        """One traced stretch, once: its calls in a row, or the host's dispatch of them where that takes longer.
+
+        A denoising step is captured and replayed on cards (`models.parallel.Replay`), so that only the slow case waits
+        for the host there.
+        """
+        trace = self.run.stages[part]
+        device = total(time.seconds for _, time in self._times(trace))
+        sent = device.at_least(dispatch(trace.device_calls, self.system))
+        return replace(device, high=sent.high) if part in _CAPTURED else sent
+
+    def seconds(self) -> dict[str, Seconds]:
+        """Seconds of ``encode``, ``denoise``, ``decode`` and ``total``, and of one denoising step."""
+        stages = {
+            stage: total(self.part_seconds(part) * self.repeats(part) for part in parts if part in self.run.stages)
+            for stage, parts in _PARTS.items()
+        }
+        step = total(self.part_seconds(part) for part in ("denoise", "guide") if part in self.run.stages)
+        return {**stages, "total": total(stages.values()), "step": step}
+
+    def rows(self) -> list[OpRow]:
+        """Where the time of the whole video goes, longest first."""
+        made: dict[tuple[str, str], list[tuple[Record, OpTime, int]]] = {}
+        for stage, parts in _PARTS.items():
+            for part in parts:
+                if part in self.run.stages:
+                    for record, time in self._times(self.run.stages[part]):
+                        made.setdefault((stage, record.name), []).append((record, time, self.repeats(part)))
+        rows = [_row(stage, op, calls) for (stage, op), calls in made.items()]
+        return sorted(rows, key=lambda row: -row.seconds.expected)
+
+    def by_kind(self) -> dict[str, dict[str, Seconds]]:
+        """Seconds per stage and kind of op, longest kind first."""
+        table: dict[str, dict[str, Seconds]] = {stage: {} for stage in _PARTS}
+        for row in self.rows():
+            stage = table[row.stage]
+            stage[row.kind] = stage.get(row.kind, Seconds()) + row.seconds
+        return table
+
+    def to_json(self) -> dict:
+        """The report as plain data."""
+        geometry = self.run.geometry
+        return {
+            "mode": "projection",
+            "note": FIRST_LINE,
+            "not_counted": NOT_COUNTED,
+            "system": self.system.name,
+            "verified_system": self.system.verified,
+            "layout": self.run.mesh,
+            "precision": self.run.precision.name,
+            "height": geometry.height,
+            "width": geometry.width,
+            "num_frames": geometry.num_frames,
+            "num_steps": self.num_steps,
+            "guidance": True,
+            "seconds": {stage: seconds.to_json() for stage, seconds in self.seconds().items()},
+            "dram_peak_bytes": self.run.dram_peak_bytes,
+            "counts": {part: trace.counts() for part, trace in self.run.stages.items()},
+            "by_kind": {
+                stage: {kind: seconds.to_json() for kind, seconds in kinds.items()}
+                for stage, kinds in self.by_kind().items()
+            },
+            "per_op": [row.to_json() for row in self.rows()],
+        }
+
+    def _times(self, trace: Trace) -> Iterator[tuple[Record, OpTime]]:
+        for record in trace.records:
+            yield record, op_time(record, self.system)
+
+
+def _row(stage: str, op: str, calls: list[tuple[Record, OpTime, int]]) -> OpRow:
+    def counted(what: str) -> float:
+        return sum(getattr(record.cost, what) * times for record, _, times in calls)
+
+    bounds: dict[str, float] = {}
+    for _, time, times in calls:
+        bounds[time.bound] = bounds.get(time.bound, 0.0) + time.seconds.expected * times
+    return OpRow(
+        stage=stage,
+        op=op,
+        kind=calls[0][1].kind,
+        calls=sum(times for _, _, times in calls),
+        flops=counted("flops"),
+        dram_bytes=counted("dram_bytes"),
+        link_bytes=counted("link_bytes"),
+        exposed_link_bytes=counted("exposed_link_bytes"),
+        seconds=total(time.seconds * times for _, time, times in calls),
+        bound=max(bounds, key=lambda name: bounds[name]),
+    )

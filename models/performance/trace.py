@@ -1,0 +1,146 @@
+"""A trace of the ops that a program runs: what each costs a chip, and the DRAM in use around it."""
+
+import functools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ttnn
+from ttnn.decorators import FastOperation
+
+from models.machine.ops import device_tensors
+from models.performance.counts import SEND, Call, Cost, cost
+from models.performance.settings import Settings
+
+# Host work: building or reading tensors outside the device's queue.
+_HOST = frozenset(
+    {
+        "ttnn.from_torch",
+        "ttnn.to_torch",
+        "ttnn.to_device",
+        "ttnn.from_device",
+        "ttnn.as_tensor",
+        "ttnn.load_tensor",
+        "ttnn.dump_tensor",
+        "ttnn.deallocate",
+        "ttnn.copy_host_to_device_tensor",
+        "ttnn.allocate_tensor_on_device",
+        "ttnn.experimental.dit_fused_distributed_rmsnorm_create_stats_buffer",
+    }
+)
+# Scratch that a caller hands over is not an operand.
+_SCRATCH = ("persistent", "semaphore")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One device call: its name, its outputs' shapes on one chip, its cost, how it computes."""
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    cost: Cost
+    settings: Settings
+
+
+@dataclass
+class Trace:
+    """All device calls of a stretch of program, per chip.
+
+    ``dram_peak_bytes`` is the most DRAM allocated after any op of the stretch; memory that a composite op takes and
+    frees inside one call is not seen.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    dram_peak_bytes: int = 0
+    host_seconds: float = 0.0
+
+    @property
+    def device_calls(self) -> int:
+        """Ops sent to the device."""
+        return len(self.records)
+
+    def total(self, what: str) -> float:
+        """Sum of one field of `Cost`, such as ``flops``."""
+        return sum(getattr(record.cost, what) for record in self.records)
+
+    def counts(self) -> dict[str, float]:
+        """Exact totals under the names that reports use: the same on every host."""
+        return {
+            "device_calls": self.device_calls,
+            "flops": self.total("flops"),
+            "dram_bytes": self.total("dram_bytes"),
+            "l1_bytes": self.total("l1_bytes"),
+            "link_bytes": self.total("link_bytes"),
+            "exposed_link_bytes": self.total("exposed_link_bytes"),
+            "dram_peak_bytes": self.dram_peak_bytes,
+        }
+
+    def summary(self) -> dict[str, float]:
+        """`counts`, and the host time of tracing."""
+        return {**self.counts(), "host_dispatch_seconds": round(self.host_seconds, 4)}
+
+    def by_op(self) -> dict[str, dict[str, float]]:
+        """Calls and costs per op name, most called first."""
+        table: dict[str, dict[str, float]] = {}
+        for record in self.records:
+            row = table.setdefault(record.name, {"calls": 0, "flops": 0.0, "dram_bytes": 0.0, "link_bytes": 0.0})
+            row["calls"] += 1
+            for what in ("flops", "dram_bytes", "link_bytes"):
+                row[what] += getattr(record.cost, what)
+        return dict(sorted(table.items(), key=lambda item: -item[1]["calls"]))
+
+
+def dram_allocated(device: ttnn.MeshDevice) -> int:
+    """DRAM bytes allocated on one chip of the mesh."""
+    view = ttnn.get_memory_view(device, ttnn.BufferType.DRAM)
+    return view.total_bytes_allocated_per_bank * view.num_banks
+
+
+@contextmanager
+def trace(device: ttnn.MeshDevice) -> Iterator[Trace]:
+    """Record the outermost ops of this process on ``device`` while the block runs. Not re-entrant."""
+    made = Trace(dram_peak_bytes=dram_allocated(device))
+    original = FastOperation.__call__
+    inside = False
+
+    @functools.wraps(original)
+    def call(operation, *args, **kwargs):
+        nonlocal inside
+        if inside:
+            return original(operation, *args, **kwargs)
+        inside = True
+        try:
+            result = original(operation, *args, **kwargs)
+        finally:
+            inside = False
+        made.dram_peak_bytes = max(made.dram_peak_bytes, dram_allocated(device))
+        record = _record(device, operation.python_fully_qualified_name, args, kwargs, result)
+        if record is not None:
+            made.records.append(record)
+        return result
+
+    FastOperation.__call__ = call
+    start = time.perf_counter()
+    try:
+        yield made
+    finally:
+        made.host_seconds = time.perf_counter() - start
+        FastOperation.__call__ = original
+
+
+def _record(device: ttnn.MeshDevice, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> Record | None:
+    outputs = device_tensors(result)
+    if name == SEND:
+        outputs = device_tensors(args)  # It gives nothing back; what it sent stands for it.
+    if name in _HOST or not outputs or outputs[0].device().id() != device.id():
+        return None
+    operands = {k: v for k, v in kwargs.items() if not any(word in k for word in _SCRATCH)}
+    inputs = [t for t in device_tensors([*args, *operands.values()]) if t.is_allocated()]
+    buffers = {t.buffer_unique_id() for t in inputs}
+    if name == "ttnn.reshape" and outputs[0].buffer_unique_id() in buffers:
+        return None  # a view: nothing runs
+    shapes = tuple(tuple(t.shape) for t in outputs)
+    call = Call(name, args, kwargs, inputs, outputs)
+    return Record(name, shapes, cost(call), Settings.of(call))

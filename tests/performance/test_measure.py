@@ -1,0 +1,111 @@
+"""The measuring path on golden execution with the built-in model, and what the command refuses."""
+
+import pytest
+
+from models.device import cards
+from models.machine.systems import system
+from models.mochi.geometry import Geometry
+from models.performance.compare import baseline, ratios
+from models.performance.measure import measure, utilisation
+from models.performance.plots import plot
+from models.performance.report import markdown
+from models.performance.trace import Trace
+from scripts.cli import main
+
+QUIETBOX = system("quietbox")
+
+
+@pytest.fixture(scope="module")
+def measured(tiny):
+    from models.mochi import MochiPipeline
+
+    lines = []
+    with MochiPipeline.from_pretrained(tiny, mesh="1x2", layout="sp1tp0", mode="golden") as pipe:
+        report = measure(
+            pipe, QUIETBOX, Geometry(16, 16, 7), num_steps=2, runs=1, precision="default", say=lines.append
+        )
+    assert lines == ["warm-up", "run 1 of 1", "counting"]
+    return report
+
+
+def test_a_golden_run_is_never_taken_for_silicon(measured):
+    assert measured["mode"] == "golden"
+    assert "nothing of silicon" in markdown(measured)[0]
+    assert "utilisation" not in measured
+
+
+def test_stages_and_total(measured):
+    seconds = measured["seconds"]
+    assert set(seconds) == {"encode", "denoise", "decode", "total", "step"}
+    for stage in seconds.values():
+        assert 0 < stage["min"] <= stage["median"] <= stage["max"]
+    assert seconds["step"]["median"] == pytest.approx(seconds["denoise"]["median"] / 2, rel=0.5)
+    assert seconds["total"]["max"] >= seconds["denoise"]["max"]
+
+
+def test_counts_of_one_step_are_two_forwards(measured):
+    """Guidance runs the transformer twice a step; what is prepared before the first step is counted apart."""
+    step = measured["counts"]["step"]
+    attention = [row for row in measured["per_op"] if row["stage"] == "step" and "ring_joint" in row["op"]]
+    assert sum(row["calls"] for row in attention) % 2 == 0
+    assert step["flops"] > 0
+    assert not any("ring_joint" in row["op"] for row in measured["per_op"] if row["stage"] == "prepare")
+    assert {"encode", "prepare", "step", "decode"} == set(measured["counts"])
+    assert measured["dram_peak_bytes"] > 0
+
+
+def test_a_measurement_compares_with_itself(measured):
+    assert {ratio.growth for ratio in ratios(baseline(measured), measured)} == {0.0}
+
+
+def test_markdown_of_a_measurement(measured):
+    text = "\n".join(markdown(measured))
+    assert "| stage | median | min | max |" in text
+    assert "Compiling before it: decode" in text
+
+
+def test_plots_are_of_projections(measured, tmp_path):
+    with pytest.raises(ValueError, match="only projections have a time per op"):
+        plot(measured, tmp_path / "plot.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_utilisation_is_counted_work_over_peak_and_time():
+    class Fixed(Trace):
+        def total(self, what):
+            return {"flops": 131.072e12, "dram_bytes": 28.8e9, "link_bytes": 1.25e9}[what]
+
+    parts = {name: Fixed() for name in ("encode", "prepare", "step", "decode")}
+    seconds = {"encode": {"median": 1.0}, "denoise": {"median": 10.0}, "decode": {"median": 2.0}}
+    shares = utilisation(parts, seconds, 4, QUIETBOX)
+    assert shares["encode"] == pytest.approx({"matrix": 1.0, "dram": 0.1, "links": 0.1})
+    assert shares["denoise"] == pytest.approx({"matrix": 0.5, "dram": 0.05, "links": 0.05})
+    assert shares["decode"]["matrix"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("steps", "runs"), [(1, 3), (50, 0)])
+def test_too_little_to_measure(steps, runs):
+    with pytest.raises(ValueError, match="needs at least 2 steps and 1 run"):
+        measure(None, QUIETBOX, Geometry(32, 32, 7), num_steps=steps, runs=runs, precision="default")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--system", "t4000"], "system 't4000' does not exist: choose from n150"),
+        (["--mode", "dream"], "mode 'dream' does not exist: choose from auto, hardware, projection"),
+        (["--mode", "hardware"], "mode 'hardware' needs a Tenstorrent card"),
+        (["--layout", "1x1sp0tp1"], "is for mesh 1x1, but the mesh is 2x4"),
+        (["--precision", "fp8"], "precision 'fp8' does not exist"),
+        (["--num-frames", "8"], "num_frames 8 must be 6k + 1"),
+        (["--json", "report.txt"], "must end with .json"),
+        (["--plot", "plot.pdf"], "plot plot.pdf must end with .png or .svg"),
+        (["--system", "blackhole-galaxy"], "blackhole-galaxy cannot be projected yet"),
+    ],
+)
+@pytest.mark.skipif(bool(cards()), reason="what is refused on a machine without cards")
+def test_bad_input(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["measure", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,82 @@
+"""From traces to the seconds of a video, on traces made by hand."""
+
+import json
+
+import pytest
+
+from models.machine.systems import system
+from models.mochi.geometry import Geometry
+from models.mochi.precision import PRECISIONS
+from models.performance.cost_model import constants, dispatch, op_time
+from models.performance.counts import Cost
+from models.performance.dry_run import DryRun
+from models.performance.plots import plot
+from models.performance.projection import FIRST_LINE, Projection
+from models.performance.report import markdown
+from models.performance.settings import Settings
+from models.performance.trace import Record, Trace
+
+GALAXY = system("galaxy")
+PRODUCT = Record("ttnn.linear", (), Cost(flops=1e12, dram_bytes=1e8), Settings("HiFi2"))
+SMALL = Record("ttnn.add", (), Cost(dram_bytes=1e3), Settings())
+STEPS = 10
+
+
+def projection(**stages: list[Record]) -> Projection:
+    traces = {name: Trace(records, 5_000_000_000) for name, records in stages.items()}
+    run = DryRun("4x8sp1tp0", PRECISIONS["default"], Geometry(480, 848, 163), 48, {"transformer": 1}, traces, {})
+    return Projection(GALAXY, run, STEPS)
+
+
+@pytest.fixture
+def whole() -> Projection:
+    return projection(
+        encode=[PRODUCT], prepare=[PRODUCT], denoise=[PRODUCT] * 2, guide=[PRODUCT] * 3, decode=[PRODUCT, SMALL]
+    )
+
+
+def test_steps_repeat_and_the_rest_runs_once(whole):
+    one = op_time(PRODUCT, GALAXY).seconds.expected
+    seconds = whole.seconds()
+    assert seconds["encode"].expected == pytest.approx(one)
+    assert seconds["denoise"].expected == pytest.approx(one * (1 + STEPS * 5))
+    assert seconds["step"].expected == pytest.approx(one * 5)
+    parts = (seconds[stage].expected for stage in ("encode", "denoise", "decode"))
+    assert seconds["total"].expected == pytest.approx(sum(parts))
+
+
+def test_the_host_bounds_a_stage_of_small_calls():
+    """Sending a call to 32 chips takes longer than a small call runs; the host is beside the device, not before it."""
+    tiny = projection(encode=[SMALL] * 100)
+    assert tiny.part_seconds("encode") == dispatch(100, GALAXY)
+    assert tiny.seconds()["total"].expected > 100 * constants()["launch"]["seconds"][1]
+
+
+def test_rows_add_up_to_the_device_time(whole):
+    rows = whole.rows()
+    assert sum(row.calls for row in rows) == 1 + 1 + STEPS * 5 + 2
+    assert sum(row.seconds.expected for row in rows) == pytest.approx(whole.seconds()["total"].expected)
+    assert [row.seconds.expected for row in rows] == sorted((row.seconds.expected for row in rows), reverse=True)
+    assert (rows[0].stage, rows[0].op, rows[0].kind, rows[0].bound) == ("denoise", "ttnn.linear", "matmul", "matrix")
+
+
+def test_report_says_first_that_it_is_a_projection(whole):
+    report = json.loads(json.dumps(whole.to_json()))
+    assert report["mode"] == "projection"
+    assert markdown(report)[0] == FIRST_LINE
+    assert set(report["seconds"]["total"]) == {"low", "expected", "high"}
+    assert report["counts"]["guide"]["flops"] == 3e12
+    assert report["by_kind"]["denoise"]["matmul"]["expected"] > 0
+    assert "| denoise | linear | 51 |" in "\n".join(markdown(report))
+
+
+def test_fewer_stages_than_all():
+    assert projection(denoise=[PRODUCT], guide=[PRODUCT]).seconds()["decode"].expected == 0
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
+def test_plot(whole, tmp_path, suffix, start):
+    target = tmp_path / f"plot.{suffix}"
+    plot(whole.to_json(), target)
+    assert target.read_bytes().startswith(start)
+    assert [file.name for file in tmp_path.iterdir()] == [target.name]

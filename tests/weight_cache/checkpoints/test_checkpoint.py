@@ -1,0 +1,201 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from weight_cache.checkpoints.checkpoint import Checkpoint, resolve
+from weight_cache.checkpoints.component import Component
+from weight_cache.host import load_module
+
+
+def edit(path, **changes):
+    """Set keys of a JSON file; None removes one."""
+    value = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in value.items() if v is not None}))
+
+
+@pytest.fixture
+def component(tmp_path):
+    """A made-up sharded component of three tensors."""
+    folder = tmp_path / "transformer"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"_class_name": "Thing"}')
+    save_file({"a": torch.arange(6.0).view(2, 3)}, folder / "one.safetensors")
+    save_file({"b": torch.ones(4, dtype=torch.bfloat16), "c.d": torch.zeros(1)}, folder / "two.safetensors")
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors", "c.d": "two.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_every_tensor_is_what_diffusers_loads(tiny):
+    from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
+
+    checkpoint = Checkpoint(tiny)
+    for part, reference_class in (
+        (checkpoint.transformer, MochiTransformer3DModel),
+        (checkpoint.vae, AutoencoderKLMochi),
+    ):
+        reference = reference_class.from_pretrained(part.directory, dtype=torch.float32).state_dict()
+        assert part.keys() == sorted(reference)
+        for key, expected in reference.items():
+            assert part.shape(key) == tuple(expected.shape)
+            assert torch.equal(part.tensor(key).float(), expected), key
+    assert checkpoint.transformer.dtype("proj_out.weight") == "BF16"
+    assert checkpoint.scheduler["invert_sigmas"] is True
+
+
+def test_a_sharded_component_is_read_by_name(component):
+    part = Component(component)
+    assert list(part) == ["a", "b", "c.d"]
+    assert "b" in part
+    assert "e" not in part
+    assert (part.shape("a"), part.dtype("b")) == ((2, 3), "BF16")
+    assert torch.equal(part.tensor("a"), torch.arange(6.0).view(2, 3))
+    with pytest.raises(KeyError, match=r"transformer has no tensor e"):
+        part.tensor("e")
+
+
+def test_opening_reads_no_weights(component):
+    for shard in component.glob("*.safetensors"):
+        shard.write_text("not safetensors")
+    part = Component(component)
+    assert part.class_name == "Thing"
+    with pytest.raises(ValueError, match="truncated or not a safetensors file"):
+        part.check()
+
+
+def test_a_missing_shard_is_named(component):
+    (component / "two.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks the shard two\.safetensors"):
+        Component(component).check()
+
+
+@pytest.mark.parametrize("kept", [0, 4, 40, -1])
+def test_a_truncated_file_is_named(component, kept):
+    path = component / "one.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"one\.safetensors .* is truncated"):
+        Component(component).check()
+
+
+def test_an_index_that_does_not_fit_its_shards_is_refused(component):
+    index = component / "model.safetensors.index.json"
+    edit(index, weight_map={"a": "two.safetensors"})
+    with pytest.raises(ValueError, match=r"places a in two\.safetensors, which lacks it"):
+        Component(component).check()
+    edit(index, weight_map={"a": "../one.safetensors"})
+    with pytest.raises(ValueError, match="outside its folder"):
+        Component(component).check()
+    edit(index, weight_map=None)
+    with pytest.raises(ValueError, match="no weight_map"):
+        Component(component).check()
+
+
+def test_a_variant_is_read_where_there_is_one(tiny_copy):
+    vae = tiny_copy / "vae"
+    plain = vae / "diffusion_pytorch_model.safetensors"
+    plain.rename(vae / "diffusion_pytorch_model.bf16.safetensors")
+    with pytest.raises(FileNotFoundError, match="is a variant to be named"):
+        Checkpoint(tiny_copy).vae.check()
+    checkpoint = Checkpoint(tiny_copy, variant="bf16")
+    assert [p.name for p in checkpoint.vae.files] == ["diffusion_pytorch_model.bf16.safetensors"]
+    checkpoint.transformer.check()
+    with pytest.raises(ValueError, match=r"no component .* variant 'fp8'"):
+        Checkpoint(tiny_copy, variant="fp8")
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["diffusion_pytorch_model.safetensors.index.bf16.json", "diffusion_pytorch_model.bf16.safetensors.index.json"],
+)
+def test_both_spellings_of_a_variant_index_are_known(component, index):
+    shard = "diffusion_pytorch_model.bf16-00001-of-00001.safetensors"
+    save_file({"a": torch.ones(1)}, component / shard)
+    (component / index).write_text(json.dumps({"weight_map": {"a": shard}}))
+    assert Component(component, "bf16").keys() == ["a"]
+    assert Component(component).keys() == ["a", "b", "c.d"]
+
+
+def test_what_is_missing_is_named(tiny_copy, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint directory"):
+        Checkpoint(tmp_path / "nowhere")
+    (tiny_copy / "vae").rename(tiny_copy / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="lacks its component folder vae/"):
+        Checkpoint(tiny_copy)
+    (tiny_copy / "model_index.json").unlink()
+    (tiny_copy / "dit.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match=r"no model_index\.json \(it looks like Genmo's"):
+        Checkpoint(tiny_copy)
+
+
+def test_another_model_is_refused(tiny_copy):
+    edit(tiny_copy / "transformer" / "config.json", _class_name="WanTransformer3DModel")
+    with pytest.raises(ValueError, match="a WanTransformer3DModel, not a MochiTransformer3DModel"):
+        Checkpoint(tiny_copy)
+    edit(tiny_copy / "model_index.json", _class_name="WanPipeline")
+    with pytest.raises(ValueError, match="a checkpoint of WanPipeline"):
+        Checkpoint(tiny_copy)
+    (tiny_copy / "model_index.json").write_text("{")
+    with pytest.raises(ValueError, match=r"model_index\.json is not valid JSON"):
+        Checkpoint(tiny_copy)
+
+
+def test_the_identity_changes_with_a_weight(tiny_copy):
+    before = Checkpoint(tiny_copy).identity()
+    assert Checkpoint(tiny_copy).identity() == before
+    path = tiny_copy / "vae" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    after = Checkpoint(tiny_copy).identity()
+    assert after["vae"] != before["vae"]
+    assert after["transformer"] == before["transformer"]
+
+
+def test_names_that_users_give(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some" / "model").mkdir(parents=True)
+    assert resolve("some/model").is_dir()
+    with pytest.raises(FileNotFoundError, match="mochi-tt download nobody/such-model-here"):
+        resolve("nobody/such-model-here")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at \./nowhere"):
+        resolve("./nowhere")
+
+
+def test_an_id_in_the_hub_cache_is_found(tiny, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    revision = "0" * 40
+    repository = tmp_path / "models--someone--mochi"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / revision).symlink_to(tiny)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert Checkpoint.open("someone/mochi").identity()["source"] == "someone/mochi"
+
+
+def test_a_module_is_loaded_strictly(component):
+    class Thing(torch.nn.Module):
+        def __init__(self, **shapes):
+            super().__init__()
+            for name, shape in shapes.items():
+                self.register_parameter(name, torch.nn.Parameter(torch.empty(shape, device="meta")))
+
+    (component / "two.safetensors").unlink()
+    (component / "model.safetensors.index.json").unlink()
+    save_file({"x.a": torch.ones(2), "x.b": torch.ones(3), "y": torch.ones(1)}, component / "model.safetensors")
+    part = Component(component)
+    loaded = load_module(Thing(a=2, b=3), part, prefix="x.")
+    assert torch.equal(loaded.b, torch.ones(3))
+    assert not loaded.b.requires_grad
+    with pytest.raises(ValueError, match=r"lacks x\.c"):
+        load_module(Thing(a=2, b=3, c=1), part, prefix="x.")
+    with pytest.raises(ValueError, match=r"has unexpected x\.b"):
+        load_module(Thing(a=2), part, prefix="x.")
+    with pytest.raises(ValueError, match=r"x\.b of shape \[3\], .* \[4\]"):
+        load_module(Thing(a=2, b=4), part, prefix="x.")
+    tied = load_module(Thing(a=2, b=3, c=3), part, prefix="x.", aliases={"c": "b"})
+    assert torch.equal(tied.c, tied.b)

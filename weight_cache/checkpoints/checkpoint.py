@@ -1,0 +1,233 @@
+"""Checkpoints: the components that a pipeline is made of, whatever form they come in.
+
+A Diffusers-layout checkpoint is a directory with `model_index.json` and one folder per component; `Repackaged` is one
+of Genmo's or ComfyUI's files. Nothing here loads a whole component: a caller asks for a key, gets that tensor, and can
+let it go before the next.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from weight_cache.checkpoints import TINY
+from weight_cache.checkpoints.component import Component, read_json
+from weight_cache.checkpoints.forms import has_decoder, open_decoder, open_transformer
+
+__all__ = ["CLASSES", "Checkpoint", "Component", "Repackaged", "resolve"]
+
+PIPELINE_CLASS = "MochiPipeline"
+# Component -> the class its config must name.
+CLASSES = {
+    "transformer": "MochiTransformer3DModel",
+    "vae": "AutoencoderKLMochi",
+    "text_encoder": "T5EncoderModel",
+}
+GENMO_TRANSFORMER, GENMO_DECODER = "dit.safetensors", "decoder.safetensors"
+# What Mochi is sampled with (huggingface/diffusers `scripts/convert_mochi_to_diffusers.py`).
+_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}
+# Where a Genmo or ComfyUI checkpoint finds what it does not hold.
+DEFAULT_BASE = "genmo/mochi-1-preview"
+
+
+class Checkpoint:
+    """A Diffusers-layout Mochi checkpoint directory; opening it reads only small JSON files."""
+
+    def __init__(self, directory: str | Path, variant: str | None = None, source: str | None = None):
+        """Open `directory`.
+
+        Args:
+            directory: holds `model_index.json` and the component folders.
+            variant: e.g. `"bf16"` for files named `*.bf16*.safetensors`. As in Diffusers, a component
+                without such files is read from its plain ones, but at least one must have them.
+            source: how the user named the checkpoint, for messages; the directory by default.
+
+        Raises:
+            FileNotFoundError: the directory, its `model_index.json` or a component folder is missing.
+            ValueError: it is a pipeline or model of another class, or no component has `variant`.
+        """
+        self.directory = Path(directory)
+        self.variant = variant
+        self.source = source or str(directory)
+        if not self.directory.is_dir():
+            raise FileNotFoundError(f"no checkpoint directory at {self.directory}")
+        if not (self.directory / "model_index.json").is_file():
+            hint = ""
+            if (self.directory / "dit.safetensors").exists():
+                hint = " (it looks like Genmo's own layout: use Checkpoint.open)"
+            raise FileNotFoundError(
+                f"{self.directory} has no model_index.json{hint}: expected a Diffusers-layout directory "
+                f"with {', '.join([*CLASSES, 'tokenizer', 'scheduler'])}"
+            )
+        self.index = read_json(self.directory / "model_index.json")
+        named = self.index.get("_class_name")
+        if named != PIPELINE_CLASS:
+            raise ValueError(f"{self.directory} is a checkpoint of {named}, not of {PIPELINE_CLASS}")
+        for name in (*CLASSES, "tokenizer", "scheduler"):
+            if not (self.directory / name).is_dir():
+                raise FileNotFoundError(f"checkpoint {self.directory} lacks its component folder {name}/")
+        self.transformer: Component = self._component("transformer")
+        self.vae: Component = self._component("vae")
+        self.text_encoder = self._component("text_encoder")
+        if variant is not None and not any(c.has_variant for c in self.components):
+            raise ValueError(
+                f"no component of {self.directory} has weights of variant {variant!r}: leave the "
+                "variant out, or download the files named *." + variant + "*.safetensors"
+            )
+
+    @classmethod
+    def open(cls, source: str | Path, variant: str | None = None, base: str | Path | None = None) -> Checkpoint:
+        """Open what a user names, in whatever form it is.
+
+        Args:
+            source: a directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors file, a cached Hugging Face
+                id, or `tiny`; see `resolve`.
+            variant: of the weight files of a Diffusers layout.
+            base: for the other forms: see `Repackaged`.
+
+        Raises:
+            FileNotFoundError: it is not there, or half of it is missing.
+            ValueError: it is a checkpoint of another model, or an argument does not go with its form.
+        """
+        path = resolve(source)
+        genmo = path.is_file() or ((path / GENMO_TRANSFORMER).is_file() and not (path / "model_index.json").is_file())
+        if not genmo:
+            if base is not None:
+                raise ValueError(f"base is for Genmo's and ComfyUI's forms, and {source} is in Diffusers layout")
+            return cls(path, variant, str(source))
+        if variant is not None:
+            raise ValueError(f"variant {variant!r} is for Diffusers layouts, and {source} is in another form")
+        return Repackaged(path, base, str(source))
+
+    @property
+    def components(self) -> tuple[Component, Component, Component]:
+        """The components that have weights: transformer, vae, text_encoder."""
+        return self.transformer, self.vae, self.text_encoder
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer's files, for `transformers`."""
+        return self._folder("tokenizer")
+
+    @cached_property
+    def scheduler(self) -> dict[str, Any]:
+        """The scheduler's configuration."""
+        path = self._folder("scheduler") / "scheduler_config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"checkpoint component scheduler has no {path.name} in {path.parent}")
+        return read_json(path)
+
+    def optional_json(self, name: str) -> dict[str, Any]:
+        """A JSON file beside `model_index.json`, or `{}` where there is none."""
+        path = self.directory / name
+        return read_json(path) if path.is_file() else {}
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this checkpoint from another: its source and a fingerprint per component."""
+        return {"source": self.source, "variant": self.variant} | {
+            c.name: {"class": c.class_name, "fingerprint": c.fingerprint()} for c in self.components
+        }
+
+    def _folder(self, name: str) -> Path:
+        return self.directory / name
+
+    def _component(self, name: str) -> Component:
+        component = Component(self._folder(name), variant=self.variant)
+        component.require_class(CLASSES[name])
+        return component
+
+
+class Repackaged(Checkpoint):
+    """A checkpoint in Genmo's layout, or a single ComfyUI file.
+
+    These hold the transformer and perhaps the VAE's decoder; the text encoder, the tokenizer, the scheduler and what
+    else is missing come from Diffusers-layout folders beside them, or from `base`.
+    """
+
+    def __init__(self, path: str | Path, base: str | Path | None = None, source: str | None = None):
+        """Open `path`, reading only headers and small JSON files.
+
+        Args:
+            path: a directory with `dit.safetensors` (and `decoder.safetensors`), or a .safetensors file.
+            base: a Diffusers-layout directory or cached Hugging Face id for the components that `path` lacks;
+                `genmo/mochi-1-preview` in the local cache by default.
+            source: how the user named the checkpoint.
+
+        Raises:
+            FileNotFoundError: a part is neither here nor in `base`; the message names it.
+            ValueError: a file is of another model, or not whole.
+        """
+        path = Path(path)
+        self.directory = path if path.is_dir() else path.parent
+        self.variant = None
+        self.source = source or str(path)
+        self._base = base
+        file = path / GENMO_TRANSFORMER if path.is_dir() else path
+        if not file.is_file():
+            raise FileNotFoundError(f"{path} has no {GENMO_TRANSFORMER}")
+        self.transformer = open_transformer(file)
+        inside = has_decoder(file)
+        if inside is not None:
+            self.vae = open_decoder(file, inside)
+        elif (self.directory / GENMO_DECODER).is_file():
+            self.vae = open_decoder(self.directory / GENMO_DECODER)
+        else:
+            self.vae = self._component("vae")
+        self.text_encoder = self._component("text_encoder")
+        self._folder("tokenizer")
+
+    @cached_property
+    def scheduler(self) -> dict[str, Any]:
+        """The scheduler's configuration; Mochi's own where there is none beside the files."""
+        path = self.directory / "scheduler" / "scheduler_config.json"
+        return read_json(path) if path.is_file() else dict(_SCHEDULER)
+
+    def _folder(self, name: str) -> Path:
+        if (self.directory / name).is_dir():
+            return self.directory / name
+        try:
+            folder = resolve(self._base if self._base is not None else DEFAULT_BASE) / name
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{self.source} lacks {name}/, and so does its base: {error}; copy the folder beside it, or name a "
+                "Diffusers-layout checkpoint as base"
+            ) from error
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{self.source} lacks {name}/, and its base {folder.parent} has none either")
+        return folder
+
+
+def resolve(source: str | Path) -> Path:
+    """The directory or file of the checkpoint that a user names.
+
+    Args:
+        source: a directory or a .safetensors file; or the id of a Hugging Face repository such as
+            `genmo/mochi-1-preview` that is already in the local hub cache (nothing is downloaded); or `tiny`, the
+            trained model that ships with the package (`./tiny` is a directory of that name). A directory wins over
+            an id of the same spelling.
+
+    Raises:
+        FileNotFoundError: none of these.
+    """
+    text = str(source)
+    if source == "tiny":
+        return TINY
+    if Path(source).is_dir() or (Path(source).is_file() and Path(source).suffix == ".safetensors"):
+        return Path(source)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(text, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError) as error:
+            raise FileNotFoundError(
+                f"{text} is neither a directory nor in the local Hugging Face cache: download it with "
+                f"`mochi-tt download {text}`, or give a directory"
+            ) from error
+    raise FileNotFoundError(
+        f"no checkpoint at {text}: give a directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors file, a "
+        "Hugging Face id already in the local cache, or the built-in name tiny"
+    )

@@ -1,0 +1,236 @@
+"""Components in other forms than Diffusers': Genmo's files, and ComfyUI's single files in bfloat16 and scaled fp8.
+
+They answer like a `Component`, under canonical names. The correspondence of names is strict in both directions: a
+tensor that nobody claims and a parameter that nobody fills are both errors.
+
+Source of the fp8 arrangement: comfyanonymous/ComfyUI `QUANTIZATION.md` (`X.weight_scale`), and the older one of the
+repackaged Mochi files (`X.scale_weight` and a `scaled_fp8` marker). A weight is its stored value times its scale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weight_cache.checkpoints.component import Component, fingerprint, open_safetensors
+from weight_cache.checkpoints.names import (
+    DECODER_PREFIX,
+    Piece,
+    decoder_config,
+    decoder_names,
+    strip_prefix,
+    transformer_config,
+    transformer_names,
+)
+
+_SCALES = ("scale_weight", "weight_scale")
+# Belong to fp8 arithmetic, which this project does not do: scales of activations, and marks of the format.
+_IGNORED = ("scale_input", "input_scale", "comfy_quant")
+_MARKER = "scaled_fp8"
+_FP8 = ("F8_E4M3", "F8_E5M2")
+# Other models that may share a ComfyUI file with the transformer.
+_NEIGHBOURS = ("vae.", "text_encoders.")
+
+
+class GenmoFile:
+    """A safetensors file of weights under Genmo's names, with a prefix or not, fp8 with scales or not."""
+
+    def __init__(self, path: Path, prefix: str = "", neighbours: tuple[str, ...] = ()):
+        """Read the header of `path`.
+
+        Args:
+            path: the file.
+            prefix: of the names that count.
+            neighbours: prefixes of names that belong to other models.
+
+        Raises:
+            ValueError: not a safetensors file, or fp8 weights without scales in a file that has scales.
+        """
+        self.path = path
+        self._stored = {
+            name.removeprefix(prefix): name
+            for name in _names(path)
+            if name.startswith(prefix) or not name.startswith(neighbours)
+        }
+        names = set(self._stored)
+        self.scales = {}
+        for name in names:
+            module, _, last = name.rpartition(".")
+            if last in _SCALES:
+                self.scales[f"{module}.weight"] = name
+        ignored = {n for n in names if n == _MARKER or n.rpartition(".")[2] in _IGNORED}
+        self.keys = names - set(self.scales.values()) - ignored
+        orphans = sorted(set(self.scales) - self.keys)
+        if orphans:
+            raise ValueError(f"{path} has a scale for {orphans[0]}, which it lacks: download it again")
+        bare = sorted(k for k in self.keys if self.dtype(k) in _FP8 and k not in self.scales)
+        if bare and self.scales:
+            raise ValueError(f"{path} has no scale for the fp8 tensor {bare[0]}: download it again")
+
+    @cached_property
+    def _handle(self) -> Any:
+        return open_safetensors(self.path)
+
+    def forget_pages(self) -> None:
+        """Let go of the mapped file."""
+        self.__dict__.pop("_handle", None)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header."""
+        return tuple(self._slice(key).get_shape())
+
+    def dtype(self, key: str) -> str:
+        """Stored type of a tensor, in safetensors' spelling."""
+        return str(self._slice(key).get_dtype())
+
+    def tensor(self, key: str, piece: Piece) -> torch.Tensor:
+        """A piece of a tensor; float32 where it had to be multiplied by a scale."""
+        value = piece.take(self._get(key))
+        if key not in self.scales:
+            return value.float() if self.dtype(key) in _FP8 else value
+        scale = self._get(self.scales[key]).float()
+        if scale.numel() > 1:
+            # One scale per row.
+            scale = piece.take(scale.reshape(-1, *[1] * (value.ndim - 1)))
+        return value.float() * scale
+
+    def _slice(self, key: str) -> Any:
+        return self._handle.get_slice(self._stored[key])
+
+    def _get(self, key: str) -> torch.Tensor:
+        return self._handle.get_tensor(self._stored[key])
+
+
+class RepackagedComponent(Component):
+    """A component in another form, under canonical names; answers like a `Component`."""
+
+    def __init__(self, name: str, form: str, file: GenmoFile, table: Mapping[str, Piece], config: dict[str, Any]):
+        """Bind the tensors of `file` to the canonical names of `table`.
+
+        Raises:
+            ValueError: a tensor of the file is not in the table, or one of the table not in the file.
+        """
+        self.name = name
+        self.form = form
+        self.config = config
+        self.directory = file.path.parent
+        self.variant = None
+        self._file = file
+        self._table = table
+        claimed = {piece.key for piece in table.values()}
+        unclaimed = sorted(file.keys - claimed)
+        missing = sorted(canonical for canonical, piece in table.items() if piece.key not in file.keys)
+        problems = []
+        if missing:
+            problems.append(f"nothing fills {_some(missing)} (expected {table[missing[0]].key})")
+        if unclaimed:
+            problems.append(f"nobody claims {_some(unclaimed)}")
+        if problems:
+            raise ValueError(f"{file.path} is not a whole {name} of Mochi in Genmo's form: {'; '.join(problems)}")
+
+    @property
+    def files(self) -> list[Path]:  # type: ignore[override]
+        """The one file."""
+        return [self._file.path]
+
+    def keys(self) -> list[str]:
+        """Canonical names of all tensors, sorted."""
+        return sorted(self._table)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._table
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of tensor `key`, from the file's header alone."""
+        piece = self._piece(key)
+        return piece.shape(self._file.shape(piece.key))
+
+    def dtype(self, key: str) -> str:
+        """Stored type of tensor `key` in safetensors' spelling."""
+        return self._file.dtype(self._piece(key).key)
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """Tensor `key` on the host, arranged as Diffusers has it; fp8 becomes float32.
+
+        Raises:
+            KeyError: the component has no such tensor.
+        """
+        piece = self._piece(key)
+        return self._file.tensor(piece.key, piece)
+
+    def check(self) -> None:
+        """Check the shapes that can be checked without a model.
+
+        Raises:
+            ValueError: a fused tensor cannot be cut.
+        """
+        for key in self._table:
+            self.shape(key)
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the configuration and the file's ends."""
+        return fingerprint(self.files, hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).digest())
+
+    def forget_pages(self) -> None:
+        """Let go of the mapped file."""
+        self._file.forget_pages()
+
+    def _piece(self, key: str) -> Piece:
+        if key not in self._table:
+            raise KeyError(f"checkpoint component {self.name} has no tensor {key}")
+        return self._table[key]
+
+
+def open_transformer(path: Path) -> RepackagedComponent:
+    """The transformer of `dit.safetensors` or of a ComfyUI file.
+
+    Raises:
+        ValueError: it is something else, or not whole; the message names tensors.
+    """
+    prefix = strip_prefix(_names(path))
+    file = GenmoFile(path, prefix, _NEIGHBOURS if prefix else ())
+    try:
+        config = transformer_config(file.keys, file.shape)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    form = "comfyui" if prefix or file.scales else "genmo"
+    return RepackagedComponent("transformer", form, file, transformer_names(config["num_layers"]), config)
+
+
+def open_decoder(path: Path, prefix: str = "") -> RepackagedComponent:
+    """The VAE's decoder of `decoder.safetensors`, or of a ComfyUI file where its names begin with `prefix`.
+
+    Raises:
+        ValueError: it is something else, or not whole; the message names tensors.
+    """
+    others = tuple(
+        {f"{name.split('.')[0]}." for name in _names(path) if not name.startswith(prefix)}
+        | ({"vae.encoder."} if prefix else set())
+    )
+    file = GenmoFile(path, prefix, others)
+    try:
+        config = decoder_config(file.keys, file.shape)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    table = decoder_names(tuple(config["layers_per_block"]))
+    return RepackagedComponent("vae", "genmo", file, table, config)
+
+
+def has_decoder(path: Path) -> str | None:
+    """The prefix of a VAE decoder's names in a ComfyUI file, or None where there is none."""
+    prefix = f"vae.{DECODER_PREFIX}"
+    return prefix if any(name.startswith(prefix) for name in _names(path)) else None
+
+
+def _names(path: Path) -> set[str]:
+    return set(open_safetensors(path).keys())
+
+
+def _some(names: list[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

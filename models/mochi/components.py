@@ -10,7 +10,7 @@ from models.layers import Chunks
 from models.machine.systems import chip_dram
 from models.mochi.config import CONFIGS, TransformerConfig
 from models.mochi.precision import PRECISIONS, Precision
-from models.mochi.sampling.denoise import GuidanceParallel
+from models.mochi.sampling.branches import GuidanceParallel
 from models.mochi.text.t5 import T5_XXL, T5Config, T5Encoder
 from models.mochi.transformer import MochiTransformer
 from models.mochi.vae import MochiVaeDecoder

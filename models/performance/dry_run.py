@@ -11,7 +11,7 @@ from models.layers import Chunks
 from models.mochi.config import CONFIGS, TransformerConfig
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import PRECISIONS, Precision
-from models.mochi.sampling.denoise import BranchesInTurn, BranchesOnHalves, GuidanceParallel, Schedule
+from models.mochi.sampling.branches import BranchesInTurn, BranchesOnHalves, GuidanceParallel, Schedule
 from models.mochi.text.t5 import T5_XXL, T5Encoder
 from models.mochi.transformer import MochiTransformer
 from models.mochi.vae import MochiVaeDecoder

@@ -4,7 +4,8 @@ import pytest
 import torch
 import ttnn
 
-from models.mochi.sampling.denoise import GuidanceParallel, denoise
+from models.mochi.sampling.branches import GuidanceParallel
+from models.mochi.sampling.denoise import denoise
 from models.mochi.transformer import MochiTransformer
 from models.parallel import Halves, Layout, Mesh
 from models.reference.metrics import relative_rmse

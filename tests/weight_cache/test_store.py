@@ -54,7 +54,7 @@ def note_written(monkeypatch, names):
 
 def predict(model):
     """One forward of the whole model."""
-    from models.mochi.sampling.denoise import pack_latents
+    from models.mochi.sampling.packing import pack_latents
 
     grid = model.grid(2, 3, 5)
     prompt = model.prepare(randn(7, model.config.text_embed_dim, seed=2), [300.0])

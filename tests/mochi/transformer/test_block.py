@@ -276,7 +276,7 @@ def run_block_at_real_width(mesh, **options) -> None:
 
 @pytest.mark.parametrize("mesh", MESHES, indirect=True)
 def test_patch_embed(mesh):
-    from models.mochi.sampling.denoise import pack_latents
+    from models.mochi.sampling.packing import pack_latents
 
     model = reference(**SMALL)
     latents = randn(1, 12, 2, 6, 10, seed=1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.mochi.sampling.denoise import pack_latents, unpack_latents
+from models.mochi.sampling.packing import pack_latents, unpack_latents
 from models.mochi.transformer import MochiTransformer
 from models.reference.metrics import relative_rmse
 from tests.mock.golden.covered_ops import uncovered

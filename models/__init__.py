@@ -1,1 +1,6 @@
-"""The TTNN port of Mochi 1: model, building blocks, mesh parallelism, reference and mock."""
+"""The TTNN port of Mochi 1: the models, what they are made of, the mock, and the jobs done with them."""
+
+from pkgutil import extend_path
+
+# tt-metal has a folder of this name too: what is not found here is looked for there (see `mochi_tt.packages`).
+__path__ = extend_path(__path__, __name__)

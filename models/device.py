@@ -7,33 +7,47 @@ know which kind it got. Nothing here reads the environment or imports ttnn until
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from loguru import logger
 
-from models.jobs.doctor import DEFAULT_MESH, HARDWARE_HINT, SystemReport, describe
-from models.machine.host import cards, environment, log_level, quiet_ttnn
+from models.machine.errors import InputError, MachineError
+from models.machine.host import CARD_DIRECTORY, bind_process, cards, environment, log_level, quiet_ttnn
+from models.machine.systems import block_within
 from models.machine.systems import system as system_named
-from models.mock.cluster import block_within
-from models.mock.mesh import close_mock_mesh, mark_hardware, open_mock_mesh, process_system
 
 if TYPE_CHECKING:
     import ttnn
 
 __all__ = [
     "DEFAULT_MESH",
+    "HARDWARE_HINT",
+    "MODES",
     "Mode",
     "OpenMesh",
     "RunMode",
-    "SystemReport",
     "cards",
     "choose_mode",
-    "describe",
     "open_mesh",
     "parse_mesh",
     "quiet_ttnn",
 ]
+
+DEFAULT_MESH = "2x4"
+"""Mesh used where the user names none."""
+
+HARDWARE_HINT = (
+    "install the kernel driver tt-kmd, flash the firmware with tt-flash and install the sfpi compiler, so "
+    f"that {CARD_DIRECTORY} lists the cards; or use mode 'golden' or 'dry-run', which need none"
+)
+"""How a machine without cards gets to hardware."""
+
+MODES = {
+    "hardware": "hardware: computed on Tenstorrent cards",
+    "golden": "golden: a mock mesh, numbers computed by torch on this host, not on silicon",
+}
+"""The modes that compute numbers, each with a sentence that a user reads first."""
 
 # DRAM of each chip that is set aside for captured programs. A guided step is about 4000 ops; what an op takes is a few
 # KB of dispatch commands, which only silicon can tell exactly: ttnn names the size that it needed if this is too small.
@@ -67,7 +81,7 @@ class OpenMesh:
             return
         self._closed = True
         if self.mode != "hardware":
-            close_mock_mesh(self.device)
+            _mock().close_mock_mesh(self.device)
             return
         ttnn = quiet_ttnn()
         ttnn.close_mesh_device(self.device)
@@ -93,7 +107,7 @@ def parse_mesh(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
     rows, cols = (int(match[1]), int(match[2])) if match else (0, 0)
     if rows < 1 or cols < 1:
-        raise ValueError(f"mesh {text!r} is not ROWSxCOLUMNS with at least one chip each; write e.g. 2x4")
+        raise InputError(f"mesh {text!r} is not ROWSxCOLUMNS with at least one chip each; write e.g. 2x4")
     return rows, cols
 
 
@@ -105,16 +119,16 @@ def choose_mode(mode: Mode = "auto", *, card_directory: Path | None = None) -> R
         card_directory: where to look for cards; the kernel driver's directory by default.
 
     Raises:
-        ValueError: there is no such mode.
-        RuntimeError: mode "hardware" on a machine without cards.
+        InputError: there is no such mode.
+        MachineError: mode "hardware" on a machine without cards.
     """
     if mode not in get_args(Mode):
-        raise ValueError(f"mode {mode!r} does not exist; choose one of {', '.join(get_args(Mode))}")
+        raise InputError(f"mode {mode!r} does not exist; choose one of {', '.join(get_args(Mode))}")
     found = cards(card_directory)
     if mode == "auto":
         return "hardware" if found else "golden"
     if mode == "hardware" and not found:
-        raise RuntimeError(f"mode 'hardware' needs a Tenstorrent card and none was found; {HARDWARE_HINT}")
+        raise MachineError(f"mode 'hardware' needs a Tenstorrent card and none was found; {HARDWARE_HINT}")
     return cast(RunMode, mode)
 
 
@@ -150,10 +164,12 @@ def open_mesh(
         opened = OpenMesh(device, chosen, "hardware", can_capture=True, _parent=parent)
     else:
         if named is not None and named.mock is None:
-            raise ValueError(f"system {named.name} has no mock, so nothing can be run for it without cards")
+            raise InputError(f"system {named.name} has no mock, so nothing can be run for it without cards")
         mock = named.mock if named is not None else None
-        device = open_mock_mesh(rows, cols, numbers=chosen == "golden", system=mock, beside_cards=mode != "auto")
-        whole = process_system()
+        device = _mock().open_mock_mesh(
+            rows, cols, numbers=chosen == "golden", system=mock, beside_cards=mode != "auto"
+        )
+        whole = _mock().process_system()
         assert whole is not None
         opened = OpenMesh(device, chosen, whole.name)
     if mode == "auto":
@@ -162,13 +178,20 @@ def open_mesh(
     return opened
 
 
+def _mock() -> ModuleType:
+    """Import the mock, which a run on hardware never needs."""
+    from models.mock import mesh
+
+    return mesh
+
+
 def _open_hardware(rows: int, cols: int, *, ring: bool) -> "tuple[ttnn.MeshDevice, ttnn.MeshDevice | None]":
     """The mesh, and the mesh of the whole machine if it had to be opened around it.
 
     With a fabric every chip of the machine has to be open, so a smaller mesh is cut from the whole. A single chip has
     no fabric, and ttnn refuses to start one.
     """
-    mark_hardware()
+    bind_process("cards")
     ttnn = quiet_ttnn()
     with environment(log_level("warn")):
         if ttnn.get_num_devices() > 1:
@@ -180,7 +203,7 @@ def _open_hardware(rows: int, cols: int, *, ring: bool) -> "tuple[ttnn.MeshDevic
             return ttnn.open_mesh_device(ttnn.MeshShape(rows, cols), trace_region_size=TRACE_BYTES), None
         block = block_within((all_rows, all_cols), rows, cols)
         if block is None:
-            raise ValueError(
+            raise InputError(
                 f"mesh {rows}x{cols} does not fit this machine's {all_rows}x{all_cols} chips; "
                 "choose a rectangle within it"
             )

@@ -7,14 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-HELP = {
-    "base": "For Genmo's and ComfyUI's forms: a Diffusers-layout checkpoint that holds the text encoder and tokenizer. "
-    "[default: genmo/mochi-1-preview in the local cache]",
-    "precision": "accurate, bf16, default, bf8 or fast, from the most exact to the fastest (README: Precision).",
-    "lora": "A LoRA's .safetensors file, or FILE:STRENGTH; may be given several times.",
-    "cache_dir": "Where converted weights are kept. [default: MOCHI_TT_CACHE_DIR, else TT_DIT_CACHE_DIR, else the "
-    "user's cache directory]",
-}
+from scripts.options import HELP
+
 _MODEL = "A checkpoint: directory, .safetensors file, Hugging Face id in the local cache, or tiny."
 _NAMES = "Parts of entries' names. [default: all]"
 _JSON = "Also write the result to this file."
@@ -42,18 +36,30 @@ def build(
     json_file: Json = None,
 ) -> None:
     """Convert a checkpoint's weights for a mesh, unless that was done before."""
-    from models.device import quiet_ttnn
-
-    quiet_ttnn()
-    from models.jobs.weights import Job, build_weights, plan_weights
+    from models.mochi.setup import Request, resolve
     from scripts.progress import make_reporter
 
     if model_config is not None and not plan:
         raise ValueError("--model-config goes with --plan: without weights there is nothing to convert")
     _check(json_file)
-    job = Job(model, variant, base, mesh, layout, precision, tuple(lora or ()), cache_dir, model_config)
+    setup = resolve(
+        Request(
+            model=model,
+            variant=variant,
+            base=base,
+            model_config=model_config,
+            mesh=mesh,
+            layout=layout,
+            mode="dry-run",
+            precision=precision,
+            loras=tuple(lora or ()),
+            cache_dir=cache_dir,
+        )
+    )
+    from models.jobs.weights import build_weights, plan_weights
+
     if plan:
-        plans = plan_weights(job)
+        plans = plan_weights(setup)
         sizes = {name: sum(getattr(planned, name) for planned in plans) for name in ("disk_bytes", "chip_bytes")}
         for planned in plans:
             print("\n".join(planned.lines()))
@@ -61,7 +67,7 @@ def build(
         _write({"components": [planned.as_json() for planned in plans], **sizes}, json_file)
         return
     with make_reporter() as reporter:
-        built = build_weights(job, reporter.progress, lambda line: reporter.line(f"warning: {line}"))
+        built = build_weights(setup, reporter.progress, lambda line: reporter.line(f"warning: {line}"))
     for entry in built:
         print(f"{entry['component']}: {entry['tensors']} tensors, {entry['bytes'] / 1e9:.3f} GB in {entry['path']}")
     _write({"entries": built}, json_file)
@@ -159,22 +165,16 @@ def download(
     print(f"{repository} is in {where}")
 
 
-def register(parent: typer.Typer) -> None:
-    """Add the commands to the program's."""
-    parent.add_typer(app, name="cache")
-    parent.command("download")(download)
-
-
 def _check(json_file: str | None) -> None:
     if json_file is not None:
-        from models.jobs.video import check_writable
+        from models.machine.files import check_writable
 
         check_writable(Path(json_file), ".json")
 
 
 def _write(value: Any, json_file: str | None) -> None:
     if json_file is not None:
-        from models.jobs.video import write_json
+        from models.machine.files import write_json
 
         write_json(value, Path(json_file))
         print(f"wrote {json_file}")

@@ -1,168 +1,121 @@
-"""`mochi-tt`: the command line. Parses and prints; the work is in `models`."""
+"""`mochi-tt`: the command line. Finds the command, and turns what goes wrong into a line and an exit code.
+
+A command's module is imported when the command is asked for, so that `--help` costs nothing of the others.
+"""
 
 from __future__ import annotations
 
-import json
+import errno
+import importlib
 import os
 import re
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from models.mochi.defaults import DEFAULTS_FILE, Defaults
-from scripts import cache, interrupts
-from scripts.cache import HELP
-from scripts.decode import decode
-from scripts.dry_run import dry_run
-from scripts.evaluate import evaluate
-from scripts.layouts import layouts
-from scripts.measure import measure
-from weight_cache.checkpoints import TINY
+from mochi_tt.version import __version__
+from models.machine.errors import InputError
+from scripts import interrupts
 
-BAD_INPUT, INTERRUPTED = 2, 130
-_GENMO = Defaults()
-_TINY = json.loads((TINY / DEFAULTS_FILE).read_text(encoding="utf-8"))
+FAULT, BAD_INPUT, INTERRUPTED = 1, 2, 130
+# What the operating system refuses because of the user's machine, not because of this program.
+_MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE})
+_EPILOG = "--debug, with any command, shows the traceback of an error."
+
+
+@dataclass(frozen=True)
+class _Command:
+    """Where a command is, and what the list of commands says of it."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+COMMANDS = {
+    "generate": _Command("scripts.generate", "generate", "Make a video from a text: an .mp4, and a .json beside it."),
+    "decode": _Command("scripts.decode", "decode", "Decode saved latents, with the decoder that generate uses."),
+    "dry-run": _Command("scripts.dry_run", "dry_run", "Run all models at full size on a mock mesh: does it fit?"),
+    "measure": _Command("scripts.measure", "measure", "Seconds of one video: measured on cards, projected without."),
+    "layouts": _Command("scripts.layouts", "layouts", "Compare all layouts of a system by dry runs."),
+    "evaluate": _Command("scripts.evaluate", "evaluate", "Judge the tiny model's videos, and compare with PyTorch."),
+    "cache": _Command("scripts.cache", "app", "The store of converted weights: build, list, verify, prune."),
+    "download": _Command("scripts.cache", "download", "Fetch a checkpoint from the Hugging Face hub."),
+    "doctor": _Command("scripts.doctor", "doctor", "Say what is here, and the way to hardware."),
+}
+
+
+class _Commands(TyperGroup):
+    """The group of all commands: knows their summaries, and imports the one that is run."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command for the list of commands: its summary only."""
+        found = COMMANDS.get(cmd_name)
+        return None if found is None else TyperCommand(cmd_name, help=found.summary)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that is run, imported."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and command.name is not None:
+            command = load(COMMANDS[command.name])
+        return name, command, rest
+
+
+def load(found: _Command) -> Any:
+    """Import a command and build what runs it."""
+    value = getattr(importlib.import_module(found.module), found.attribute)
+    if not isinstance(value, typer.Typer):
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(epilog=_EPILOG)(value)
+        value = single
+    return typer.main.get_command(value)
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Mochi 1 text-to-video on Tenstorrent Wormhole meshes.",
+    epilog=_EPILOG,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _default(name: str) -> str:
-    """The defaults of a real model and of `tiny`, for the help."""
-    genmo = getattr(_GENMO, name)
-    tiny = _TINY.get(name, genmo)
-    return f"[default: {genmo}]" if tiny == genmo else f"[default: {genmo}; tiny: {tiny}]"
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mochi-tt {__version__}")
+        raise typer.Exit
 
 
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Argument(help="What the video shows. Up to 256 tokens are used.")],
-    negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
-    width: Annotated[int | None, typer.Option(help=f"Pixels, a multiple of 16. {_default('width')}")] = None,
-    height: Annotated[int | None, typer.Option(help=f"Pixels, a multiple of 16. {_default('height')}")] = None,
-    num_frames: Annotated[int | None, typer.Option(help=f"6k + 1. {_default('num_frames')}")] = None,
-    num_steps: Annotated[int | None, typer.Option(help=f"Denoising steps. {_default('num_steps')}")] = None,
-    cfg_scale: Annotated[
-        float | None, typer.Option(help=f"Guidance; 1 turns it off and halves the time. {_default('cfg_scale')}")
-    ] = None,
-    threshold_noise: Annotated[
-        float | None, typer.Option(help=f"Noise removed in the linear part. {_default('threshold_noise')}")
-    ] = None,
-    linear_steps: Annotated[
-        int | None, typer.Option(help="Steps of the linear part. [default: half of the steps]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help=f"Of the noise. {_default('seed')}")] = None,
-    fps: Annotated[int | None, typer.Option(help=f"Frames per second of the file. {_default('fps')}")] = None,
-    out: Annotated[str | None, typer.Option(help="The .mp4 to write. [default: outputs/<prompt>-<seed>.mp4]")] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="A directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors file, a Hugging Face id in the "
-            "local cache (genmo/mochi-1-preview), or the built-in tiny."
-        ),
-    ] = "tiny",
-    variant: Annotated[str | None, typer.Option(help="Of the weight files, such as bf16.")] = None,
-    base: Annotated[str | None, typer.Option(help=HELP["base"])] = None,
-    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
-    lora: Annotated[list[str] | None, typer.Option(help=HELP["lora"])] = None,
-    cache_dir: Annotated[str | None, typer.Option(help=HELP["cache_dir"])] = None,
-    mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="Mesh axes of sequence (sp) and tensor (tp) parallelism, such as sp0tp1. [default: by the mesh]"
-        ),
-    ] = None,
-    mode: Annotated[
-        str,
-        typer.Option(
-            help="hardware, golden (a mock mesh, numbers computed on this host), or auto: hardware where there "
-            "are cards."
-        ),
-    ] = "auto",
-    capture: Annotated[bool, typer.Option(help="On cards, record a denoising step once and replay it.")] = True,
-    vae_split: Annotated[
-        str | None,
-        typer.Option(help="How the decoder is split over the mesh, such as h0w1. [default: by size]"),
-    ] = None,
-    save_latents: Annotated[
-        bool, typer.Option("--save-latents", help="Keep the latents beside the video; mochi-tt decode reads them.")
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Make a video from a text: an .mp4, and a .json with everything that went into it."""
-    from models.jobs.generate import MODES, Request, latents_file, plan, resolve_mode, run
-    from scripts.progress import make_reporter, quiet_libraries
-
-    print(f"mode {MODES[resolve_mode(mode)]}", flush=True)
-    request = Request(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        model=model,
-        variant=variant,
-        base=base,
-        precision=precision,
-        lora=tuple(lora or ()),
-        cache_dir=cache_dir,
-        mesh=mesh,
-        layout=layout,
-        mode=mode,
-        height=height,
-        width=width,
-        num_frames=num_frames,
-        num_steps=num_steps,
-        cfg_scale=cfg_scale,
-        threshold_noise=threshold_noise,
-        linear_steps=linear_steps,
-        seed=seed,
-        fps=fps,
-        vae_split=vae_split,
-        capture=capture,
-        save_latents=save_latents,
-        out=out,
-    )
-    quiet_libraries()
-    job = plan(request)
-    with make_reporter() as reporter:
-        reporter.line(
-            f"{job.geometry.num_frames} frames of {job.geometry.width}x{job.geometry.height}, "
-            f"{job.settings.num_steps} steps, model {model}, layout {job.layout}"
-        )
-        path = run(job, reporter.progress, lambda line: reporter.line(f"warning: {line}"))
-    print(f"wrote {path} and {path.with_suffix('.json').name}")
-    if save_latents:
-        print(f"kept the latents in {latents_file(path)}")
-
-
-@app.command()
-def doctor() -> None:
-    """Say what is here: cards, ttnn, compiler, mesh, mode, and the way to hardware."""
-    from models.device import describe
-
-    print(describe())
-
-
-app.command("decode")(decode)
-app.command("dry-run")(dry_run)
-app.command("layouts")(layouts)
-app.command("measure")(measure)
-app.command("evaluate")(evaluate)
-cache.register(app)
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code.
+    """Run the command line and return the exit code.
 
-    0 is success, 2 bad input (one line on standard error), 130 an interrupt. An error in the program itself
-    is raised with its traceback, as are all with `--debug`.
+    0 is success. 2 is something that the user can mend, with one line on standard error. 130 is an interrupt. 1 is a
+    fault of this program: a line says where its traceback is. With `--debug` the error is raised instead.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
     # Read by OpenMP when torch loads it. Golden matrices are small, and threads that spin while they wait take the
     # cores from whatever else runs: on a busy machine a demo took 178 s so, and 40 s with this.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -171,25 +124,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = app(arguments, prog_name="mochi-tt", standalone_mode=False)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except (typer.TyperException, ValueError, OSError) as error:
-        if "--debug" in arguments:
+    except Exception as error:
+        if debug:
             raise
-        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        print(f"mochi-tt: error: {' '.join(text.split())}", file=sys.stderr)
-        return BAD_INPUT
-    except RuntimeError as error:
-        found = re.search("Out of Memory: .*", str(error))
-        if found is None or "--debug" in arguments:
-            raise
-        print(
-            f"mochi-tt: error: a chip's memory is too small: {found[0].strip()}; "
-            "choose a smaller video, a larger mesh, a layout with fsdp, or --precision fast",
-            file=sys.stderr,
-        )
-        return BAD_INPUT
+        return _failed(error)
     if code == INTERRUPTED:
         print("mochi-tt: interrupted, no file is left half-written", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    """Say what went wrong, and return the exit code."""
+    text = _user_error(error)
+    if text is not None:
+        print(f"mochi-tt: error: {' '.join(text.split())}", file=sys.stderr)
+        return BAD_INPUT
+    with tempfile.NamedTemporaryFile("w", prefix="mochi-tt-", suffix=".log", delete=False, encoding="utf-8") as file:
+        file.write("".join(traceback.format_exception(error)))
+    print(
+        f"mochi-tt: sorry, this is a fault of mochi-tt, not of yours ({type(error).__name__}); its traceback is in "
+        f"{file.name}: please report it",
+        file=sys.stderr,
+    )
+    return FAULT
+
+
+def _user_error(error: Exception) -> str | None:
+    """What the user can mend, as text; None for a fault of ours."""
+    if isinstance(error, typer.TyperException):
+        return error.format_message()
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        return str(error)
+    memory = re.search("Out of Memory: .*", str(error)) if isinstance(error, RuntimeError) else None
+    if memory is not None:
+        return (
+            f"a chip's memory is too small: {memory[0].strip()}; choose a smaller video, a larger mesh, a layout "
+            "with fsdp, or --precision fast"
+        )
+    return None
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from scripts.cache import HELP
+from scripts.options import HELP
 
 
 def decode(
@@ -27,30 +27,33 @@ def decode(
     fps: Annotated[int | None, typer.Option(help="Frames per second. [default: that of the latents]")] = None,
     out: Annotated[str | None, typer.Option(help="The .mp4 to write. [default: beside the latents]")] = None,
     mode: Annotated[str, typer.Option(help="hardware, golden, or auto.")] = "auto",
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Decode saved latents, with the very decoder that generate uses."""
     from loguru import logger
 
+    from models.device import MODES
     from models.jobs.decode import DecodeRequest, plan, run
-    from models.jobs.generate import MODES, resolve_mode
+    from models.jobs.generate import check_mode
+    from models.mochi.setup import Request
     from scripts.progress import make_reporter
 
     logger.disable("models")
-    print(f"mode {MODES[resolve_mode(mode)]}", flush=True)
+    print(f"mode {MODES[check_mode(mode)]}", flush=True)
     job = plan(
         DecodeRequest(
             latents=latents,
-            model=model,
-            variant=variant,
-            base=base,
-            mesh=mesh,
-            layout=layout,
-            vae_split=vae_split,
+            request=Request(
+                model=model,
+                variant=variant,
+                base=base,
+                mesh=mesh,
+                layout=layout,
+                mode=mode,
+                cache_dir=cache_dir,
+                vae_split=vae_split,
+            ),
             keep_all_frames=keep_all_frames,
-            mode=mode,
             fps=fps,
-            cache_dir=cache_dir,
             out=out,
         )
     )

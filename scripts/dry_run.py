@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scripts.cache import HELP
+from scripts.options import HELP
 
 
 def dry_run(
@@ -34,41 +34,45 @@ def dry_run(
 
     ttnn validates every op, builds its program and allocates its buffers, and fails where the real machine would.
     """
-    from models.device import open_mesh, parse_mesh, quiet_ttnn
+    from models.machine.errors import InputError
+    from models.machine.files import check_writable, write_json
+    from models.mochi.setup import Request, VideoRequest, resolve
 
-    quiet_ttnn()
-    from models.jobs.video import check_writable, write_json
-    from models.layers import Chunks
-    from models.mochi.components import Configs, choose_layout
-    from models.mochi.config import config_named
-    from models.mochi.precision import Precision
-    from models.mochi.transformer.widths import Widths
+    setup = resolve(
+        Request(
+            model=None,
+            model_config=model_config,
+            mesh=mesh,
+            layout=layout,
+            mode="dry-run",
+            precision=precision,
+            vae_split=vae_split,
+            attention_chunks=attention_chunks,
+            video=VideoRequest(height=height, width=width, num_frames=num_frames, num_steps=num_steps),
+        )
+    )
+    from models.device import open_mesh
     from models.parallel import place
-    from models.performance.dry_run import STAGES, preview_geometry
+    from models.performance.dry_run import STAGES
     from models.performance.dry_run import dry_run as run
 
-    config = config_named(model_config)
-    policy = Precision.named(precision)
-    geometry = preview_geometry(height, width, num_frames)
-    shape = parse_mesh(mesh)
-    chosen = choose_layout(Configs(transformer=config), shape, policy, layout)
-    Widths.of(config, chosen.tp)
+    assert setup.video is not None
     stages = tuple(stage) if stage else STAGES
     for name in stages:
         if name not in STAGES:
-            raise ValueError(f"--stage {name!r} does not exist: choose from {', '.join(STAGES)}")
+            raise InputError(f"--stage {name!r} does not exist: choose from {', '.join(STAGES)}")
     target = Path(json_file) if json_file else None
     if target is not None:
         check_writable(target, ".json")
-    with open_mesh(shape, "dry-run") as opened:
+    with open_mesh(setup.mesh_shape, "dry-run") as opened:
         report = run(
-            place(opened.device, chosen),
-            geometry,
+            place(opened.device, setup.layout),
+            setup.video.geometry,
             stages=stages,
             split=vae_split,
-            chunks=Chunks.parse(attention_chunks) if attention_chunks else None,
-            config=config,
-            precision=policy,
+            chunks=setup.chunks,
+            config=setup.configs.transformer,
+            precision=setup.precision,
             blocks=blocks,
             text_tokens=text_tokens,
             steps=num_steps,

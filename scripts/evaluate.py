@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scripts.cache import HELP
+from scripts.options import HELP
 
 
 def evaluate(
@@ -17,7 +17,6 @@ def evaluate(
     precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
     json_file: Annotated[str | None, typer.Option("--json", help="Also write the report to this file.")] = None,
     sheet: Annotated[str | None, typer.Option(help="Also write a .png with a row of frames per prompt.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Generate held-out prompts, look at the frames, and compare with PyTorch from the same noise."""
     from PIL import Image
@@ -25,7 +24,7 @@ def evaluate(
     from models.device import quiet_ttnn
     from models.jobs.evaluate import contact_sheet, plan
     from models.jobs.evaluate import evaluate as run
-    from models.jobs.video import check_writable, renamed_when_done, write_json
+    from models.machine.files import check_writable, renamed_when_done, write_json
     from scripts.progress import make_reporter, quiet_libraries
 
     targets = {".json": json_file, ".png": sheet}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scripts.cache import HELP
+from scripts.options import HELP
 
 
 def layouts(
@@ -29,7 +29,7 @@ def layouts(
     from models.device import quiet_ttnn
 
     quiet_ttnn()
-    from models.jobs.video import check_writable, write_json
+    from models.machine.files import check_writable, write_json
     from models.machine.systems import system as named
     from models.mochi.config import CONFIGS
     from models.mochi.precision import Precision
@@ -56,7 +56,7 @@ def layouts(
         geometry,
         steps=num_steps,
         jobs=jobs,
-        tell=lambda line: print(line, flush=True),
+        on_message=lambda line: print(line, flush=True),
     )
     print(f"PROJECTION for {machine.name}: dry runs on a mock mesh, times from a cost model; no card was used")
     print("\n".join([*lines(found), "", *advice(found)]))

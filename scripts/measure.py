@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scripts.cache import HELP
+from scripts.options import HELP
 
 if TYPE_CHECKING:
     from models.machine.systems import System
-    from models.mochi.geometry import Geometry
     from models.mochi.precision import Precision
-    from models.parallel import Layout
+    from models.mochi.setup import Setup
 
 MODES = ("auto", "hardware", "projection")
 REGRESSION = 1
@@ -64,41 +63,43 @@ def measure(
 
         print("\n".join(table()))
         return 0
-    from models.jobs.doctor import HARDWARE_HINT
-    from models.jobs.video import check_writable, write_json
+    from models.machine.errors import InputError
+    from models.machine.files import check_writable, write_json
     from models.machine.systems import system as system_called
-    from models.mochi.components import Configs, choose_layout
-    from models.mochi.precision import Precision
+    from models.mochi.setup import Request, VideoRequest, resolve
     from models.performance.compare import baseline
-    from models.performance.dry_run import preview_geometry
     from models.performance.plots import check_suffix, plot
     from models.performance.report import markdown
 
     machine = system_called(system)
     if mode not in MODES:
-        raise ValueError(f"mode {mode!r} does not exist: choose from {', '.join(MODES)}")
+        raise InputError(f"mode {mode!r} does not exist: choose from {', '.join(MODES)}")
     on_hardware = mode == "hardware" or (mode == "auto" and bool(cards()))
-    policy = Precision.named(precision)
-    chosen = choose_layout(Configs(), machine.mesh, policy, layout)
-    geometry = preview_geometry(height, width, num_frames)
     outputs = {"json": json_file, "baseline": baseline_file, "plot": plot_file}
     for name, file in outputs.items():
         if file is not None:
             check_writable(file, check_suffix(file).suffix.lower() if name == "plot" else ".json")
-    if on_hardware and not cards():
-        raise ValueError(f"mode 'hardware' needs a Tenstorrent card and none was found; {HARDWARE_HINT}")
     if on_hardware and model is None:
-        raise ValueError("a measurement needs weights: give --model, or --mode projection for none")
+        raise InputError("a measurement needs weights: give --model, or --mode projection for none")
     if not on_hardware and machine.mock is None:
-        raise ValueError(f"system {machine.name} cannot be projected yet: no mock stands for it")
-    if scaling:
-        return _scaling(machine, num_steps, policy)
-    if on_hardware:
-        report = _measured(
-            machine, chosen, geometry, num_steps, runs, precision, vae_split, attention_chunks, model, cache_dir
+        raise InputError(f"system {machine.name} cannot be projected yet: no mock stands for it")
+    setup = resolve(
+        Request(
+            model=model if on_hardware else None,
+            mesh=machine.mesh,
+            layout=layout,
+            mode="hardware" if on_hardware else "dry-run",
+            system=machine.name,
+            precision=precision,
+            cache_dir=cache_dir,
+            vae_split=vae_split,
+            attention_chunks=attention_chunks,
+            video=VideoRequest(height=height, width=width, num_frames=num_frames, num_steps=num_steps),
         )
-    else:
-        report = _projected(machine, chosen, geometry, num_steps, policy, vae_split, attention_chunks)
+    )
+    if scaling:
+        return _scaling(machine, num_steps, setup.precision)
+    report = _measured(setup, machine, num_steps, runs) if on_hardware else _projected(setup, machine, num_steps)
 
     print("\n".join(markdown(report)))
     if json_file is not None:
@@ -140,64 +141,39 @@ def _scaling(system: System, num_steps: int, precision: Precision) -> int:
     return 0
 
 
-def _projected(
-    system: System,
-    layout: Layout,
-    geometry: Geometry,
-    num_steps: int,
-    precision: Precision,
-    vae_split: str | None,
-    attention_chunks: str | None,
-) -> dict:
+def _projected(setup: Setup, system: System, num_steps: int) -> dict:
     from models.device import open_mesh
-    from models.layers import Chunks
     from models.parallel import place
     from models.performance.dry_run import dry_run
     from models.performance.projection import Projection
 
-    with open_mesh(system.mesh, "dry-run", system=system.name) as opened:
+    assert setup.video is not None
+    with open_mesh(setup.mesh_shape, "dry-run", system=system.name) as opened:
         run = dry_run(
-            place(opened.device, layout),
-            geometry,
+            place(opened.device, setup.layout),
+            setup.video.geometry,
             steps=num_steps,
-            split=vae_split,
-            chunks=Chunks.parse(attention_chunks) if attention_chunks else None,
-            precision=precision,
+            split=setup.request.vae_split,
+            chunks=setup.chunks,
+            precision=setup.precision,
         )
     return Projection(system, run, num_steps).to_json()
 
 
-def _measured(
-    system: System,
-    layout: Layout,
-    geometry: Geometry,
-    num_steps: int,
-    runs: int,
-    precision: str,
-    vae_split: str | None,
-    attention_chunks: str | None,
-    model: str | None,
-    cache_dir: str | None,
-) -> dict:
-    from models.device import open_mesh
+def _measured(setup: Setup, system: System, num_steps: int, runs: int) -> dict:
     from models.mochi.pipeline import MochiPipeline
     from models.performance.measure import measure as time_videos
 
-    opened = open_mesh(system.mesh, "hardware", system=system.name)
-    with (
-        opened,
-        MochiPipeline.from_pretrained(
-            model,
-            mesh=opened,
-            layout=str(layout),
-            precision=precision,
-            vae_split=vae_split,
-            attention_chunks=attention_chunks,
-            cache_dir=cache_dir,
-        ) as pipe,
-    ):
+    assert setup.video is not None
+    with MochiPipeline.load(setup) as pipe:
         return time_videos(
-            pipe, system, geometry, num_steps=num_steps, runs=runs, precision=precision, say=lambda line: print(line)
+            pipe,
+            system,
+            setup.video.geometry,
+            num_steps=num_steps,
+            runs=runs,
+            precision=setup.precision.name,
+            on_message=lambda line: print(line),
         )
 
 

@@ -144,12 +144,10 @@ def quiet_libraries() -> None:
     """Keep other libraries' notices and bars out of ours; their errors still show."""
     import logging
 
-    from diffusers.utils import logging as diffusers_logging
     from loguru import logger
     from transformers.utils import logging as transformers_logging
 
     logger.disable("models")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

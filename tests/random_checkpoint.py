@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from models.jobs.video import write_json
+from models.machine.files import write_json
 from models.tiny import export, tokenizer
 from models.tiny.export import to_bfloat16_, write_components
 from models.tiny.tokenizer import write_tokenizer
@@ -50,7 +50,7 @@ DEFAULTS: dict[str, Any] = {
     "width": 96,
     "num_frames": 13,
     "num_steps": 8,
-    "cfg_scale": 4.5,
+    "guidance_scale": 4.5,
 }
 MANIFEST = "files.json"
 

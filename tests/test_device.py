@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from models.device import SystemReport, cards, choose_mode, describe, open_mesh, parse_mesh
+from models.device import cards, choose_mode, open_mesh, parse_mesh
+from models.jobs.doctor import SystemReport, describe
 from models.machine import host as guard
 
 GOLDEN = """

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # progress(stage, done, total): a stage is an act and what it is done to, such as "convert transformer". "identify",
 # "convert" and "verify" count bytes, "weights" counts tensors.
 Progress = Callable[[str, int, int], None]
-Say = Callable[[str], None]
+Message = Callable[[str], None]
 _KEY_DIGITS = 24
 
 
@@ -51,7 +51,7 @@ class Store:
         precision: str = "bf16",
         loras: Sequence[LoraRequest] = (),
         progress: Progress | None = None,
-        say: Say | None = None,
+        on_message: Message | None = None,
     ) -> Manifest:
         """Fill a freshly declared module on its mesh from the store, converting the weights first if need be.
 
@@ -61,7 +61,7 @@ class Store:
             precision: a name of `weight_cache.precision`.
             loras: merged into the weights; such a set is an entry of its own.
             progress: called as `progress(stage, done, total)`.
-            say: called with a line for what the user should know.
+            on_message: called with a line for what the user should know.
 
         Raises:
             ValueError: precision, LoRA or weights do not fit the model.
@@ -69,7 +69,7 @@ class Store:
         """
         import ttnn
 
-        manifest, entry = self._ready(module, component, precision, loras, progress, say, check=True)
+        manifest, entry = self._ready(module, component, precision, loras, progress, on_message, check=True)
         report = progress or _silent
         records = {record.name: record for record in manifest.tensors}
         parameters = list(module.parameters())
@@ -87,10 +87,10 @@ class Store:
         precision: str = "bf16",
         loras: Sequence[LoraRequest] = (),
         progress: Progress | None = None,
-        say: Say | None = None,
+        on_message: Message | None = None,
     ) -> tuple[Manifest, Path]:
         """Make the entry that `load` would read, unless it is there; returns its manifest and directory."""
-        manifest, entry = self._ready(module, component, precision, loras, progress, say, check=False)
+        manifest, entry = self._ready(module, component, precision, loras, progress, on_message, check=False)
         return manifest, entry.path
 
     def entries(self) -> list[Found]:
@@ -168,14 +168,14 @@ class Store:
         precision: str,
         loras: Sequence[LoraRequest],
         progress: Progress | None,
-        say: Say | None,
+        on_message: Message | None,
         *,
         check: bool,
     ) -> tuple[Manifest, Entry]:
         """The complete entry for these weights, made or mended first where needed."""
         precision = stored_precision(component.name, precision)
         set_precision(module, precision)
-        tell = say or (lambda line: None)
+        tell = on_message or (lambda line: None)
         source = checked_source(module, component, loras)
         digests = DigestMemory(self.root / "digests.json")
         fields = key_fields(module, component, precision, loras, digests, _stage(progress, "identify", component.name))
@@ -232,7 +232,7 @@ class Store:
             )
         return wrong or manifest
 
-    def _set_aside(self, entry: Entry, wrong: dict[str, str], tell: Say) -> None:
+    def _set_aside(self, entry: Entry, wrong: dict[str, str], tell: Message) -> None:
         file, why = next(iter(wrong.items()))
         if file == "manifest.json":
             tell(f"stored weights {entry.path.name} cannot be used ({why}): set aside, converting again")
@@ -248,7 +248,7 @@ class Store:
         entry.set_aside(manifest, wrong)
 
     @contextlib.contextmanager
-    def _locked(self, name: str, tell: Say) -> Iterator[None]:
+    def _locked(self, name: str, tell: Message) -> Iterator[None]:
         try:
             lock = self._lock(name)
             try:

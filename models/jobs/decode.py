@@ -8,112 +8,94 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from models.jobs.generate import MODES, resolve_mode
-from models.jobs.latents import load_latents
-from models.jobs.video import check_writable, write_json, write_mp4
+from models.device import MODES
+from models.jobs.generate import check_mode
+from models.machine.errors import InputError
+from models.machine.files import check_writable, write_json
 from models.mochi.geometry import FPS
+from models.mochi.setup import Request, Setup, resolve
 
 if TYPE_CHECKING:
     import torch
 
-    from models.mochi.vae.config import DecoderConfig
-    from models.parallel import Layout
-    from weight_cache.checkpoints.component import Component
-
 
 @dataclass(frozen=True)
 class DecodeRequest:
-    """What the user asked for; None means what the latents were made with."""
+    """What a user asked for; None means what the latents were made with.
+
+    The model of `request` is the checkpoint's name, or None for that of the latents.
+    """
 
     latents: str
-    model: str | None = None
-    variant: str | None = None
-    base: str | None = None
-    mesh: str = "2x4"
-    layout: str | None = None
-    vae_split: str | None = None
+    request: Request
     keep_all_frames: bool = False
-    mode: str = "auto"
     fps: int | None = None
-    cache_dir: str | None = None
     out: str | None = None
 
 
 @dataclass(frozen=True)
-class DecodePlan:
+class DecodeJob:
     """A request with every default filled in and every rule checked."""
 
     request: DecodeRequest
-    mode: str
+    setup: Setup
     latents_BCTHW: torch.Tensor
     about: dict[str, Any]
-    model: str
-    component: Component
-    config: DecoderConfig
-    layout: Layout
     fps: int
     out: Path
 
 
-def plan(request: DecodeRequest) -> DecodePlan:
+def plan(request: DecodeRequest) -> DecodeJob:
     """Fill in defaults and check whatever can be checked before a mesh is opened.
 
     Raises:
-        ValueError: a value breaks its rule, or the latents are not for this model.
-        FileNotFoundError: the latents, or parts of the checkpoint, are missing.
+        InputError: a value breaks its rule, or the latents are not for this model.
+        MissingInputError: the latents, or parts of the checkpoint, are missing.
     """
-    from models.device import parse_mesh, quiet_ttnn
+    from models.jobs.latents import load_latents
 
-    mode = resolve_mode(request.mode)
-    mesh_shape = parse_mesh(request.mesh)
+    check_mode(request.request.mode)
     latents, about = load_latents(request.latents)
-    model = request.model or about.get("model") or "tiny"
     fps = request.fps if request.fps is not None else int(about.get("fps", FPS))
     if fps < 1:
-        raise ValueError(f"fps {fps} must be at least 1 (Mochi's is 30)")
+        raise InputError(f"fps {fps} must be at least 1 (Mochi's is 30)")
     out = Path(request.out) if request.out is not None else Path(request.latents).with_suffix(".mp4")
     check_writable(out)
-    quiet_ttnn()
-    from models.mochi.vae.config import DecoderConfig
+    setup = resolve(replace(request.request, model=request.request.model or about.get("model") or "tiny"))
     from models.mochi.vae.decoder import check_latents
-    from models.mochi.vae.split import Split
-    from models.parallel import Layout
-    from weight_cache.checkpoints.checkpoint import Checkpoint
 
-    if request.vae_split is not None:
-        Split.parse(request.vae_split)
-    component = Checkpoint.open(model, request.variant, request.base).vae
-    config = DecoderConfig.from_dict(component.config)
-    check_latents(latents, config.latent_channels)
-    component.check()
-    layout = Layout.parse(request.layout, mesh_shape) if request.layout else Layout.default(mesh_shape)
-    layout = replace(layout, cfg_axis=None)  # there are no branches in decoding
-    return DecodePlan(request, mode, latents, about, model, component, config, layout, fps, out)
+    check_latents(latents, setup.configs.vae.latent_channels)
+    # Decoding has no branches of guidance: it takes the whole mesh.
+    return DecodeJob(request, replace(setup, layout=replace(setup.layout, cfg_axis=None)), latents, about, fps, out)
 
 
 def run(
-    job: DecodePlan,
+    job: DecodeJob,
     progress: Callable[[str, int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
 ) -> Path:
-    """Decode and write the video with its JSON; returns the video's path.
+    """Decode and write the video with its JSON; return the video's path.
 
     Raises:
-        ValueError: weights that do not fit their configuration, or a split that the video does not allow.
+        InputError: weights that do not fit their configuration, or a split that the video does not allow.
         OSError: writing failed; nothing is left behind.
     """
     from models.device import open_mesh
+    from models.jobs.video import write_mp4
     from models.mochi.vae import MochiVaeDecoder
     from models.mochi.vae.frames import to_uint8
     from models.parallel import Mesh
     from weight_cache.store import Store
 
     report = progress or (lambda stage, done, total: None)
-    request, seconds = job.request, {}
+    request, setup, seconds = job.request, job.setup, {}
+    assert setup.checkpoint is not None
     start = perf_counter()
-    with open_mesh(request.mesh, job.mode if request.mode != "auto" else "auto") as opened:  # type: ignore[arg-type]
-        decoder = MochiVaeDecoder(job.config, Mesh(opened.device, job.layout), split=request.vae_split)
-        Store(request.cache_dir).load(decoder, job.component, progress=report, say=say)
+    with open_mesh(setup.mesh_shape, setup.request.mode, system=setup.request.system) as opened:  # type: ignore[arg-type]
+        mesh = Mesh(opened.device, setup.layout)
+        decoder = MochiVaeDecoder(setup.configs.vae, mesh, split=setup.request.vae_split)
+        store = Store(setup.request.cache_dir)
+        store.load(decoder, setup.checkpoint.vae, progress=report, on_message=on_message)
         seconds["load"] = round(perf_counter() - start, 3)
         start = perf_counter()
         report("decode", 0, 1)
@@ -127,13 +109,13 @@ def run(
         write_json(
             {
                 "video": job.out.name,
-                "mode": job.mode,
-                "mode_means": MODES[job.mode],
+                "mode": setup.mode,
+                "mode_means": MODES[setup.mode],
                 "latents": str(request.latents),
                 "latent_shape": list(job.latents_BCTHW.shape),
-                "model": job.model,
-                "mesh": request.mesh,
-                "layout": str(job.layout),
+                "model": str(setup.request.model),
+                "mesh": "x".join(map(str, setup.mesh_shape)),
+                "layout": str(setup.layout),
                 "vae_split": str(decoder.split_for(*job.latents_BCTHW.shape[2:])),
                 "keep_all_frames": request.keep_all_frames,
                 "fps": job.fps,

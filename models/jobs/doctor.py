@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.machine.host import CARD_DIRECTORY, cards
+from models.device import DEFAULT_MESH, HARDWARE_HINT, cards
 from models.mock.toolchain import (
     COMPILER,
     cache_directory,
@@ -17,15 +17,6 @@ from models.mock.toolchain import (
     locate_toolchain,
     package_directory,
 )
-
-DEFAULT_MESH = "2x4"
-"""Mesh used where the user names none."""
-
-HARDWARE_HINT = (
-    "install the kernel driver tt-kmd, flash the firmware with tt-flash and install the sfpi compiler, so "
-    f"that {CARD_DIRECTORY} lists the cards; or use mode 'golden' or 'dry-run', which need none"
-)
-"""How a machine without cards gets to hardware."""
 
 _SYSTEM_SFPI = Path("/opt/tenstorrent/sfpi")
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy", "safetensors", "ziglang")

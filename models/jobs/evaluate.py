@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
+from models.machine.extras import require
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
 from models.mochi.geometry import Geometry
-from models.mochi.inputs import check_configs, make_latents
+from models.mochi.inputs import make_latents
 from models.mochi.pipeline import MochiPipeline
 from models.mochi.sampling.schedule import THRESHOLD_NOISE
+from models.mochi.setup import check_configs
 from models.tiny.captions import held_out_prompts
 from models.tiny.vision import Sight, look
 from weight_cache.checkpoints.checkpoint import Checkpoint
@@ -78,7 +80,7 @@ class Evaluation:
             *(f"wrong: {v.prompt!r} shows {_words(v.mesh)} (PyTorch: {_words(v.reference)})" for v in wrong),
             f"{len(self.verdicts)} held-out prompts, {self.mode}, {self.layout}, precision {self.precision}, "
             f"{self.settings.num_steps} steps, "
-            f"guidance {self.settings.cfg_scale:g}",
+            f"guidance {self.settings.guidance_scale:g}",
             *(
                 f"{name:<7} {report['accuracy'][name]:6.1%}   PyTorch {report['reference_accuracy'][name]:6.1%}"
                 for name in ATTRIBUTES
@@ -139,7 +141,7 @@ def evaluate(
                 width=settings.width,
                 num_frames=settings.num_frames,
                 num_inference_steps=settings.num_steps,
-                guidance_scale=settings.cfg_scale,
+                guidance_scale=settings.guidance_scale,
                 output_type="np",
             )
             ours = torch.from_numpy(made.frames[0])  # type: ignore[union-attr]
@@ -154,8 +156,9 @@ class _Reference:
     """Diffusers' pipeline in float32 on the host, with the same settings."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Defaults):
-        import diffusers
-
+        diffusers = require("diffusers", "reference", "the comparison with PyTorch")
+        diffusers.utils.logging.set_verbosity_error()
+        diffusers.utils.logging.disable_progress_bar()
         self.pipe: Any = diffusers.MochiPipeline.from_pretrained(checkpoint.directory, dtype=torch.float32)
         self.pipe.set_progress_bar_config(disable=True)
         self.settings = settings
@@ -176,7 +179,7 @@ class _Reference:
             width=self.settings.width,
             num_frames=self.settings.num_frames,
             num_inference_steps=self.settings.num_steps,
-            guidance_scale=self.settings.cfg_scale,
+            guidance_scale=self.settings.guidance_scale,
             output_type="np",
         )
 

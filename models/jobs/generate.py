@@ -1,6 +1,7 @@
 """The job behind `mochi-tt generate`: from the user's words to an mp4 and the JSON beside it.
 
-`plan` settles and checks everything that needs no weights; `run` does the work.
+`plan` settles and checks everything that needs no weights. `run` composes three parts: a pipeline is opened, `make`
+makes a video with it, `write` writes the files. One open pipeline serves many requests.
 """
 
 from __future__ import annotations
@@ -14,235 +15,206 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from models.jobs.latents import save_latents
-from models.jobs.video import check_writable, write_json, write_mp4
-from models.mochi.defaults import DEFAULTS_FILE, Defaults
-from models.mochi.geometry import Geometry
-from models.mochi.precision import Precision
-from models.mochi.sampling.schedule import guidance_schedule, linear_quadratic_schedule
+from models.device import MODES, choose_mode
+from models.machine.errors import InputError
+from models.machine.files import check_writable, write_json
+from models.mochi.setup import Request, Setup, Video, as_arguments, resolve
 
 if TYPE_CHECKING:
-    from models.parallel import Layout
-    from weight_cache.checkpoints.checkpoint import Checkpoint
-    from weight_cache.checkpoints.lora import LoraRequest
+    import numpy as np
+
+    from models.mochi.outputs import MochiOutput
+    from models.mochi.pipeline import MochiPipeline
 
 OUTPUTS = Path("outputs")
 PACKAGES = ("mochi-tt", "ttnn", "torch", "diffusers", "transformers")
-# What each mode's numbers are, in a sentence that a user reads first.
-MODES = {
-    "hardware": "hardware: computed on Tenstorrent cards",
-    "golden": "golden: a mock mesh, numbers computed by torch on this host, not on silicon",
-}
+Progress = Callable[[str, int, int], None]
+Message = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asked for; None means "the model's default"."""
+class GenerateRequest:
+    """What a user asked for: words, a set-up with a video in it, and where the files go."""
 
     prompt: str
+    request: Request
     negative_prompt: str = ""
-    model: str = "tiny"
-    variant: str | None = None
-    base: str | None = None
-    precision: str = "default"
-    lora: tuple[str, ...] = ()
-    cache_dir: str | None = None
-    mesh: str = "2x4"
-    layout: str | None = None
-    mode: str = "auto"
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    num_steps: int | None = None
-    cfg_scale: float | None = None
-    threshold_noise: float | None = None
-    linear_steps: int | None = None
-    seed: int | None = None
-    fps: int | None = None
-    vae_split: str | None = None
-    capture: bool = True
     save_latents: bool = False
     out: str | None = None
 
 
 @dataclass(frozen=True)
-class Plan:
+class Job:
     """A request with every default filled in and every rule checked."""
 
-    request: Request
-    mode: str
-    settings: Defaults
-    geometry: Geometry
-    sigmas: list[float]
-    guidance: list[float]
-    checkpoint: Checkpoint
-    layout: Layout
-    loras: tuple[LoraRequest, ...]
+    request: GenerateRequest
+    setup: Setup
+    video: Video
     out: Path
 
+    @property
+    def latents_file(self) -> Path:
+        """Where the latents are kept, if they are."""
+        return self.out.with_suffix(".latents.safetensors")
 
-def resolve_mode(mode: str) -> str:
-    """`"hardware"` or `"golden"` for what the user asked, `"auto"` included.
+
+@dataclass(frozen=True)
+class Made:
+    """A video that was made: frames uint8 [F, H, W, 3], and all that the pipeline said of it."""
+
+    frames: np.ndarray
+    output: MochiOutput
+    system: str
+    seconds: dict[str, float]
+
+
+def check_mode(mode: str) -> str:
+    """Return the mode that a job which makes frames will have, `"hardware"` or `"golden"`.
 
     Raises:
-        ValueError: no such mode, one that makes no video, or hardware without cards.
+        InputError: there is no such mode, or it computes no numbers.
+        MachineError: hardware without cards.
     """
-    from models.device import choose_mode
-
-    try:
-        chosen = choose_mode(mode)  # type: ignore[arg-type]
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
+    chosen = choose_mode(mode)  # type: ignore[arg-type]
     if chosen not in MODES:
-        raise ValueError(f"mode {mode!r} computes no numbers and so makes no video: use auto, hardware or golden")
+        raise InputError(f"mode {mode!r} computes no numbers and so makes no video: use auto, hardware or golden")
     return chosen
 
 
-def plan(request: Request) -> Plan:
+def plan(request: GenerateRequest) -> Job:
     """Fill in defaults and check whatever can be checked before weights are read and a mesh is opened.
 
     Raises:
-        ValueError: a value breaks its rule.
-        FileNotFoundError: the checkpoint or a part of it is missing.
+        InputError: a value breaks its rule.
+        MissingInputError: the checkpoint or a part of it is missing.
     """
-    from models.device import parse_mesh, quiet_ttnn
-    from models.mochi.inputs import check_configs
-    from weight_cache.checkpoints.checkpoint import Checkpoint
-    from weight_cache.checkpoints.lora import LoraRequest
-
-    mode = resolve_mode(request.mode)
-    mesh_shape = parse_mesh(request.mesh)
-    precision = Precision.named(request.precision)
-    loras = tuple(LoraRequest.parse(text) for text in request.lora)
-    checkpoint = Checkpoint.open(request.model, request.variant, request.base)
-    wanted = {name: value for name, value in asdict(request).items() if name in Defaults.__dataclass_fields__}
-    settings = Defaults().overridden(checkpoint.optional_json(DEFAULTS_FILE)).overridden(wanted)
-    if settings.fps < 1:
-        raise ValueError(f"fps {settings.fps} must be at least 1 (Mochi's is 30)")
-    if not 0 <= settings.seed < 2**63:
-        raise ValueError(f"seed {settings.seed} must be from 0 to 2**63 - 1")
-    scales = check_configs(checkpoint)
-    geometry = Geometry(settings.height, settings.width, settings.num_frames, scales)
-    sigmas = linear_quadratic_schedule(settings.num_steps, settings.threshold_noise, request.linear_steps)
-    guidance = guidance_schedule(settings.cfg_scale, settings.num_steps)
-    quiet_ttnn()
-    from models.mochi.components import Configs, choose_layout  # ttnn is quiet by now
-
-    layout = choose_layout(Configs.of(checkpoint), mesh_shape, precision, request.layout)
-    for component in checkpoint.components:
-        component.check()
-    out = Path(request.out) if request.out is not None else free_name(request.prompt, settings.seed)
+    check_mode(request.request.mode)
+    setup = resolve(request.request)
+    if setup.video is None:
+        raise InputError("a video has to be asked for: give the request a VideoRequest")
+    seed = setup.video.settings.seed
+    out = Path(request.out) if request.out is not None else free_name(request.prompt, seed)
     check_writable(out)
-    return Plan(request, mode, settings, geometry, sigmas, guidance, checkpoint, layout, loras, out)
+    return Job(request, setup, setup.video, out)
 
 
-def run(
-    job: Plan,
-    progress: Callable[[str, int, int], None] | None = None,
-    warn: Callable[[str], None] | None = None,
-) -> Path:
-    """Make the video and write it with its JSON; returns the video's path.
+def run(job: Job, progress: Progress | None = None, on_message: Message | None = None) -> Path:
+    """Open a pipeline, make the video and write it with its JSON; return the video's path.
 
     Args:
         job: what `plan` gave.
         progress: called as `progress(stage, done, total)`.
-        warn: called with a line for what the user should know, such as a prompt that was cut.
+        on_message: called with a line for what the user should know, such as a prompt that was cut.
 
     Raises:
-        ValueError: a checkpoint whose weights do not fit its configuration.
+        InputError: a checkpoint whose weights do not fit its configuration.
         OSError: writing failed; nothing is left behind.
     """
-    from models.mochi.pipeline import MochiOutput, MochiPipeline
+    from models.mochi.pipeline import MochiPipeline
+
+    start = perf_counter()
+    with MochiPipeline.load(job.setup, progress, on_message) as pipe:
+        load_seconds = round(perf_counter() - start, 3)
+        made = make(pipe, job, progress, on_message)
+    made.seconds["load"] = load_seconds
+    return write(made, job, progress)
+
+
+def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_message: Message | None = None) -> Made:
+    """Make the video of a job with an open pipeline, and keep its latents where the job asks for that.
+
+    Raises:
+        OSError: the latents cannot be written.
+    """
+    from models.jobs.latents import save_latents
+    from models.mochi.outputs import MochiOutput
     from models.mochi.vae.frames import to_uint8
 
-    report, say = progress or (lambda stage, done, total: None), warn or (lambda line: None)
-    request, settings = job.request, job.settings
+    tell = on_message or (lambda line: None)
+    request, video = job.request, job.video
     if request.prompt == "":
-        say("the prompt is empty: it is encoded as zeros, as Genmo does")
-    guided = max(job.guidance) > 1
-    if request.negative_prompt and not guided:
-        say("guidance is 1: the negative prompt has no effect")
-    seconds: dict[str, float] = {}
+        tell("the prompt is empty: it is encoded as zeros, as Genmo does")
+    is_guided = max(video.guidance) > 1
+    if request.negative_prompt and not is_guided:
+        tell("guidance is 1: the negative prompt has no effect")
+    output = pipe(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt if is_guided else None,
+        height=video.geometry.height,
+        width=video.geometry.width,
+        num_frames=video.geometry.num_frames,
+        sigmas=video.sigmas,
+        guidance_scale=video.guidance,
+        seed=video.settings.seed,
+        output_type="latent",
+        progress=progress,
+    )
+    assert isinstance(output, MochiOutput)
+    if request.save_latents:
+        about = {
+            "prompt": request.prompt,
+            "model": str(request.request.model),
+            "fps": video.settings.fps,
+            "seed": video.settings.seed,
+        }
+        save_latents(output.frames, job.latents_file, about)
     start = perf_counter()
-    with MochiPipeline.from_pretrained(
-        job.checkpoint,
-        mesh=request.mesh,
-        layout=str(job.layout),
-        mode=job.mode if request.mode != "auto" else "auto",  # type: ignore[arg-type]
-        progress=report,
-        precision=request.precision,
-        loras=job.loras,
-        cache_dir=request.cache_dir,
-        vae_split=request.vae_split,
-        capture=request.capture,
-        say=say,
-    ) as pipe:
-        seconds["load"] = round(perf_counter() - start, 3)
-        system = pipe.mesh.system
-        output = pipe(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt if guided else None,
-            height=job.geometry.height,
-            width=job.geometry.width,
-            num_frames=job.geometry.num_frames,
-            sigmas=job.sigmas,
-            guidance_scale=job.guidance,
-            seed=settings.seed,
-            output_type="latent",
-            progress=report,
-        )
-        assert isinstance(output, MochiOutput)
-        if request.save_latents:
-            about = {"prompt": request.prompt, "model": request.model, "fps": settings.fps, "seed": settings.seed}
-            save_latents(output.frames, latents_file(job.out), about)
-        start = perf_counter()
-        video = pipe.decode(output.frames, "np", progress=report)
-        output.seconds["decode"] = round(perf_counter() - start, 3)
+    frames = to_uint8(pipe.decode(output.frames, "np", progress=progress)[0])
+    seconds = output.seconds | {"decode": round(perf_counter() - start, 3)}
     for name, encoded in (("prompt", output.prompts), ("negative prompt", output.negatives)):
         if encoded and encoded[0].num_truncated:
-            say(
+            tell(
                 f"the {name} is too long: its last {encoded[0].num_truncated} tokens were cut, "
                 f"{encoded[0].num_tokens} are used"
             )
-    seconds |= output.seconds
+    return Made(frames, output, pipe.mesh.system, seconds)
+
+
+def write(made: Made, job: Job, progress: Progress | None = None) -> Path:
+    """Write a video and the JSON beside it, both or neither; return the video's path.
+
+    Raises:
+        OSError: writing failed; nothing is left behind.
+    """
+    from models.jobs.video import write_mp4
+
+    report = progress or (lambda stage, done, total: None)
     start = perf_counter()
-    frames = to_uint8(video[0])
-    report("write", 0, len(frames))
-    write_mp4(frames, job.out, settings.fps, on_frame=lambda done, total: report("write", done, total))
-    seconds["write"] = round(perf_counter() - start, 3)
+    report("write", 0, len(made.frames))
+    write_mp4(made.frames, job.out, job.video.settings.fps, on_frame=lambda done, total: report("write", done, total))
+    made.seconds["write"] = round(perf_counter() - start, 3)
     try:
-        write_json(record(job, output, system, seconds), job.out.with_suffix(".json"))
+        write_json(record(made, job), job.out.with_suffix(".json"))
     except BaseException:
         job.out.unlink(missing_ok=True)
         raise
     return job.out
 
 
-def latents_file(video: Path) -> Path:
-    """Where the latents of a video are kept."""
-    return video.with_suffix(".latents.safetensors")
-
-
-def record(job: Plan, output: Any, system: str, seconds: dict[str, float]) -> dict[str, Any]:
-    """What the JSON beside the video holds: enough to make the same video again."""
-    geometry = job.geometry
+def record(made: Made, job: Job) -> dict[str, Any]:
+    """Return what the JSON beside the video holds: enough to make the same video again."""
+    setup, geometry, settings, output = job.setup, job.video.geometry, job.video.settings, made.output
+    assert setup.checkpoint is not None
+    arguments = as_arguments(setup.request)
+    arguments |= arguments.pop("video") | asdict(settings)
+    own = {"prompt": job.request.prompt, "negative_prompt": job.request.negative_prompt, "out": str(job.out)}
     return {
         "video": job.out.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "mode": job.mode,
-        "mode_means": MODES[job.mode],
-        "arguments": asdict(job.request) | asdict(job.settings) | {"out": str(job.out)},
+        "mode": setup.mode,
+        "mode_means": MODES[setup.mode],
+        "arguments": arguments | own | {"save_latents": job.request.save_latents},
         "sigmas": output.sigmas,
-        "cfg_schedule": output.guidance,
-        "seed": job.settings.seed,
-        "mesh": job.request.mesh,
-        "layout": str(job.layout),
-        "system": system,
+        "guidance_schedule": output.guidance,
+        "seed": settings.seed,
+        "mesh": "x".join(map(str, setup.mesh_shape)),
+        "layout": str(setup.layout),
+        "system": made.system,
         "geometry": {
             "height": geometry.height,
             "width": geometry.width,
             "num_frames": geometry.num_frames,
-            "fps": job.settings.fps,
+            "fps": settings.fps,
             "latent_shape": list(geometry.latent_shape),
             "visual_tokens": geometry.num_tokens,
         },
@@ -250,14 +222,14 @@ def record(job: Plan, output: Any, system: str, seconds: dict[str, float]) -> di
             name: {"used": encoded[0].num_tokens, "cut": encoded[0].num_truncated} if encoded else None
             for name, encoded in (("prompt", output.prompts), ("negative_prompt", output.negatives))
         },
-        "checkpoint": job.checkpoint.identity(),
-        "versions": {package: _version(package) for package in PACKAGES},
-        "seconds": seconds,
+        "checkpoint": setup.checkpoint.identity(),
+        "versions": {package: version_of(package) for package in PACKAGES},
+        "seconds": made.seconds,
     }
 
 
 def free_name(prompt: str, seed: int, folder: Path = OUTPUTS) -> Path:
-    """`outputs/<words of the prompt>-<seed>.mp4`, with a number where that name is taken."""
+    """Return `outputs/<words of the prompt>-<seed>.mp4`, with a number where that name is taken."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "video"
     path, number = folder / f"{words}-{seed}.mp4", 2
     while path.exists() or path.with_suffix(".json").exists():
@@ -265,7 +237,8 @@ def free_name(prompt: str, seed: int, folder: Path = OUTPUTS) -> Path:
     return path
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Return the version of an installed package, "not installed" for one that is absent."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+
+from models.machine.files import renamed_when_done
 
 FORMAT = "mochi-tt latents 1"
 _KEY = "latents"
@@ -28,15 +28,8 @@ def save_latents(latents_BCTHW: torch.Tensor, path: Path, about: dict[str, Any])
         OSError: the file could not be written.
     """
     metadata = {"format": FORMAT, "about": json.dumps(about)}
-    data = save({_KEY: latents_BCTHW.contiguous().float()}, metadata=metadata)
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with renamed_when_done(path) as scratch:
+        scratch.write_bytes(save({_KEY: latents_BCTHW.contiguous().float()}, metadata=metadata))
 
 
 def load_latents(path: str | Path) -> tuple[torch.Tensor, dict[str, Any]]:

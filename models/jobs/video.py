@@ -1,43 +1,14 @@
-"""Writing the video and the JSON beside it: whole or not at all."""
+"""Writing the video: whole or not at all."""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from models.machine.files import renamed_when_done
 from models.mochi.geometry import FPS
-
-
-def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
-    """Make the folder of `path` and see that a file can be made there, before any long work.
-
-    Raises:
-        ValueError: the name does not end with `suffix`, `path` is a directory, or its folder cannot be made or written.
-    """
-    path = Path(path)
-    if path.suffix.lower() != suffix:
-        raise ValueError(f"output {path} must end with {suffix}")
-    if path.is_dir():
-        raise ValueError(f"output {path} is a directory: give a file name")
-    made = [p for p in (path.parent, *path.parent.parents) if not p.exists()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-        if path.exists() and not os.access(path, os.W_OK):
-            raise PermissionError(13, "the existing file is read-only")
-    except OSError as error:
-        for folder in made:
-            if folder.is_dir():
-                folder.rmdir()
-        raise ValueError(f"output {path} cannot be written ({error.strerror}): choose another place") from error
 
 
 def write_mp4(
@@ -95,32 +66,3 @@ def write_mp4(
         written = imageio_ffmpeg.count_frames_and_secs(str(scratch))[0] if scratch.stat().st_size else 0
         if written != total:
             raise OSError(f"the encoder wrote {written} of {total} frames of {path}")
-
-
-def write_json(value: Mapping[str, Any], path: str | Path) -> None:
-    """Write `value` as indented JSON, whole or not at all.
-
-    Raises:
-        OSError: the file could not be written.
-        TypeError: a value that JSON does not know.
-    """
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    with renamed_when_done(Path(path)) as scratch:
-        scratch.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def renamed_when_done(path: Path) -> Iterator[Path]:
-    """A fresh file beside `path` that takes its place at the end, or vanishes on any exception."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix + ".part", dir=path.parent)
-    os.close(descriptor)
-    scratch = Path(name)
-    try:
-        yield scratch
-        # mkstemp makes private files; the result gets the permissions any new file would.
-        mask = os.umask(0)
-        os.umask(mask)
-        scratch.chmod(0o666 & ~mask)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What keeps the mock away from machines that have the real thing, and ttnn's logs away from terminals."""
+"""This computer: its cards, the cluster that this process is bound to, and ttnn's logs."""
 
 import contextlib
 import os
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 from loguru import logger
 
@@ -75,3 +76,23 @@ def quiet_ttnn() -> ModuleType:
         if silence:
             logger.enable("ttnn")
     return ttnn
+
+
+# What ttnn has seen in this process: "cards", "mock" or nothing yet.
+_bound: list[str] = []
+
+
+def bind_process(cluster: Literal["cards", "mock"]) -> None:
+    """Bind this process to the cards or to a mock cluster: ttnn keeps to the first cluster that it sees.
+
+    Raises:
+        RuntimeError: the process is bound to the other one.
+    """
+    if _bound and _bound[0] != cluster:
+        if cluster == "mock":
+            raise RuntimeError(
+                "this process has opened real cards and ttnn stays bound to them; open the mock in another one"
+            )
+        raise RuntimeError("this process has a mock cluster and ttnn stays bound to it; open the cards in another one")
+    if not _bound:
+        _bound.append(cluster)

@@ -139,6 +139,19 @@ def chip_dram() -> int:
     return min(found.architecture.dram_bytes for found in systems().values() if found.verified)
 
 
+def block_within(shape: tuple[int, int], rows: int, cols: int) -> tuple[int, int] | None:
+    """The rectangle of a mesh of `shape` that a rows x cols mesh is made from, or None if it does not fit.
+
+    It is the mesh itself where that fits, else its transpose, else (for a line) the flattest rectangle
+    through which the line can wind.
+    """
+    candidates = [(rows, cols), (cols, rows)]
+    if 1 in (rows, cols):
+        length = rows * cols
+        candidates += [(r, length // r) for r in range(2, shape[0] + 1) if length % r == 0]
+    return next((b for b in candidates if b[0] <= shape[0] and b[1] <= shape[1]), None)
+
+
 def _make(kind: type, name: str, table: dict[str, Any]) -> Any:
     figures = {key for key in table if key not in _NAMES}
     if figures != set(table.get("source", {})):

@@ -21,10 +21,12 @@ from weight_cache.plan import NamedMesh, plan
 
 if TYPE_CHECKING:
     from models.layers import Module
+    from models.mochi.setup import Setup
     from models.parallel import Mesh
     from weight_cache.checkpoints.checkpoint import Checkpoint
     from weight_cache.checkpoints.component import Component
     from weight_cache.checkpoints.lora import LoraRequest
+    from weight_cache.store import Message, Progress, Store
 
 COMPONENTS = ("text_encoder", "vae", "transformer")
 # Of a chip's DRAM, what weights may take before they are sharded over SP too; the rest is for the video.
@@ -136,6 +138,31 @@ class Models:
     def by_component(self) -> dict[str, Module]:
         """The models by the names of a checkpoint's components."""
         return {name: getattr(self, name) for name in COMPONENTS}
+
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        store: Store,
+        setup: Setup,
+        *,
+        progress: Progress | None = None,
+        on_message: Message | None = None,
+    ) -> None:
+        """Fill all models from the store of converted weights, which is filled first where it lacks them.
+
+        Raises:
+            InputError: weights or LoRAs do not fit.
+            MachineError: no space, or the store cannot be written.
+        """
+        for module, component, merged in self.with_weights(checkpoint, setup.loras):
+            store.load(
+                module,
+                component,
+                precision=setup.precision.weights,
+                loras=merged,
+                progress=progress,
+                on_message=on_message,
+            )
 
     def with_weights(
         self, checkpoint: Checkpoint, loras: Sequence[LoraRequest] = ()

@@ -19,7 +19,7 @@ class Defaults:
         width: pixels.
         num_frames: frames of the video, 6k + 1.
         num_steps: denoising steps.
-        cfg_scale: guidance scale, the same in every step.
+        guidance_scale: guidance scale, the same in every step.
         threshold_noise: where the linear part of the schedule ends, as a share of the noise removed.
         seed: of the latent noise.
         fps: frames per second of the written file.
@@ -29,7 +29,7 @@ class Defaults:
     width: int = 848
     num_frames: int = 163
     num_steps: int = 64
-    cfg_scale: float = 6.0
+    guidance_scale: float = 6.0
     threshold_noise: float = 0.025
     seed: int = 1710977262
     fps: int = 30

@@ -5,18 +5,109 @@ Shapes: B videos, C latent channels, T latent frames, L text tokens, D width of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from models.mochi.config import TransformerConfig
+from models.machine.errors import InputError
 from models.mochi.geometry import Geometry, Scales
-from models.mochi.sampling.schedule import check_scheduler
+from models.mochi.sampling.schedule import guidance_schedule, resolve_sigmas
 from models.mochi.text.encoder import MAX_SEQUENCE_LENGTH, TextEmbeddings
 
-if TYPE_CHECKING:
-    from weight_cache.checkpoints.checkpoint import Checkpoint
+# A prompt as a caller gives it: texts, embeddings [B, L, D], their mask [B, L]; None for what is not given.
+Given = tuple[Any, "torch.Tensor | None", "torch.Tensor | None"]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The prompts of a run, checked: texts still to encode, or embeddings as given.
+
+    Attributes:
+        prompts: one per video.
+        negatives: one for all videos, or one per video.
+        has_negative: whether the caller gave a negative prompt of any kind.
+    """
+
+    prompts: list[str | TextEmbeddings]
+    negatives: list[str | TextEmbeddings]
+    has_negative: bool
+
+    @classmethod
+    def of(cls, prompt: Given, negative: Given, width: int) -> Texts:
+        """Check what a caller gave.
+
+        Args:
+            prompt: of the conditional branch.
+            negative: of the unconditional branch; `""` where nothing is given.
+            width: D of the transformer.
+
+        Raises:
+            InputError: a rule is broken, or the numbers of prompts do not go together.
+        """
+        prompts = texts("prompt", *prompt, width)
+        has_negative = any(value is not None for value in negative)
+        negatives: list[str | TextEmbeddings] = texts("negative_prompt", *negative, width) if has_negative else [""]
+        if len(negatives) not in (1, len(prompts)):
+            raise InputError(
+                f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one per prompt"
+            )
+        return cls(prompts, negatives, has_negative)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The arguments of one denoising run, checked.
+
+    Attributes:
+        noise_BCTHW: float32, one per video.
+        sigmas: n + 1 noise levels.
+        guidance: n guidance scales.
+        callback: called with (pipeline, step, model time, {}) after each step; None for nothing.
+        progress: called as `progress(stage, done, total)`.
+    """
+
+    noise_BCTHW: torch.Tensor
+    sigmas: list[float]
+    guidance: list[float]
+    callback: Callable[[Any, int, float, dict], Any] | None
+    progress: Callable[[str, int, int], None]
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether any step needs the unconditional branch."""
+        return any(scale != 1 for scale in self.guidance)
+
+    @classmethod
+    def of(
+        cls,
+        videos: int,
+        scales: Scales,
+        size: tuple[int, int, int],
+        num_inference_steps: int | None,
+        guidance_scale: float | Sequence[float],
+        noise: tuple[torch.Tensor | None, torch.Generator | Sequence[torch.Generator] | None],
+        callback: Callable[[Any, int, float, dict], Any] | None,
+        *,
+        seed: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        threshold_noise: float | None = None,
+        linear_steps: int | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Run:
+        """Check the arguments of `MochiPipeline.denoise`, and draw the noise.
+
+        `size` is (height, width, number of frames), `noise` the caller's latents and generators.
+
+        Raises:
+            InputError: an argument breaks its rule, or two exclude each other.
+        """
+        geometry = Geometry(*size, scales)
+        levels = resolve_sigmas(num_inference_steps, sigmas, threshold_noise, linear_steps)
+        guidance = guidance_schedule(guidance_scale, len(levels) - 1)
+        drawn = make_latents(geometry, videos, noise[0], noise[1], seed)
+        return cls(drawn, levels, guidance, callback, progress or (lambda stage, done, total: None))
 
 
 def texts(
@@ -130,23 +221,6 @@ def make_latents(
     if len(generators) != batch:
         raise ValueError(f"{len(generators)} generators for {batch} videos: give one, or one per video")
     return torch.cat([torch.randn((1, *shape[1:]), generator=g, dtype=torch.float32) for g in generators])
-
-
-def check_configs(checkpoint: Checkpoint) -> Scales:
-    """Check that the components fit each other and the sampler; returns the compression factors.
-
-    Raises:
-        ValueError: they do not; the message names both sides.
-    """
-    check_scheduler(checkpoint.scheduler)
-    wanted = TransformerConfig.from_dict(checkpoint.transformer.config).text_embed_dim
-    found = checkpoint.text_encoder.config.get("d_model")
-    if wanted != found:
-        raise ValueError(
-            f"the transformer takes text features of width {wanted}, the text encoder gives {found}: "
-            f"they are not of one checkpoint ({checkpoint.directory})"
-        )
-    return Scales.from_configs(checkpoint.transformer.config, checkpoint.vae.config)
 
 
 def _describe(tensor: torch.Tensor) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.machine.systems import mock_of
+from models.machine.systems import block_within, mock_of
 
 Coord = tuple[int, int]
 Link = tuple[tuple[int, int], tuple[int, int]]
@@ -59,19 +59,6 @@ class System:
     def block(self, rows: int, cols: int) -> Coord | None:
         """The rectangle of this system that a rows x cols mesh is made from, or None if it does not fit."""
         return block_within(self.shape, rows, cols)
-
-
-def block_within(shape: Coord, rows: int, cols: int) -> Coord | None:
-    """The rectangle of a mesh of `shape` that a rows x cols mesh is made from, or None if it does not fit.
-
-    It is the mesh itself where that fits, else its transpose, else (for a line) the flattest rectangle
-    through which the line can wind.
-    """
-    candidates = [(rows, cols), (cols, rows)]
-    if 1 in (rows, cols):
-        length = rows * cols
-        candidates += [(r, length // r) for r in range(2, shape[0] + 1) if length % r == 0]
-    return next((b for b in candidates if b[0] <= shape[0] and b[1] <= shape[1]), None)
 
 
 def _bundle(a: int, b: int, channels_a: tuple[int, ...], channels_b: tuple[int, ...]) -> list[Link]:

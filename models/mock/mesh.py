@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from models.machine.host import environment, log_level, quiet_ttnn, refuse_cards
+from models.machine.host import bind_process, environment, log_level, quiet_ttnn, refuse_cards
 from models.mock.cluster import System, system_for, system_named, write_descriptor
 from models.mock.toolchain import cache_directory, mock_variables, prepare_toolchain
 
@@ -35,7 +35,6 @@ class _Process:
     system: System | None = None
     beside_cards: bool = False
     seen_by_ttnn: bool = False
-    hardware_seen: bool = False
     parent: "ttnn.MeshDevice | None" = None
 
     def __post_init__(self) -> None:
@@ -181,7 +180,7 @@ def _open_parent(system: System) -> "ttnn.MeshDevice":
     ttnn = quiet_ttnn()
     variables: dict[str, str] = {}
     if not _process.seen_by_ttnn:
-        _refuse_other_cluster()
+        bind_process("mock")
         chain = prepare_toolchain()
         descriptor = write_descriptor(system, cache_directory() / "clusters")
         variables = mock_variables(chain, descriptor)
@@ -198,28 +197,6 @@ def _open_parent(system: System) -> "ttnn.MeshDevice":
         parent = ttnn.open_mesh_device(ttnn.MeshShape(*system.shape))
     _limits().attach()
     return parent
-
-
-def _refuse_other_cluster() -> None:
-    """Refuse to call a mesh a mock when ttnn may already have seen real cards in this process."""
-    if _process.hardware_seen:
-        raise RuntimeError(
-            "this process has opened real cards and ttnn stays bound to them; open the mock in another one"
-        )
-
-
-def mark_hardware() -> None:
-    """Record that this process is about to open real cards, which it cannot do once it has a mock cluster.
-
-    Raises:
-        RuntimeError: the process has a mock cluster.
-    """
-    with _lock:
-        if _process.seen_by_ttnn:
-            raise RuntimeError(
-                "this process has a mock cluster and ttnn stays bound to it; open the cards in another one"
-            )
-        _process.hardware_seen = True
 
 
 def _shape(shape: tuple[int, int]) -> str:

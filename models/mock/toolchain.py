@@ -89,7 +89,7 @@ def zig_program() -> Path:
             return program
     raise FileNotFoundError(
         "package ziglang is not installed, and the mock's placeholder kernels are linked with it; "
-        "run `pip install ziglang==0.17.0`"
+        "run `pip install 'mochi-tt[mock]'`"
     )
 
 

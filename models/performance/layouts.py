@@ -80,7 +80,7 @@ def compare(
     config: TransformerConfig = CONFIGS["preview"],
     steps: int = 50,
     jobs: int = 1,
-    tell: Callable[[str], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
 ) -> list[Candidate]:
     """Dry-run layouts of a system at every precision; those that fit first, fastest first.
 
@@ -96,12 +96,12 @@ def compare(
         config: transformer sizes.
         steps: guided steps of the video.
         jobs: processes at a time.
-        tell: called with a line for each run that ends.
+        on_message: called with a line for each run that ends.
 
     Raises:
         RuntimeError: a mesh of the system cannot be opened as a mock, or ttnn refuses a program.
     """
-    tell = tell or (lambda line: None)
+    tell = on_message or (lambda line: None)
     with fresh_processes(jobs) as pool:
         shapes = {layout.branch.mesh_shape: layout.branch for layout in layouts}
         decoding = {

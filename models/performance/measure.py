@@ -6,8 +6,10 @@ from statistics import median
 
 from models.machine.systems import System
 from models.mochi.geometry import Geometry
-from models.mochi.pipeline import MochiOutput, MochiPipeline, Progress
+from models.mochi.outputs import MochiOutput
+from models.mochi.pipeline import MochiPipeline
 from models.performance.trace import Record, Trace, trace
+from weight_cache.store import Progress
 
 NOTES = {
     "hardware": "MEASURED on hardware: seconds of whole videos after a warm-up, min / median / max over the runs",
@@ -55,7 +57,7 @@ def measure(
     runs: int = 3,
     precision: str,
     prompt: str = PROMPT,
-    say: Callable[[str], None] = lambda line: None,
+    on_message: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Make videos with a loaded pipeline and time them.
 
@@ -70,7 +72,7 @@ def measure(
         runs: timed videos, at least 1.
         precision: of the pipeline, for the report.
         prompt: what to make; the negative prompt is empty, guidance is on.
-        say: called with a line before each part of the work.
+        on_message: called with a line before each part of the work.
 
     Returns:
         A report as `models.performance.report` describes it.
@@ -95,13 +97,13 @@ def measure(
         assert isinstance(out, MochiOutput)  # the default return type
         return {**out.seconds, "total": sum(out.seconds[stage] for stage in _STAGES)}
 
-    say("warm-up")
+    on_message("warm-up")
     cold = video(2)
     timed = []
     for run in range(runs):
-        say(f"run {run + 1} of {runs}")
+        on_message(f"run {run + 1} of {runs}")
         timed.append(video(num_steps))
-    say("counting")
+    on_message("counting")
     with trace(pipe.transformer.mesh.device) as made:
         marks = _Marks(made)
         video(2, marks)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib
 
-from models.jobs.video import renamed_when_done
+from models.machine.files import renamed_when_done
 from models.machine.systems import system
 from models.performance.report import Report, typical
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from models.jobs.video import write_json
+from models.machine.files import write_json
 from models.mochi.defaults import DEFAULTS_FILE
 from models.tiny.scenes import NUM_FRAMES, SIZE
 
@@ -19,7 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "width": SIZE,
     "num_frames": NUM_FRAMES,
     "num_steps": 16,
-    "cfg_scale": 3.0,
+    "guidance_scale": 3.0,
     "seed": 0,
 }
 CARD = "README.md"

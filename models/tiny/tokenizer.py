@@ -7,7 +7,7 @@ import string
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.jobs.video import write_json
+from models.machine.files import write_json
 
 VOCABULARY = 400
 

@@ -4,7 +4,8 @@ import os
 import numpy as np
 import pytest
 
-from models.jobs.video import check_writable, write_json, write_mp4
+from models.jobs.video import write_mp4
+from models.machine.files import check_writable, write_json
 
 
 def moving_square(frames=9, height=48, width=64):

@@ -1,6 +1,6 @@
 """The pipeline against Diffusers' own, on the host with the reference's transformer and on the mesh."""
 
-import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,15 +42,14 @@ def reference_denoise(transformer, latents, *, sigmas, guidance, prompt, negativ
                 without = transformer(state, negative[0], time, negative[1]).sample
                 velocity = without + scale * (velocity - without)
         state = state + (sigmas[i] - sigmas[i + 1]) * velocity
-        if on_step is not None:
-            on_step(i + 1, len(guidance))
+        if on_step is not None and on_step(i + 1):
+            break
     return state
 
 
 @pytest.fixture
-def pipe(tiny, reference, monkeypatch):
+def pipe(tiny, reference):
     """Our pipeline with everything but the mesh: the reference's transformer in the place of ours."""
-    monkeypatch.setitem(sys.modules, "models.mochi.sampling.denoise", SimpleNamespace(denoise=reference_denoise))
     checkpoint = Checkpoint(tiny)
     return MochiPipeline(
         transformer=reference.transformer,
@@ -59,7 +58,7 @@ def pipe(tiny, reference, monkeypatch):
         scales=Scales(),
         mesh=SimpleNamespace(mode="golden", can_capture=False, close=lambda: None),
         layout=None,
-        checkpoint=checkpoint,
+        sampler=reference_denoise,
     )
 
 
@@ -151,6 +150,56 @@ def test_a_negative_prompt_without_guidance_warns(pipe):
         pipe(PROMPT, "x", num_inference_steps=1, guidance_scale=1, seed=1, output_type="latent", **SIZE)
 
 
+def test_the_stages_compose_to_a_call(pipe):
+    """Encode once, denoise twice, decode: the same as two calls."""
+    arguments = dict(num_inference_steps=2, **SIZE)
+    encoded = pipe.encode(PROMPT, "two horses", max_sequence_length=32)
+    assert [text.embeds.shape[1] for text in (*encoded.prompts, *encoded.negatives)] == [32, 32]
+    for seed in (1, 2):
+        denoised = pipe.denoise(encoded, seed=seed, **arguments)
+        assert denoised.is_complete
+        assert (denoised.steps_done, len(denoised.sigmas), denoised.guidance) == (2, 3, [4.5, 4.5])
+        whole = pipe(PROMPT, "two horses", seed=seed, max_sequence_length=32, output_type="np", **arguments).frames
+        np.testing.assert_array_equal(pipe.decode(denoised.latents), whole)
+    alone = pipe.encode(PROMPT, do_classifier_free_guidance=False)
+    assert alone.negatives == []
+    with pytest.raises(ValueError, match="encode with guidance"):
+        pipe.denoise(alone, seed=1, **arguments)
+    assert pipe.denoise(alone, seed=1, guidance_scale=1, **arguments).is_complete
+
+
+@pytest.mark.parametrize("how", ["callback", "thread"])
+def test_an_interrupt_ends_the_run_between_steps(pipe, how):
+    """As in Diffusers' example, from a callback; or from another thread, while a step runs."""
+    steps, running, asked = [], threading.Event(), threading.Event()
+
+    def on_step(pipe, step, time, tensors):
+        steps.append(step)
+        if how == "callback" and step == 1:
+            pipe._interrupt = True
+        if how == "thread" and step == 1:
+            running.set()
+            asked.wait()
+
+    def ask():
+        running.wait()
+        pipe.interrupt()
+        asked.set()
+
+    other = threading.Thread(target=ask)
+    if how == "thread":
+        other.start()
+    encoded = pipe.encode([PROMPT, "two horses"])
+    arguments = dict(num_inference_steps=5, latents=torch.randn(2, 12, 2, 4, 6, generator=seeded(4)), **SIZE)
+    denoised = pipe.denoise(encoded, callback_on_step_end=on_step, **arguments)
+    if how == "thread":
+        other.join()
+    assert steps == [0, 1]
+    assert (denoised.steps_done, denoised.is_complete) == (2, False)
+    assert torch.equal(denoised.latents[1:], arguments["latents"][1:]), "the second video was not begun"
+    assert pipe.denoise(encoded, **arguments).is_complete, "the next run is not interrupted"
+
+
 EMBEDS, MASK = torch.zeros(1, 4, 128), torch.ones(1, 4, dtype=torch.bool)
 
 
@@ -215,9 +264,9 @@ def test_on_the_mesh_it_samples_as_diffusers_does(tiny, reference, mesh):
 
 
 def test_what_cannot_work_is_found_before_weights_are_read(tiny, tiny_copy, monkeypatch):
-    from models import device
+    from models.mochi import pipeline
 
-    monkeypatch.setattr(device, "open_mesh", lambda *_: pytest.fail("a mesh was opened"))
+    monkeypatch.setattr(pipeline, "open_mesh", lambda *_, **__: pytest.fail("a mesh was opened"))
     monkeypatch.setattr(HostTextEncoder, "from_checkpoint", lambda *_: pytest.fail("weights were read"))
     for arguments, message in [
         (dict(mesh="2by4"), "2by4"),

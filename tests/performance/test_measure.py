@@ -22,7 +22,7 @@ def measured(tiny):
     lines = []
     with MochiPipeline.from_pretrained(tiny, mesh="1x2", layout="sp1tp0", mode="golden") as pipe:
         report = measure(
-            pipe, QUIETBOX, Geometry(16, 16, 7), num_steps=2, runs=1, precision="default", say=lines.append
+            pipe, QUIETBOX, Geometry(16, 16, 7), num_steps=2, runs=1, precision="default", on_message=lines.append
         )
     assert lines == ["warm-up", "run 1 of 1", "counting"]
     return report

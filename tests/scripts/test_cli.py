@@ -1,7 +1,9 @@
 """The command line: a whole run in its own process, and every kind of bad input."""
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cli import main
+from scripts.cli import COMMANDS, main
 from scripts.progress import BarReporter, LineReporter
 
 ROOT = Path(__file__).parents[2]
@@ -72,9 +74,9 @@ def test_a_whole_run_leaves_a_video_and_its_record(tiny, here, environment):
     assert record["layout"].startswith("1x1sp")
     assert record["arguments"]["prompt"] == long
     assert record["arguments"]["negative_prompt"] == "blue"
-    assert record["arguments"]["cfg_scale"] == 4.5, "the checkpoint's own default"
+    assert record["arguments"]["guidance_scale"] == 4.5, "the checkpoint's own default"
     assert len(record["sigmas"]) == 3
-    assert record["cfg_schedule"] == [4.5, 4.5]
+    assert record["guidance_schedule"] == [4.5, 4.5]
     assert record["seed"] == 3
     assert record["tokens"]["prompt"]["used"] == 256
     assert record["tokens"]["prompt"]["cut"] > 0
@@ -162,23 +164,38 @@ def test_debug_shows_where_an_error_comes_from(tiny, here):
         main(["generate", "x", "--model", str(tiny), "--num-frames", "8", "--debug"])
 
 
-def test_an_error_of_the_program_is_not_called_bad_input(tiny, here, monkeypatch):
-    from models.jobs import generate
+@pytest.mark.parametrize("error", [ValueError("of ours"), ZeroDivisionError(), OSError("lost"), KeyError("x")])
+def test_an_error_of_the_program_is_not_called_the_users(tiny, here, monkeypatch, capsys, error):
+    from scripts import generate
 
     def fail(*_):
-        raise ZeroDivisionError
+        raise error
 
     monkeypatch.setattr(generate, "run", fail)
-    with pytest.raises(ZeroDivisionError):
-        main(["generate", "x", "--model", str(tiny)])
+    assert main(["generate", "x", "--model", str(tiny)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    found = re.fullmatch(r"mochi-tt: sorry, this is a fault of mochi-tt, .* its traceback is in (\S+\.log): .*", line)
+    assert found is not None, line
+    text = Path(found[1]).read_text()
+    assert "Traceback" in text
+    assert "in fail" in text
+    Path(found[1]).unlink()
+    with pytest.raises(type(error)):
+        main(["generate", "x", "--model", str(tiny), "--debug"])
 
 
-def test_an_empty_prompt_is_said_and_accepted(tiny, here, monkeypatch, capsys):
-    from models.mochi import pipeline
+def test_a_full_disk_is_not_a_fault_of_the_program(tiny, here, monkeypatch, capsys):
+    from scripts import generate
 
-    monkeypatch.setattr(pipeline.MochiPipeline, "from_pretrained", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        main(["generate", "", "--model", str(tiny)])
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(generate, "run", fail)
+    assert "No space left on device" in error_of(capsys, "x", "--model", tiny)
+
+
+def test_an_empty_prompt_is_said_and_accepted(tiny, here, capsys):
+    assert main(["generate", "", "--model", str(tiny), "--mesh", "1x1", *SMALL]) == 0
     assert "the prompt is empty: it is encoded as zeros" in capsys.readouterr().out
 
 
@@ -195,7 +212,7 @@ def test_names_do_not_overwrite_each_other(here):
 
 def test_help_is_fast_and_states_the_defaults(environment):
     code = (
-        "import sys; from scripts.cli import main; code = main(['generate', '--help']); "
+        "import sys; from scripts.cli import main; code = main(['generate', '-h']); "
         "assert not {'torch', 'ttnn', 'diffusers', 'numpy'} & set(sys.modules); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -208,6 +225,42 @@ def test_help_is_fast_and_states_the_defaults(environment):
 def test_without_a_command_it_shows_the_help(capsys):
     assert main([]) == 0
     assert "generate" in capsys.readouterr().out
+
+
+def test_the_list_of_commands_imports_none_of_them(environment):
+    code = (
+        "import sys; from scripts.cli import main; main(['--help']); "
+        "print(sorted(n for n in sys.modules if n.startswith(('scripts.', 'models.mochi', 'torch', 'ttnn', 'numpy'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "['scripts.cli', 'scripts.interrupts']"
+    for name in COMMANDS:
+        assert f"  {name} " in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_debug(name, capsys):
+    assert main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "Usage: mochi-tt " + name in out
+    assert name == "cache" or "--debug" in out
+
+
+def test_a_refused_number_costs_no_heavy_import(environment):
+    code = (
+        "import sys; from scripts.cli import main; code = main(['generate', 'x', '--width', '17']); "
+        "assert not {'torch', 'ttnn', 'diffusers', 'transformers'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "mochi-tt: error: width 17 must be a positive multiple of 16: the nearest valid is 16 or 32\n"
+
+
+def test_version(capsys):
+    from mochi_tt import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mochi-tt {__version__}\n"
 
 
 def test_doctor_describes_the_machine(capsys):

@@ -40,7 +40,7 @@ def from_store(mesh, component: Component, cache: Path, **options) -> tuple[Moch
     """A model loaded through the store, and the lines that were said."""
     lines: list[str] = []
     model = declared(mesh, component)
-    Store(cache).load(model, component, say=lines.append, **options)
+    Store(cache).load(model, component, on_message=lines.append, **options)
     return model, lines
 
 

@@ -58,7 +58,7 @@ with open_mesh(layout.mesh_shape, "dry-run") as opened:
     print("ready", flush=True)
     if where == "together":
         sys.stdin.readline()
-    Store(cache).build(model, component, say=lambda line: print(line, flush=True))
+    Store(cache).build(model, component, on_message=lambda line: print(line, flush=True))
     print("done", flush=True)
 """
 
@@ -176,7 +176,7 @@ def test_a_waiting_converter_adopts_what_the_other_made(mesh, component, tmp_pat
     monkeypatch.setattr(convert, "convert", lambda *_, **__: pytest.fail("converted again"))
     lines = []
     model = declared(mesh, component)
-    store.load(model, component, say=lambda line: lines.append(line) or waited_for.set())
+    store.load(model, component, on_message=lambda line: lines.append(line) or waited_for.set())
     thread.join()
     assert lines == ["another process is converting these weights: waiting for it"]
     assert_same(model, in_memory(mesh, component))

@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
+
+if TYPE_CHECKING:
+    import torch
 
 # File stems of weights: Diffusers' own and that of transformers.
 _STEMS = ("diffusion_pytorch_model", "model")

@@ -14,9 +14,7 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from weight_cache.checkpoints.component import Component, fingerprint, open_safetensors
 from weight_cache.checkpoints.names import (
@@ -28,6 +26,9 @@ from weight_cache.checkpoints.names import (
     transformer_config,
     transformer_names,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 _SCALES = ("scale_weight", "weight_scale")
 # Belong to fp8 arithmetic, which this project does not do: scales of activations, and marks of the format.

@@ -1,0 +1,41 @@
+"""Mochi 1 on Tenstorrent meshes: `from mochi_tt import MochiPipeline, open_mesh`.
+
+This package is the entry point. The code is in the packages `models`, `weight_cache` and `scripts` beside it. Other
+projects have folders of these names too: Tenstorrent's guide puts a checkout of tt-metal on `PYTHONPATH`, and that has
+`models` and `scripts`. So importing this package first sees to it that these names mean ours, and that a foreign
+`models.tt_dit` is found all the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mochi_tt.packages import claim_packages
+from mochi_tt.version import __version__
+
+claim_packages()
+
+if TYPE_CHECKING:
+    from models.device import OpenMesh, open_mesh
+    from models.mochi.pipeline import MochiPipeline
+
+__all__ = ["MochiPipeline", "OpenMesh", "__version__", "open_mesh"]
+
+_WHERE = {
+    "MochiPipeline": "models.mochi.pipeline",
+    "OpenMesh": "models.device",
+    "open_mesh": "models.device",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: the pipeline brings torch and ttnn, which take seconds."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    from models.machine.host import quiet_ttnn
+
+    if name == "MochiPipeline":
+        quiet_ttnn()
+    return getattr(importlib.import_module(_WHERE[name]), name)

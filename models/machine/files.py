@@ -1,0 +1,78 @@
+"""Files that appear whole or not at all: written beside their place, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from models.machine.errors import InputError
+
+
+def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
+    """Make the folder of `path` and see that a file can be made there, before any long work.
+
+    Raises:
+        InputError: the name does not end with `suffix`, `path` is a directory, or its folder cannot be made or written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != suffix:
+        raise InputError(f"output {path} must end with {suffix}")
+    if path.is_dir():
+        raise InputError(f"output {path} is a directory: give a file name")
+    made = [p for p in (path.parent, *path.parent.parents) if not p.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(13, "the existing file is read-only")
+    except OSError as error:
+        for folder in made:
+            if folder.is_dir():
+                folder.rmdir()
+        raise InputError(f"output {path} cannot be written ({error.strerror}): choose another place") from error
+
+
+def write_json(value: Mapping[str, Any], path: str | Path) -> None:
+    """Write `value` as indented JSON, whole or not at all.
+
+    Raises:
+        OSError: the file could not be written.
+        TypeError: a value that JSON does not know.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    with renamed_when_done(Path(path)) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def renamed_when_done(path: Path) -> Iterator[Path]:
+    """A fresh file beside `path` that takes its place at the end, or vanishes on any exception."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix + ".part", dir=path.parent)
+    os.close(descriptor)
+    scratch = Path(name)
+    try:
+        yield scratch
+        # mkstemp makes private files; the result gets the permissions any new file would.
+        mask = os.umask(0)
+        os.umask(mask)
+        scratch.chmod(0o666 & ~mask)
+        flush(scratch)
+        scratch.replace(path)
+        flush(path.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Flush a file's data, or a directory's entries, to the disk: what was renamed then survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

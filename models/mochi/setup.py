@@ -1,0 +1,239 @@
+"""The one set-up: from what a user asked for to what all jobs work with, checked once.
+
+`resolve` opens the checkpoint, fills in defaults and checks every rule that needs neither weights nor a mesh. The
+command line, the Python API, dry runs, measurements, decoding and the commands of the store all begin with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.device import MODES, choose_mode, parse_mesh
+from models.machine.errors import InputError
+from models.machine.host import quiet_ttnn
+from models.mochi.config import config_named
+from models.mochi.defaults import DEFAULTS_FILE, Defaults
+from models.mochi.geometry import Geometry, Scales
+from models.mochi.precision import Precision
+from models.mochi.sampling.schedule import check_scheduler, guidance_schedule, linear_quadratic_schedule
+from weight_cache.checkpoints.checkpoint import Checkpoint
+from weight_cache.checkpoints.lora import LoraRequest
+
+if TYPE_CHECKING:
+    from models.device import OpenMesh
+    from models.layers import Chunks
+    from models.mochi.components import Configs
+    from models.parallel import Layout
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """The video that a user asked for. None means the checkpoint's default."""
+
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    num_steps: int | None = None
+    guidance_scale: float | None = None
+    threshold_noise: float | None = None
+    linear_steps: int | None = None
+    seed: int | None = None
+    fps: int | None = None
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video with every default filled in and every rule checked."""
+
+    settings: Defaults
+    geometry: Geometry
+    sigmas: list[float]
+    guidance: list[float]
+
+    @classmethod
+    def resolve(cls, request: VideoRequest, defaults: Defaults, scales: Scales) -> Video:
+        """Fill in `defaults` and check the rules of a request.
+
+        Raises:
+            InputError: a value breaks its rule.
+        """
+        wanted = {field.name: getattr(request, field.name) for field in fields(Defaults)}
+        settings = defaults.overridden(wanted)
+        if settings.fps < 1:
+            raise InputError(f"fps {settings.fps} must be at least 1 (Mochi's is 30)")
+        if not 0 <= settings.seed < 2**63:
+            raise InputError(f"seed {settings.seed} must be from 0 to 2**63 - 1")
+        return cls(
+            settings,
+            Geometry(settings.height, settings.width, settings.num_frames, scales),
+            linear_quadratic_schedule(settings.num_steps, settings.threshold_noise, request.linear_steps),
+            guidance_schedule(settings.guidance_scale, settings.num_steps),
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for: the models, the mesh, and how they run.
+
+    Attributes:
+        model: a directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors file, a Hugging Face id in the local
+            cache, `tiny`, or an open checkpoint. None for `model_config` alone.
+        variant: of the weight files, such as `bf16`.
+        base: for Genmo's and ComfyUI's forms, where the components come from that they lack.
+        model_config: sizes by name (`preview`) in place of a checkpoint: for dry runs and plans.
+        mesh: shape such as `2x4`, or an open mesh.
+        layout: such as `sp0tp1`; by the mesh if None.
+        mode: `hardware`, `golden`, `dry-run` or `auto`.
+        system: what the mesh is part of, by its name in `models.machine.systems`; None for the smallest that holds it.
+        precision: name of a policy of `models.mochi.precision`.
+        loras: merged into the transformer's weights: requests, or `FILE` or `FILE:STRENGTH`.
+        cache_dir: of the store; see `weight_cache.location`.
+        vae_split: how the decoder is split over the mesh, such as `h0w1`; by the video if None.
+        attention_chunks: rows of a chunk of queries and of keys, such as `256x384`; by rule if None.
+        capture: whether a mesh that can records a denoising step once and replays it.
+        video: a video whose rules are checked before anything heavy is imported.
+    """
+
+    model: str | Path | Checkpoint | None = "tiny"
+    variant: str | None = None
+    base: str | None = None
+    model_config: str | None = None
+    mesh: str | tuple[int, int] | OpenMesh = "2x4"
+    layout: str | None = None
+    mode: str = "auto"
+    system: str | None = None
+    precision: str = "default"
+    loras: Sequence[str | Path | LoraRequest] = ()
+    cache_dir: str | Path | None = None
+    vae_split: str | None = None
+    attention_chunks: str | None = None
+    capture: bool = True
+    video: VideoRequest | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A request, resolved and checked.
+
+    Attributes:
+        request: as the user gave it.
+        checkpoint: open; None where only sizes were named.
+        configs: of the three models.
+        scales: compression factors of the checkpoint.
+        defaults: generation settings of the checkpoint.
+        mode: of a run.
+        mesh_shape: (rows, columns) of chips.
+        layout: which mesh axis does what.
+        precision: how the transformer's arithmetic is done.
+        loras: checked to be there.
+        chunks: of attention; None for the rule's.
+        video: the video that the request named; None without one.
+    """
+
+    request: Request
+    checkpoint: Checkpoint | None
+    configs: Configs
+    scales: Scales
+    defaults: Defaults
+    mode: str
+    mesh_shape: tuple[int, int]
+    layout: Layout
+    precision: Precision
+    loras: tuple[LoraRequest, ...]
+    chunks: Chunks | None
+    video: Video | None
+
+    def geometry(self, height: int, width: int, num_frames: int) -> Geometry:
+        """Check a size of video.
+
+        Raises:
+            InputError: a size breaks its rule.
+        """
+        return Geometry(height, width, num_frames, self.scales)
+
+
+def resolve(request: Request) -> Setup:
+    """Fill in the defaults of a request, and check whatever can be checked without weights and without a mesh.
+
+    What is cheap to check comes first: a refused number costs neither torch nor ttnn.
+
+    Raises:
+        InputError: a value breaks its rule, or the checkpoint is damaged or of another model.
+        MissingInputError: the checkpoint, a part of it or a LoRA is missing.
+        MachineError: mode `hardware` without cards.
+    """
+    precision = Precision.named(request.precision)
+    opened = None if isinstance(request.mesh, (str, tuple)) else request.mesh
+    mesh_shape = opened.shape if opened is not None else parse_mesh(request.mesh)  # type: ignore[arg-type]
+    if opened is not None and request.mode not in ("auto", opened.mode):
+        raise InputError(f"mode {request.mode!r} was asked, but the open mesh is in mode {opened.mode!r}")
+    mode = opened.mode if opened is not None else choose_mode(request.mode)  # type: ignore[arg-type]
+    loras = tuple(lora if isinstance(lora, LoraRequest) else LoraRequest.parse(str(lora)) for lora in request.loras)
+    checkpoint = _checkpoint(request)
+    scales, defaults = Scales(), Defaults()
+    if checkpoint is not None:
+        scales = check_configs(checkpoint)
+        defaults = defaults.overridden(checkpoint.optional_json(DEFAULTS_FILE))
+    video = Video.resolve(request.video, defaults, scales) if request.video is not None else None
+    # Layouts, chunks and splits are ttnn's business, whose import takes seconds.
+    quiet_ttnn()
+    from models.layers import Chunks
+    from models.mochi.components import Configs, choose_layout
+    from models.mochi.vae.split import Split
+
+    if checkpoint is not None:
+        configs = Configs.of(checkpoint)
+    else:
+        configs = Configs(transformer=config_named(request.model_config or "preview"))
+    layout = choose_layout(configs, mesh_shape, precision, request.layout)
+    if request.vae_split is not None:
+        Split.parse(request.vae_split)
+    chunks = Chunks.parse(request.attention_chunks) if request.attention_chunks is not None else None
+    if checkpoint is not None:
+        for component in checkpoint.components:
+            component.check()
+    return Setup(
+        request, checkpoint, configs, scales, defaults, mode, mesh_shape, layout, precision, loras, chunks, video
+    )
+
+
+def _checkpoint(request: Request) -> Checkpoint | None:
+    """Open the checkpoint that a request names, if it names one."""
+    if isinstance(request.model, Checkpoint):
+        if request.variant is not None or request.base is not None:
+            raise InputError("variant and base belong to the checkpoint, which is already open: give them there")
+        return request.model
+    if request.model is None or request.model_config is not None:
+        return None
+    return Checkpoint.open(request.model, request.variant, request.base)
+
+
+def check_configs(checkpoint: Checkpoint) -> Scales:
+    """Check that the components fit each other and the sampler, and return the compression factors.
+
+    Raises:
+        InputError: they do not fit; the message names both sides.
+    """
+    check_scheduler(checkpoint.scheduler)
+    wanted = checkpoint.transformer.config.get("text_embed_dim", 4096)
+    found = checkpoint.text_encoder.config.get("d_model")
+    if wanted != found:
+        raise InputError(
+            f"the transformer takes text features of width {wanted}, the text encoder gives {found}: "
+            f"they are not of one checkpoint ({checkpoint.directory})"
+        )
+    return Scales.from_configs(checkpoint.transformer.config, checkpoint.vae.config)
+
+
+def as_arguments(request: Request) -> dict[str, Any]:
+    """Return a request as plain data, for the JSON beside a video."""
+    plain = {field.name: getattr(request, field.name) for field in fields(request)}
+    plain["video"] = asdict(request.video) if request.video is not None else None
+    plain["loras"] = [str(lora) for lora in request.loras]
+    return plain
+
+
+__all__ = ["MODES", "Request", "Setup", "Video", "VideoRequest", "as_arguments", "check_configs", "resolve"]

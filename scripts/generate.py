@@ -1,0 +1,121 @@
+"""`mochi-tt generate`: a video from a text."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from models.device import MODES
+from models.jobs.generate import GenerateRequest, check_mode, plan, run
+from models.mochi.defaults import DEFAULTS_FILE, Defaults
+from models.mochi.setup import Request, VideoRequest
+from scripts.options import HELP
+from scripts.progress import make_reporter, quiet_libraries
+from weight_cache.checkpoints import TINY
+
+_GENMO = Defaults()
+_TINY = json.loads((TINY / DEFAULTS_FILE).read_text(encoding="utf-8"))
+
+
+def _default(name: str) -> str:
+    """The defaults of a real model and of `tiny`, for the help."""
+    genmo = getattr(_GENMO, name)
+    tiny = _TINY.get(name, genmo)
+    return f"[default: {genmo}]" if tiny == genmo else f"[default: {genmo}; tiny: {tiny}]"
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the video shows. Up to 256 tokens are used.")],
+    negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
+    width: Annotated[int | None, typer.Option(help=f"Pixels, a multiple of 16. {_default('width')}")] = None,
+    height: Annotated[int | None, typer.Option(help=f"Pixels, a multiple of 16. {_default('height')}")] = None,
+    num_frames: Annotated[int | None, typer.Option(help=f"6k + 1. {_default('num_frames')}")] = None,
+    num_steps: Annotated[int | None, typer.Option(help=f"Denoising steps. {_default('num_steps')}")] = None,
+    cfg_scale: Annotated[
+        float | None, typer.Option(help=f"Guidance; 1 turns it off and halves the time. {_default('guidance_scale')}")
+    ] = None,
+    threshold_noise: Annotated[
+        float | None, typer.Option(help=f"Noise removed in the linear part. {_default('threshold_noise')}")
+    ] = None,
+    linear_steps: Annotated[
+        int | None, typer.Option(help="Steps of the linear part. [default: half of the steps]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help=f"Of the noise. {_default('seed')}")] = None,
+    fps: Annotated[int | None, typer.Option(help=f"Frames per second of the file. {_default('fps')}")] = None,
+    out: Annotated[str | None, typer.Option(help="The .mp4 to write. [default: outputs/<prompt>-<seed>.mp4]")] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors file, a Hugging Face id in the "
+            "local cache (genmo/mochi-1-preview), or the built-in tiny."
+        ),
+    ] = "tiny",
+    variant: Annotated[str | None, typer.Option(help="Of the weight files, such as bf16.")] = None,
+    base: Annotated[str | None, typer.Option(help=HELP["base"])] = None,
+    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
+    lora: Annotated[list[str] | None, typer.Option(help=HELP["lora"])] = None,
+    cache_dir: Annotated[str | None, typer.Option(help=HELP["cache_dir"])] = None,
+    mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Mesh axes of sequence (sp) and tensor (tp) parallelism, such as sp0tp1. [default: by the mesh]"
+        ),
+    ] = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="hardware, golden (a mock mesh, numbers computed on this host), or auto: hardware where there "
+            "are cards."
+        ),
+    ] = "auto",
+    capture: Annotated[bool, typer.Option(help="On cards, record a denoising step once and replay it.")] = True,
+    vae_split: Annotated[
+        str | None,
+        typer.Option(help="How the decoder is split over the mesh, such as h0w1. [default: by size]"),
+    ] = None,
+    save_latents: Annotated[
+        bool, typer.Option("--save-latents", help="Keep the latents beside the video; mochi-tt decode reads them.")
+    ] = False,
+) -> None:
+    """Make a video from a text: an .mp4, and a .json with everything that went into it."""
+    print(f"mode {MODES[check_mode(mode)]}", flush=True)
+    video = VideoRequest(
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        num_steps=num_steps,
+        guidance_scale=cfg_scale,
+        threshold_noise=threshold_noise,
+        linear_steps=linear_steps,
+        seed=seed,
+        fps=fps,
+    )
+    request = Request(
+        model=model,
+        variant=variant,
+        base=base,
+        mesh=mesh,
+        layout=layout,
+        mode=mode,
+        precision=precision,
+        loras=tuple(lora or ()),
+        cache_dir=cache_dir,
+        vae_split=vae_split,
+        capture=capture,
+        video=video,
+    )
+    job = plan(GenerateRequest(prompt, request, negative_prompt, save_latents, out))
+    quiet_libraries()
+    size = job.video.geometry
+    with make_reporter() as reporter:
+        reporter.line(
+            f"{size.num_frames} frames of {size.width}x{size.height}, {job.video.settings.num_steps} steps, "
+            f"model {model}, layout {job.setup.layout}"
+        )
+        path = run(job, reporter.progress, lambda line: reporter.line(f"warning: {line}"))
+    print(f"wrote {path} and {path.with_suffix('.json').name}")
+    if save_latents:
+        print(f"kept the latents in {job.latents_file}")

@@ -114,7 +114,7 @@ class GroupSums:
         for dim in (HEIGHT, WIDTH):
             axis = extent[dim].axis
             if axis is not None:
-                sums = all_reduce(sums, self.mesh, over=axis)
+                sums = all_reduce(sums, over=axis)
         return sums
 
     def _band_sums(self, x: ttnn.Tensor, extent: Extent, bands: int, centre: ttnn.Tensor | None) -> list[ttnn.Tensor]:

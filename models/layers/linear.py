@@ -179,7 +179,7 @@ class ColumnParallelLinear(Module):
 
     def whole(self, part: ttnn.Tensor) -> ttnn.Tensor:
         """One of `split`'s parts, joined over SP if the columns are cut there: fractured over TP only."""
-        return part if self.cuts == 1 else gather(part, self.mesh, dim=3, over=self.mesh.sp)
+        return part if self.cuts == 1 else gather(part, dim=3, over=self.mesh.sp)
 
 
 class RowParallelLinear(Module):
@@ -224,10 +224,10 @@ class RowParallelLinear(Module):
 
         What is summed travels in x's type.
         """
-        y = reduce_scatter(self.partial(x, dtype=x.dtype), self.mesh, dim=3, over=self.mesh.tp)
+        y = reduce_scatter(self.partial(x, dtype=x.dtype), dim=3, over=self.mesh.tp)
         return y if y.dtype == ttnn.bfloat16 else ttnn.typecast(y, ttnn.bfloat16)
 
     def replicated(self, x: ttnn.Tensor) -> ttnn.Tensor:
         """x [1, B, M, in / TP] fractured over TP -> y [1, B, M, out] float32, replicated over TP."""
-        y = all_reduce(self.partial(x, dtype=ttnn.float32), self.mesh, over=self.mesh.tp)
+        y = all_reduce(self.partial(x, dtype=ttnn.float32), over=self.mesh.tp)
         return ttnn.add(y, self.bias.tensor) if self.has_bias else y

@@ -127,7 +127,7 @@ def plain_gathered_matmul(
     fidelity: ttnn.MathFidelity,
 ) -> list[ttnn.Tensor]:
     """`gathered_matmul` from separate ops, without SwiGLU: the equal that the fused one is tested against."""
-    whole = gather(x, mesh, dim=3, over=mesh.tp)
+    whole = gather(x, dim=3, over=mesh.tp)
     y = ttnn.linear(whole, weight, bias=bias, dtype=dtype, compute_kernel_config=compute.matrix(fidelity))
     if parts == 1:
         return [y]

@@ -76,7 +76,7 @@ class Parameter:
 
     def whole(self, mesh: Mesh) -> ttnn.Tensor:
         """The device tensor, gathered over SP if it is sharded there; it stays sharded over TP."""
-        return self.tensor if self.sp is None else gather(self.tensor, mesh, dim=self.sp, over=mesh.sp)
+        return self.tensor if self.sp is None else gather(self.tensor, dim=self.sp, over=mesh.sp)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ def rms_norm(
     if mesh.fused and (mesh.tp.size == 1 or mesh.tp.size % 2 == 0):  # the fused op adds the chips' sums in pairs
         return fused_rms_norm(x, weight, mesh, eps * width.eps_factor, dtype)
     stats = ttnn.rms_norm_pre_all_gather(x, dtype=ttnn.float32, compute_kernel_config=config)
-    stats = gather(stats, mesh, dim=3, over=mesh.tp)
+    stats = gather(stats, dim=3, over=mesh.tp)
     normed = ttnn.rms_norm_post_all_gather(
         x, stats, epsilon=eps * width.eps_factor, weight=weight, compute_kernel_config=config
     )
@@ -96,7 +96,7 @@ def layer_norm(
         # root-mean-square norm.
         return ttnn.add(rms_norm(_centred(x, mesh, width), weight, mesh, width, eps), bias, dtype=ttnn.bfloat16)
     stats = ttnn.layer_norm_pre_all_gather(x, dtype=ttnn.float32, compute_kernel_config=config)
-    stats = gather(stats, mesh, dim=3, over=mesh.tp)
+    stats = gather(stats, dim=3, over=mesh.tp)
     return ttnn.layer_norm_post_all_gather(
         x, stats, epsilon=eps, weight=weight, bias=bias, compute_kernel_config=config
     )
@@ -106,7 +106,7 @@ def _centred(x: ttnn.Tensor, mesh: Mesh, width: Width) -> ttnn.Tensor:
     import torch
 
     total = ttnn.sum(ttnn.typecast(x, ttnn.float32), dim=-1, keepdim=True)
-    mean = ttnn.multiply(all_reduce(total, mesh, over=mesh.tp), 1.0 / width.size)
+    mean = ttnn.multiply(all_reduce(total, over=mesh.tp), 1.0 / width.size)
     real = mesh.upload(width.pad(torch.ones(1, 1, 1, width.size), 3), dtype=ttnn.float32, tp=3)
     centred = ttnn.multiply(ttnn.subtract(x, mean, dtype=ttnn.float32), real)
     return ttnn.typecast(centred, ttnn.bfloat16)

@@ -2,10 +2,10 @@
 
 import ttnn
 
-from models.parallel.mesh import Axis, Mesh
+from models.parallel.mesh import Axis
 
 
-def gather(x: ttnn.Tensor, mesh: Mesh, *, dim: int, over: Axis) -> ttnn.Tensor:
+def gather(x: ttnn.Tensor, *, dim: int, over: Axis) -> ttnn.Tensor:
     """Concatenate the shards of ``x`` along ``dim`` over one mesh axis.
 
     ``x`` fractured over the axis on ``dim`` -> replicated over it.
@@ -15,7 +15,7 @@ def gather(x: ttnn.Tensor, mesh: Mesh, *, dim: int, over: Axis) -> ttnn.Tensor:
     return ttnn.all_gather(x, dim=dim, cluster_axis=over.index, topology=over.topology, num_links=over.links)
 
 
-def reduce_scatter(x: ttnn.Tensor, mesh: Mesh, *, dim: int, over: Axis) -> ttnn.Tensor:
+def reduce_scatter(x: ttnn.Tensor, *, dim: int, over: Axis) -> ttnn.Tensor:
     """Sum partial values over one mesh axis; each chip keeps its chunk of ``dim``.
 
     ``x`` a partial sum of full size on every chip -> fractured over the axis on ``dim``.
@@ -25,7 +25,7 @@ def reduce_scatter(x: ttnn.Tensor, mesh: Mesh, *, dim: int, over: Axis) -> ttnn.
     return ttnn.reduce_scatter(x, dim=dim, cluster_axis=over.index, topology=over.topology, num_links=over.links)
 
 
-def all_reduce(x: ttnn.Tensor, mesh: Mesh, *, over: Axis) -> ttnn.Tensor:
+def all_reduce(x: ttnn.Tensor, *, over: Axis) -> ttnn.Tensor:
     """Sum partial values over one mesh axis; every chip gets the whole sum."""
     if over.size == 1:
         return x

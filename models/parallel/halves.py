@@ -93,7 +93,7 @@ class Halves:
 
     def _whole(self, x: ttnn.Tensor, mesh: Mesh) -> ttnn.Tensor:
         """Make x the same along the cut axis: gather it over SP where that is the axis."""
-        return gather(x, mesh, dim=2, over=mesh.sp) if mesh.sp.index == self._axis.index else x
+        return gather(x, dim=2, over=mesh.sp) if mesh.sp.index == self._axis.index else x
 
     def _spread(self, x: ttnn.Tensor, mesh: Mesh, edge: int) -> ttnn.Tensor:
         """Give all chips along the cut axis what the one at ``edge`` holds, and each its SP shard again."""
@@ -101,7 +101,7 @@ class Halves:
         if axis.size == 1:
             return x
         rows, width = x.shape[2], x.shape[3]
-        stacked = gather(x, mesh, dim=0, over=axis)
+        stacked = gather(x, dim=0, over=axis)
         whole = ttnn.slice(stacked, [edge, 0, 0, 0], [edge + 1, 1, rows, width])
         return ttnn.mesh_partition(whole, 2, cluster_axis=axis.index) if axis is mesh.sp else whole
 

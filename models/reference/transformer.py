@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from diffusers import MochiTransformer3DModel
@@ -68,10 +67,3 @@ def random_transformer(
     )
     randomize_(model, seed, MODULATION_GAINS)
     return model.eval().requires_grad_(False)
-
-
-def save_transformer(model: Any, directory: Path | str) -> Path:
-    """Write a `random_transformer` as component `transformer` of a Diffusers-layout `directory`, and return that."""
-    directory = Path(directory)
-    model.save_pretrained(directory / "transformer")
-    return directory

@@ -26,9 +26,9 @@ def test_upload_and_download(mesh):
 def test_gather_joins_shards_in_order(mesh):
     x = ramp(1, 1, 256, 256)
     shards = mesh.upload(x, sp=2, tp=3)
-    over_tp = gather(shards, mesh, dim=3, over=mesh.tp)
+    over_tp = gather(shards, dim=3, over=mesh.tp)
     assert torch.equal(mesh.download(over_tp, sp=2).float(), x)
-    over_sp = gather(shards, mesh, dim=2, over=mesh.sp)
+    over_sp = gather(shards, dim=2, over=mesh.sp)
     assert torch.equal(mesh.download(over_sp, tp=3).float(), x)
 
 
@@ -37,17 +37,17 @@ def test_reductions_sum_over_one_axis_only(mesh):
     x = ramp(mesh.tp.size, 1, 32, 256) % 7
     partial = mesh.upload(x, tp=0)
     expected = x.sum(dim=0, keepdim=True)
-    assert torch.equal(mesh.download(all_reduce(partial, mesh, over=mesh.tp)).float(), expected)
-    scattered = reduce_scatter(partial, mesh, dim=3, over=mesh.tp)
+    assert torch.equal(mesh.download(all_reduce(partial, over=mesh.tp)).float(), expected)
+    scattered = reduce_scatter(partial, dim=3, over=mesh.tp)
     assert torch.equal(mesh.download(scattered, tp=3).float(), expected)
 
 
 @pytest.mark.parametrize("mesh", ["1x1sp0tp1"], indirect=True)
 def test_an_axis_of_one_chip_is_a_no_op(mesh):
     x = mesh.upload(ramp(1, 1, 32, 32))
-    assert gather(x, mesh, dim=3, over=mesh.tp) is x
-    assert reduce_scatter(x, mesh, dim=3, over=mesh.tp) is x
-    assert all_reduce(x, mesh, over=mesh.tp) is x
+    assert gather(x, dim=3, over=mesh.tp) is x
+    assert reduce_scatter(x, dim=3, over=mesh.tp) is x
+    assert all_reduce(x, over=mesh.tp) is x
 
 
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)

@@ -31,12 +31,12 @@ def test_collectives(mesh):
     """On a line of four chips the busiest link carries three shards one way."""
     x = mesh.upload(randn(1, 1, ROWS, INNER), tp=3)
     whole = 2 * ROWS * INNER
-    cost = only(mesh, lambda: gather(x, mesh, dim=3, over=mesh.tp))
+    cost = only(mesh, lambda: gather(x, dim=3, over=mesh.tp))
     assert (cost.link_bytes, cost.dram_bytes) == (3 * whole / 4, whole + whole / 4)
     y = mesh.upload(randn(1, 1, ROWS, INNER))
-    cost = only(mesh, lambda: reduce_scatter(y, mesh, dim=3, over=mesh.tp))
+    cost = only(mesh, lambda: reduce_scatter(y, dim=3, over=mesh.tp))
     assert (cost.link_bytes, cost.dram_bytes) == (3 * whole / 4, whole + whole / 4)
-    cost = only(mesh, lambda: all_reduce(y, mesh, over=mesh.sp))
+    cost = only(mesh, lambda: all_reduce(y, over=mesh.sp))
     assert cost.link_bytes == whole
 
 

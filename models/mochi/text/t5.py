@@ -168,7 +168,7 @@ class T5Encoder(Module):
         bias = ttnn.slice(table, [0, 0, 0, 0], [1, table.shape[1], length, length])
         for block in self.blocks:
             x = block(x, bias)
-        features = gather(self.norm(x), self.mesh, dim=3, over=self.mesh.tp)
+        features = gather(self.norm(x), dim=3, over=self.mesh.tp)
         return ttnn.slice(features, [0, 0, 0, 0], [1, 1, length, self.config.d_model])
 
 

@@ -62,7 +62,7 @@ class CaptionPool(Module):
             q, k, v, is_causal=False, scale=self.scale, program_config=program, compute_kernel_config=config
         )
         out = ttnn.experimental.nlp_concat_heads(out)
-        return self.to_out(gather(out, self.mesh, dim=3, over=self.mesh.tp))
+        return self.to_out(gather(out, dim=3, over=self.mesh.tp))
 
     def _heads(self, x: ttnn.Tensor) -> ttnn.Tensor:
         """[1, 1, M, heads E] -> [1, heads, M, E]."""
@@ -97,10 +97,10 @@ class Conditioning(Module):
         """
         tp = self.mesh.tp
         x = self.linear_1(self.mesh.upload(sinusoid(timesteps, self.channels)), activation="silu")
-        x = self.linear_2(gather(x, self.mesh, dim=3, over=tp), dtype=ttnn.float32)
+        x = self.linear_2(gather(x, dim=3, over=tp), dtype=ttnn.float32)
         pooled = self.pool(features_11LC)
         conditioning = ttnn.silu(ttnn.add(x, pooled, dtype=ttnn.float32))
-        conditioning = gather(ttnn.typecast(conditioning, ttnn.bfloat16), self.mesh, dim=3, over=tp)
+        conditioning = gather(ttnn.typecast(conditioning, ttnn.bfloat16), dim=3, over=tp)
         return conditioning, None if features_11LC is None else self.caption(features_11LC)
 
 

@@ -158,7 +158,7 @@ class CausalConv3d(Module):
         assert extent.time.axis is not None
         frames = padded.shape[0]
         mine = read(padded, TIME, frames - _PAST, frames)
-        ends = then(gather, mine, self.mesh, dim=0, over=extent.time.axis)
+        ends = then(gather, mine, dim=0, over=extent.time.axis)
         return then(read, ends, TIME, ends.shape[0] - _PAST, ends.shape[0])
 
 

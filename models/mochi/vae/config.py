@@ -66,8 +66,3 @@ class DecoderConfig:
     def time_factor(self) -> int:
         """Frames per latent frame."""
         return prod(self.temporal_expansions)
-
-    @property
-    def space_factor(self) -> int:
-        """Rows per latent row."""
-        return prod(self.spatial_expansions)

@@ -12,7 +12,7 @@ from weight_cache.entry import Entry
 
 @dataclass(frozen=True)
 class Found:
-    """An entry as `Store.entries` lists it. ``state`` is complete, unfinished or unreadable."""
+    """An entry as `Store.entries` lists it. `state` is complete, unfinished or unreadable."""
 
     name: str
     path: Path

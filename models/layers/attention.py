@@ -38,7 +38,7 @@ def joint_attention(
     """Softmax attention in which all visual and text tokens see each other.
 
     ttnn has two kernels. The streaming one overlaps the softmax with the products, accumulates in bfloat16 and takes an
-    approximate exponential whatever it is told (upstream ``sdpa/device/kernels/compute/compute_streaming.hpp``); all
+    approximate exponential whatever it is told (upstream `sdpa/device/kernels/compute/compute_streaming.hpp`); all
     published times of ring attention are its. The other accumulates in float32 with the exact exponential.
 
     Args:
@@ -99,7 +99,7 @@ def joint_attention(
 
 
 def _rows(x: ttnn.Tensor, rows: int) -> ttnn.Tensor:
-    """View x [1, H, M, E] with ``rows`` rows of the same tiles; attention never sees keys in the rest of a tile.
+    """View x [1, H, M, E] with `rows` rows of the same tiles; attention never sees keys in the rest of a tile.
 
     Raises:
         ValueError: so many rows take other tiles than M.
@@ -185,7 +185,7 @@ def attention_program(
     shards: int = 1,
     chunks: Chunks | None = None,
 ) -> tuple[ttnn.SDPAProgramConfig, ttnn.WormholeComputeKernelConfig]:
-    """Chunk sizes and arithmetic on ``core_rows`` rows of the grid.
+    """Chunk sizes and arithmetic on `core_rows` rows of the grid.
 
     Args:
         mesh: the mesh.

@@ -1,5 +1,7 @@
 """How attention is cut: chunks of queries and of keys that one core holds at a time."""
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Sequence
@@ -40,8 +42,8 @@ class Chunks:
         return f"{self.q}x{self.k}"
 
     @classmethod
-    def parse(cls, text: str) -> "Chunks":
-        """Read chunks such as ``256x384``.
+    def parse(cls, text: str) -> Chunks:
+        """Read chunks such as `256x384`.
 
         Raises:
             ValueError: the text is not that.
@@ -53,7 +55,7 @@ class Chunks:
 
 
 def l1_bytes(chunks: Chunks, width: int, element_bytes: float = 2.0, *, streaming: bool = False) -> int:
-    """L1 that a core's circular buffers take for heads of ``width`` (upstream ``ring_joint_sdpa_program_factory.cpp``).
+    """L1 that a core's circular buffers take for heads of `width` (upstream `ring_joint_sdpa_program_factory.cpp`).
 
     Scores, and without streaming their mask; per row of queries the queries twice, running outputs and statistics;
     keys and values twice.
@@ -76,7 +78,7 @@ def choose_chunks(
     element_bytes: float = 2.0,
     streaming: bool = False,
 ) -> Chunks:
-    """Choose chunks for stretches of ``queries`` and ``keys`` rows on one chip; stretches are cut one by one.
+    """Choose chunks for stretches of `queries` and `keys` rows on one chip; stretches are cut one by one.
 
     The rule: fit L1; then the least time of the busiest core, which gets whole chunks of queries of one head and takes
     them against every chunk of keys; then the smaller chunks.

@@ -1,7 +1,7 @@
 """3D convolution of videos that are sharded over the mesh, and how its work is cut into blocks.
 
 Weights are replicated; activations x_BTHWC are row-major (see `models.parallel.halo` for the legend). A block is what
-one core holds at a time: ``frames x rows x columns`` output positions, some input and some output channels.
+one core holds at a time: `frames x rows x columns` output positions, some input and some output channels.
 """
 
 import math
@@ -42,7 +42,7 @@ class Blocking:
 def l1_bytes(blocking: Blocking, in_channels: int, kernel: tuple[int, int, int]) -> int:
     """L1 that a core's circular buffers take, inputs of the block included.
 
-    Buffers as in upstream ``conv3d_program_factory.cpp``: gathered patches, one tiled row of them, the weights'
+    Buffers as in upstream `conv3d_program_factory.cpp`: gathered patches, one tiled row of them, the weights'
     block, partial sums (float32 when input channels are split, and then twice), the result, the bias, and the
     block's inputs with their halo.
     """
@@ -96,7 +96,7 @@ def channel_blocking(in_channels: int, out_channels: int, kernel: tuple[int, int
 def choose_blocking(
     in_channels: int, out_channels: int, kernel: tuple[int, int, int], size: tuple[int, int, int], cores: int
 ) -> Blocking:
-    """Cut an output of ``size`` (frames, rows, columns) into blocks.
+    """Cut an output of `size` (frames, rows, columns) into blocks.
 
     The rule: fit L1; then the least time of the busiest core, counted in tile products (whole tiles of positions times
     depth times width, as many blocks as fall to one core) plus inputs gathered with their halo, weighed by what a core
@@ -189,7 +189,7 @@ class Conv3d(Module):
             self.bias = Parameter(weight_source | bias_source, lambda weight, bias: fold(weight, bias)[1][None])
 
     def __call__(self, x_BTHWC: ttnn.Tensor, *, space: tuple[int, int] = (0, 0)) -> ttnn.Tensor:
-        """Convolve, repeating the edge ``space`` rows and columns outward on each side.
+        """Convolve, repeating the edge `space` rows and columns outward on each side.
 
         Args:
             x_BTHWC: [1, T + kT - 1, H + kH - 1 - 2 space[0], W + kW - 1 - 2 space[1], C] per chip, C whole tiles.
@@ -230,8 +230,8 @@ class Conv3d(Module):
 def prepare_weight(weight_OIthw, in_channels: int, block: int):
     """Host weight [O, I, kT, kH, kW] -> [blocks * kT * kH * kW * block, O], as the kernel reads it.
 
-    Input channels are padded with zeros to ``in_channels`` and grouped in blocks; within a block rows are ordered
-    kT, kH, kW, channel (upstream ``prepare_conv3d_weights.cpp``).
+    Input channels are padded with zeros to `in_channels` and grouped in blocks; within a block rows are ordered
+    kT, kH, kW, channel (upstream `prepare_conv3d_weights.cpp`).
     """
     out, inside, *taps = weight_OIthw.shape
     padded = weight_OIthw.new_zeros(out, in_channels, *taps)

@@ -9,10 +9,10 @@ from models.parallel import Mesh
 
 
 class SwiGLUFeedForward(Module):
-    """``(x W_up * silu(x W_gate)) W_down``, no biases.
+    """`(x W_up * silu(x W_gate)) W_down`, no biases.
 
-    Checkpoint form is Diffusers' ``FeedForward(activation_fn="swiglu")``: ``net.0.proj`` stacks up (first half) and
-    gate (second half), ``net.2`` is down.
+    Checkpoint form is Diffusers' `FeedForward(activation_fn="swiglu")`: `net.0.proj` stacks up (first half) and
+    gate (second half), `net.2` is down.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class SwiGLUFeedForward(Module):
         fidelity: ttnn.MathFidelity,
         dtype: ttnn.DataType = ttnn.bfloat16,
     ) -> None:
-        """Declare the layer; ``dtype`` is the type of the gated product between the matrices."""
+        """Declare the layer; `dtype` is the type of the gated product between the matrices."""
         super().__init__(mesh)
         self.dtype = dtype
         self.prefix = f"{name}."

@@ -1,10 +1,12 @@
 """Group norm of every frame of a video whose rows and columns are sharded: chips exchange sums, not activations.
 
-ttnn's ``dit_fused_distributed_groupnorm`` is not used: it takes one frame per call, wants tiled activations and whole
+ttnn's `dit_fused_distributed_groupnorm` is not used: it takes one frame per call, wants tiled activations and whole
 tiles of positions per chip, and counts padding as data. Here a frame's sums per group, and then those of what is left
 when their means are taken off and of its squares, are made from row-major activations, summed over the chips that share
 the frame (32 and then 64 numbers per frame), and applied as one mean, scale and shift per frame and channel.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -23,17 +25,17 @@ _POSITIONS = 1024
 
 
 class FrameGroupNorm(Module):
-    """``silu(group_norm(x))`` per frame, statistics over a frame's real positions on all chips.
+    """`silu(group_norm(x))` per frame, statistics over a frame's real positions on all chips.
 
-    Formula: ``(x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias`` per group (arXiv:1803.08494), as
-    Diffusers' ``MochiChunkedGroupNorm3D``, whose GroupNorm has ``eps`` 1e-5.
+    Formula: `(x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias` per group (arXiv:1803.08494), as
+    Diffusers' `MochiChunkedGroupNorm3D`, whose GroupNorm has `eps` 1e-5.
 
-    In two passes: the mean of a group may be many times its spread, and then ``mean(x^2) - mean^2`` of bfloat16 sums is
-    mostly rounding, and so is ``x * scale`` before the mean is taken off. So a first mean is taken off in both the
+    In two passes: the mean of a group may be many times its spread, and then `mean(x^2) - mean^2` of bfloat16 sums is
+    mostly rounding, and so is `x * scale` before the mean is taken off. So a first mean is taken off in both the
     second pass, which corrects that mean too, and the result.
     """
 
-    def __init__(self, mesh: Mesh, name: str, channels: int, sums: "GroupSums", *, eps: float = 1e-5) -> None:
+    def __init__(self, mesh: Mesh, name: str, channels: int, sums: GroupSums, *, eps: float = 1e-5) -> None:
         super().__init__(mesh)
         self.channels, self.sums, self.eps = channels, sums, eps
 
@@ -49,9 +51,9 @@ class FrameGroupNorm(Module):
         """Write the norm of x into a larger tensor, as the convolution that follows wants its input.
 
         Args:
-            x_BTHWC: [1, T, H, W, C] bfloat16 per chip, fractured as ``extent`` says.
+            x_BTHWC: [1, T, H, W, C] bfloat16 per chip, fractured as `extent` says.
             extent: its sizes.
-            out_THWC: [T', H', W', C], written from frame, row and column ``origin`` on; may be x's own buffer.
+            out_THWC: [T', H', W', C], written from frame, row and column `origin` on; may be x's own buffer.
             origin: where the norm's result begins.
         """
         count = extent.height.real * extent.width.real * self.channels // self.sums.groups
@@ -94,14 +96,14 @@ class GroupSums:
         self._tables: dict[tuple, ttnn.Tensor] = {}
 
     def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent) -> ttnn.Tensor:
-        """x [1, T, H, W, C] per chip, fractured as ``extent`` says -> sums of x, [1, 1, T, G] float32.
+        """x [1, T, H, W, C] per chip, fractured as `extent` says -> sums of x, [1, 1, T, G] float32.
 
         The sums are over the real positions of whole frames: replicated over the axes that split rows and columns.
         """
         return self._sums(x_BTHWC, extent, None)
 
     def centred(self, x_BTHWC: ttnn.Tensor, extent: Extent, centre_THWC: ttnn.Tensor) -> ttnn.Tensor:
-        """The same of y and of y^2, [1, 2, T, G], where y is x less ``centre_THWC`` [T, 1, 1, C] float32."""
+        """The same of y and of y^2, [1, 2, T, G], where y is x less `centre_THWC` [T, 1, 1, C] float32."""
         return self._sums(x_BTHWC, extent, centre_THWC)
 
     def _sums(self, x_BTHWC: ttnn.Tensor, extent: Extent, centre: ttnn.Tensor | None) -> ttnn.Tensor:

@@ -12,9 +12,9 @@ from models.parallel import TILE, Mesh, all_reduce, gather, reduce_scatter
 
 
 def fuse_columns(parts: Sequence, shards: int, layers: int = 1):
-    """Join host matrices [in, out_i] so that a split of the columns into ``shards`` gives each shard its part of all.
+    """Join host matrices [in, out_i] so that a split of the columns into `shards` gives each shard its part of all.
 
-    Shard s then holds ``[part_0 shard s | part_1 shard s | ...]``. With several ``layers`` each shard is cut once more,
+    Shard s then holds `[part_0 shard s | part_1 shard s | ...]`. With several `layers` each shard is cut once more,
     and the pieces l of all shards lie in layer l of the result [layers, 1, in, out / layers].
     """
     if len(parts) == layers == 1:
@@ -26,29 +26,29 @@ def fuse_columns(parts: Sequence, shards: int, layers: int = 1):
 
 
 def tile_pairs(first, second):
-    """Interleave the column tiles of two host matrices [in, out]: ``first`` tile 0, ``second`` tile 0, ...
+    """Interleave the column tiles of two host matrices [in, out]: `first` tile 0, `second` tile 0, ...
 
     It is the order in which the fused SwiGLU of ttnn's minimal_matmul wants (gate, up): kernel
-    ``minimal_matmul/device/kernels/compute_metal2.cpp``, ``swiglu_block``.
+    `minimal_matmul/device/kernels/compute_metal2.cpp`, `swiglu_block`.
     """
     split = [part.mT.split(TILE, dim=-2) for part in (first, second)]
     return _join_rows([tile for pair in zip(*split, strict=True) for tile in pair]).mT
 
 
 def spare_dim(mesh: Mesh, size: int, dim: int) -> int | None:
-    """``dim`` of ``size`` elements if the layout shards weights over SP too and whole tiles divide it, else None."""
+    """`dim` of `size` elements if the layout shards weights over SP too and whole tiles divide it, else None."""
     return dim if mesh.layout.fsdp and mesh.sp.size > 1 and _splits(mesh, size) else None
 
 
 def _splits(mesh: Mesh, size: int) -> bool:
-    """Whether each chip of SP gets whole tiles of ``size`` elements."""
+    """Whether each chip of SP gets whole tiles of `size` elements."""
     return size % (mesh.sp.size * TILE) == 0
 
 
 def _join_rows(rows: list):
     """Join host matrices [out_i, in]. Checkpoint matrices are [out, in], so this is one plain copy.
 
-    ``torch.cat`` would do the same, but imports half of torch's compiler when it is asked for shapes only.
+    `torch.cat` would do the same, but imports half of torch's compiler when it is asked for shapes only.
     """
     sizes = [row.shape[-2] for row in rows]
     joined = rows[0].new_empty(*rows[0].shape[:-2], sum(sizes), rows[0].shape[-1])
@@ -58,10 +58,10 @@ def _join_rows(rows: list):
 
 
 class ColumnParallelLinear(Module):
-    """``y = x @ W + b`` with the columns of W over TP.
+    """`y = x @ W + b` with the columns of W over TP.
 
     x [.., in] replicated over TP -> y [.., out * parts] fractured over TP on the last dim. Several matrices of one
-    input may be fused: ``names`` lists their checkpoint modules, and each may hold ``chunks`` stacked outputs; a chip's
+    input may be fused: `names` lists their checkpoint modules, and each may hold `chunks` stacked outputs; a chip's
     output is then its shares of all of them side by side.
     """
 
@@ -90,8 +90,8 @@ class ColumnParallelLinear(Module):
             chunks: outputs stacked in each checkpoint matrix.
             bias: whether the modules have biases.
             kernel: the checkpoint weight's shape where it is not [out, in], such as a strided convolution's;
-                ``flatten`` then makes [out, in] of it.
-            flatten: see ``kernel``.
+                `flatten` then makes [out, in] of it.
+            flatten: see `kernel`.
             swiglu: the two chunks are (up, gate) of a gated product, which `gathered` then computes.
             over_sp: cut the columns over SP as well, for inputs that are replicated there; `whole` joins the outputs.
                 Without effect where whole tiles do not divide them so.
@@ -147,7 +147,7 @@ class ColumnParallelLinear(Module):
     def gathered(self, x: ttnn.Tensor, dtype: ttnn.DataType = ttnn.bfloat16) -> list[ttnn.Tensor]:
         """Gather x [1, 1, M, in / TP] fractured over TP and multiply: one [1, 1, M, out / TP] per part, fractured.
 
-        With SwiGLU there is one output, ``up * silu(gate)``. Outputs are of ``dtype``.
+        With SwiGLU there is one output, `up * silu(gate)`. Outputs are of `dtype`.
         """
         weight, bias = self.weight.whole(self.mesh), self.bias.tensor if self.has_bias else None
         if self.mesh.fused:
@@ -183,7 +183,7 @@ class ColumnParallelLinear(Module):
 
 
 class RowParallelLinear(Module):
-    """``y = x @ W + b`` with the rows of W over TP; each chip's product is a partial sum."""
+    """`y = x @ W + b` with the rows of W over TP; each chip's product is a partial sum."""
 
     def __init__(
         self,

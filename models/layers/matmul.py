@@ -15,15 +15,15 @@ _BLOCK_TILES = 8
 def blocking(
     mesh: Mesh, rows: int, inner: int, columns: int, *, core_rows: int, pairs: bool = False
 ) -> ttnn.MinimalMatmulConfig:
-    """Block sizes of a product [rows, inner] x [inner, columns] on ``core_rows`` rows of the grid.
+    """Block sizes of a product [rows, inner] x [inner, columns] on `core_rows` rows of the grid.
 
-    Rule: at most 8 tiles a side, not more than a core's share of the output, ``inner`` a divisor of one chip's share
+    Rule: at most 8 tiles a side, not more than a core's share of the output, `inner` a divisor of one chip's share
     of the gathered dim (a ring wants that, and on a line it wastes nothing), columns even where tile pairs belong
     together.
 
     Args:
         mesh: the mesh.
-        rows, inner, columns: elements; ``inner`` on one chip before a gather.
+        rows, inner, columns: elements; `inner` on one chip before a gather.
         core_rows: rows of the compute grid to use.
         pairs: whether neighbouring column tiles must stay in one block.
     """
@@ -48,7 +48,7 @@ def blocking(
 def large_matmul(
     x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, *, dtype: ttnn.DataType, fidelity: ttnn.MathFidelity
 ) -> ttnn.Tensor:
-    """``x @ weight`` of what a chip holds, on its whole grid: x [1, 1, M, K], weight [K, N] -> [1, 1, M, N]."""
+    """`x @ weight` of what a chip holds, on its whole grid: x [1, 1, M, K], weight [K, N] -> [1, 1, M, N]."""
     return ttnn.experimental.minimal_matmul(
         x,
         weight,
@@ -69,7 +69,7 @@ def gathered_matmul(
     dtype: ttnn.DataType = ttnn.bfloat16,
     fidelity: ttnn.MathFidelity,
 ) -> list[ttnn.Tensor]:
-    """``gather(x) @ weight + bias`` in one op, cut into ``parts`` along the columns, or with SwiGLU on tile pairs.
+    """`gather(x) @ weight + bias` in one op, cut into `parts` along the columns, or with SwiGLU on tile pairs.
 
     Args:
         x: [1, 1, M, K / TP], fractured over TP.
@@ -77,12 +77,12 @@ def gathered_matmul(
         mesh: the mesh.
         bias: [1, 1, 1, N / TP], fractured over TP.
         parts: equal parts of the output columns.
-        swiglu: column tiles come in pairs (gate, up); the output has one tile ``silu(gate) * up`` for each.
+        swiglu: column tiles come in pairs (gate, up); the output has one tile `silu(gate) * up` for each.
         dtype: of the outputs.
         fidelity: of the product.
 
     Returns:
-        ``parts`` tensors [1, 1, M, N / TP / parts] fractured over TP; half as wide with SwiGLU.
+        `parts` tensors [1, 1, M, N / TP / parts] fractured over TP; half as wide with SwiGLU.
     """
     rows, inner = x.shape[2], x.shape[3]
     options = {

@@ -26,10 +26,10 @@ def rms_norm(
     eps: float,
     dtype: ttnn.DataType = ttnn.bfloat16,
 ) -> ttnn.Tensor:
-    """Root-mean-square norm over features fractured over TP, times ``weight``.
+    """Root-mean-square norm over features fractured over TP, times `weight`.
 
-    x [1, B, M, width / TP] fractured over TP, weight [1, 1, 1, width / TP] likewise -> like x, in ``dtype``. The weight
-    must carry `Width.norm_factor`. Formula: ``x / sqrt(mean(x^2) + eps) * weight`` (arXiv:1910.07467), statistics in
+    x [1, B, M, width / TP] fractured over TP, weight [1, 1, 1, width / TP] likewise -> like x, in `dtype`. The weight
+    must carry `Width.norm_factor`. Formula: `x / sqrt(mean(x^2) + eps) * weight` (arXiv:1910.07467), statistics in
     float32.
     """
     config = compute.accurate()
@@ -46,7 +46,7 @@ def rms_norm(
 def fused_rms_norm(
     x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, eps: float, dtype: ttnn.DataType = ttnn.bfloat16
 ) -> ttnn.Tensor:
-    """`rms_norm` in one op, statistics exchanged inside it; ``eps`` already corrected for padding."""
+    """`rms_norm` in one op, statistics exchanged inside it; `eps` already corrected for padding."""
     axis = mesh.tp.index if mesh.tp.size > 1 else None
     links = _norm_links(x, mesh.tp.links)
     stats = None
@@ -85,7 +85,7 @@ def _norm_links(x: ttnn.Tensor, links: int) -> int:
 def layer_norm(
     x: ttnn.Tensor, weight: ttnn.Tensor, bias: ttnn.Tensor, mesh: Mesh, width: Width, eps: float
 ) -> ttnn.Tensor:
-    """Layer norm over features fractured over TP, times ``weight`` plus ``bias``.
+    """Layer norm over features fractured over TP, times `weight` plus `bias`.
 
     x [1, B, M, width / TP] fractured over TP, weight and bias [1, 1, 1, width / TP] likewise -> like x. The weight
     must carry `Width.norm_factor`.
@@ -150,7 +150,7 @@ class HeadRMSNorm(Module):
         )
 
     def __call__(self, x: ttnn.Tensor, rope: RotaryTable | None = None) -> ttnn.Tensor:
-        """x [1, 1, M, H E / TP] fractured over TP -> [1, H / TP, M, E], normed over E and rotated by ``rope``."""
+        """x [1, 1, M, H E / TP] fractured over TP -> [1, H / TP, M, E], normed over E and rotated by `rope`."""
         if not self.fused:
             normed = ttnn.rms_norm(
                 split_heads(x, self.heads),

@@ -7,7 +7,7 @@ import ttnn
 
 @dataclass(frozen=True)
 class RotaryTable:
-    """``cos`` and ``sin`` [1, H / TP, N / SP, E], each pair's value twice; ``rotate`` [1, 1, 32, 32] turns pairs."""
+    """`cos` and `sin` [1, H / TP, N / SP, E], each pair's value twice; `rotate` [1, 1, 32, 32] turns pairs."""
 
     cos: ttnn.Tensor
     sin: ttnn.Tensor

@@ -51,7 +51,7 @@ def parts(x_THWC: ttnn.Tensor, *, rows: int = 1) -> Iterator[Part]:
     """Cut x [T, H, W, C] row-major into parts that fit L1 twice, in order of frames and rows.
 
     The rule: as many whole frames as fit, in parts of nearly equal size; where not even one frame fits, as many
-    multiples of ``rows`` rows of it as fit (at least one multiple), ``rows`` being a divisor of H.
+    multiples of `rows` rows of it as fit (at least one multiple), `rows` being a divisor of H.
     """
     frames, height, width, channels = x_THWC.shape
     share = l1_share(x_THWC.device())
@@ -66,7 +66,7 @@ def parts(x_THWC: ttnn.Tensor, *, rows: int = 1) -> Iterator[Part]:
 
 
 def _spans(size: int, most: int) -> Iterator[tuple[int, int]]:
-    """Cut ``size`` into the fewest spans of at most ``most``, all but the last of one size."""
+    """Cut `size` into the fewest spans of at most `most`, all but the last of one size."""
     step = -(-size // -(-size // most))
     for start in range(0, size, step):
         yield start, min(start + step, size)
@@ -80,9 +80,9 @@ def take(x_THWC: ttnn.Tensor, part: Part) -> ttnn.Tensor:
 
 
 def put(x_THWC: ttnn.Tensor, value: ttnn.Tensor, begin: Sequence[int], *, keep: bool = False) -> None:
-    """Write ``value`` [t, h, w, C] into x from frame, row and column ``begin`` on, in place.
+    """Write `value` [t, h, w, C] into x from frame, row and column `begin` on, in place.
 
-    It is freed unless ``keep``.
+    It is freed unless `keep`.
     """
     write_rows(x_THWC, value, [*begin, 0])
     if not keep:
@@ -96,7 +96,7 @@ def take_frames(table_T11C: ttnn.Tensor, part: Part) -> ttnn.Tensor:
 
 
 def then(step: Callable[..., ttnn.Tensor], value: ttnn.Tensor, *others, **options) -> ttnn.Tensor:
-    """``step(value, *others, **options)``, freeing ``value``."""
+    """`step(value, *others, **options)`, freeing `value`."""
     result = step(value, *others, **options)
     ttnn.deallocate(value)
     return result

@@ -2,9 +2,11 @@
 
 Legend of shape suffixes used throughout the model code: B batch (always 1 on the mesh), N visual tokens (padded to
 whole tiles per SP shard), L text tokens, D visual width, P text width, H heads, E head width, I values of a latent
-patch, S denoising steps, F feed-forward width. ``x_1BND`` has shape [1, B, N, D]. "Fractured" names a dim that is
+patch, S denoising steps, F feed-forward width. `x_1BND` has shape [1, B, N, D]. "Fractured" names a dim that is
 split over a mesh axis, "replicated" a tensor that every chip of the axis holds whole.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
@@ -14,10 +16,10 @@ from models.parallel import TILE, round_up
 
 @dataclass(frozen=True)
 class Width:
-    """``groups`` groups of features, each padded with zeros to ``padded_group``, and ``extra_groups`` of zeros.
+    """`groups` groups of features, each padded with zeros to `padded_group`, and `extra_groups` of zeros.
 
     Zero weights make the padding exact: padded features stay zero through linear layers, SwiGLU and modulation.
-    A mean over the padded group is too small by ``size / padded``, which `eps_factor` and `norm_factor` undo.
+    A mean over the padded group is too small by `size / padded`, which `eps_factor` and `norm_factor` undo.
     """
 
     size: int
@@ -26,20 +28,20 @@ class Width:
     extra_groups: int = 0
 
     @classmethod
-    def sharded(cls, size: int, tp: int) -> "Width":
-        """One group, padded so that each of ``tp`` shards is whole tiles."""
+    def sharded(cls, size: int, tp: int) -> Width:
+        """One group, padded so that each of `tp` shards is whole tiles."""
         return cls(size, 1, round_up(size, TILE * tp))
 
     @classmethod
-    def heads(cls, heads: int, head_width: int, tp: int = 1) -> "Width":
-        """One group per attention head, each padded to whole tiles; shards are whole heads, ``tp`` of them.
+    def heads(cls, heads: int, head_width: int, tp: int = 1) -> Width:
+        """One group per attention head, each padded to whole tiles; shards are whole heads, `tp` of them.
 
         Where the shards do not divide the heads there are heads of zeros, which attend to zeros and yield zeros.
         """
         return cls(heads * head_width, heads, round_up(head_width, TILE), round_up(heads, tp) - heads)
 
     @classmethod
-    def plain(cls, size: int) -> "Width":
+    def plain(cls, size: int) -> Width:
         """No padding but the tile padding that ttnn adds by itself; never sharded."""
         return cls(size, 1, size)
 
@@ -64,7 +66,7 @@ class Width:
         return sqrt(self.eps_factor)
 
     def pad(self, tensor, dim: int):
-        """Pad dim ``dim`` of a host tensor from `size` to `padded`, group by group."""
+        """Pad dim `dim` of a host tensor from `size` to `padded`, group by group."""
         if not self.is_padded:
             return tensor
         dim %= tensor.ndim

@@ -10,7 +10,7 @@ from models.device import quiet_ttnn
 
 @contextmanager
 def fresh_processes(jobs: int = 1) -> Iterator[Executor]:
-    """An executor that runs each task in a new process, ``jobs`` at a time.
+    """An executor that runs each task in a new process, `jobs` at a time.
 
     After an error or an interrupt nothing goes on: what has not begun is dropped, what runs is killed.
     """

@@ -40,7 +40,7 @@ class Architecture:
         return self.dram_banks * self.dram_bank_bytes
 
     def peak_flops(self, cores: int, fidelity: str) -> float:
-        """Matrix FLOP per second of ``cores`` cores.
+        """Matrix FLOP per second of `cores` cores.
 
         Raises:
             ValueError: there is no such fidelity.
@@ -86,7 +86,7 @@ class System:
         return self.grid[0] * self.grid[1]
 
     def peak_flops(self, fidelity: str, cores: int | None = None) -> float:
-        """Matrix FLOP per second of one chip, or of ``cores`` of its cores.
+        """Matrix FLOP per second of one chip, or of `cores` of its cores.
 
         Raises:
             ValueError: there is no such fidelity.
@@ -110,7 +110,7 @@ def systems() -> dict[str, System]:
 
 
 def system(name: str) -> System:
-    """The system called ``name``, by its own name or an alias.
+    """The system called `name`, by its own name or an alias.
 
     Raises:
         ValueError: there is none.
@@ -123,7 +123,7 @@ def system(name: str) -> System:
 
 
 def mock_of(mock: str) -> System:
-    """The system that the mock system ``mock`` stands for.
+    """The system that the mock system `mock` stands for.
 
     Raises:
         ValueError: there is none.

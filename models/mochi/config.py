@@ -1,4 +1,6 @@
-"""Configuration of the AsymmDiT, as Diffusers writes it to ``transformer/config.json``."""
+"""Configuration of the AsymmDiT, as Diffusers writes it to `transformer/config.json`."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -26,8 +28,8 @@ class TransformerConfig:
     max_sequence_length: int = 256
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "TransformerConfig":
-        """Read the dictionary of a ``config.json``.
+    def from_dict(cls, config: Mapping[str, Any]) -> TransformerConfig:
+        """Read the dictionary of a `config.json`.
 
         Raises:
             ValueError: a setting that this port does not implement.

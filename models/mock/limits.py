@@ -2,7 +2,7 @@
 
 A mock mesh runs no kernel, so nothing else would notice: golden execution would compute what was meant, and a dry run
 would pass. So every op on a mock mesh, with numbers or without, is held to these limits first. Each was read from the
-kernel that it names, in the wheel of ttnn 0.81.1; paths start at ``ttnn/ttnn/cpp/ttnn/operations`` there.
+kernel that it names, in the wheel of ttnn 0.81.1; paths start at `ttnn/ttnn/cpp/ttnn/operations` there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class KernelLimit(RuntimeError):
 
 
 def limit(*names: str) -> Callable:
-    """Register a limit of the ops ``names``: a function of their arguments that says what is wrong, or None."""
+    """Register a limit of the ops `names`: a function of their arguments that says what is wrong, or None."""
 
     def decorator(function: Callable[..., str | None]) -> Callable[..., str | None]:
         _LIMITS.update(dict.fromkeys(names, function))

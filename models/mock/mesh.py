@@ -6,6 +6,8 @@ is its transpose or a line. Each submesh has allocators of its own, so meshes on
 memory.
 """
 
+from __future__ import annotations
+
 import atexit
 import contextlib
 import tempfile
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Opened:
-    mesh: "ttnn.MeshDevice"
+    mesh: ttnn.MeshDevice
     numbers: bool
 
 
@@ -36,7 +38,7 @@ class _Process:
     beside_cards: bool = False
     seen_by_ttnn: bool = False
     hardware_seen: bool = False
-    parent: "ttnn.MeshDevice | None" = None
+    parent: ttnn.MeshDevice | None = None
 
     def __post_init__(self) -> None:
         self.opened: dict[int, _Opened] = {}
@@ -72,7 +74,7 @@ def process_system() -> System | None:
 
 def open_mock_mesh(
     rows: int, cols: int, *, numbers: bool = True, system: str | None = None, beside_cards: bool = False
-) -> "ttnn.MeshDevice":
+) -> ttnn.MeshDevice:
     """Open a rows x cols mock mesh.
 
     The first open chooses the process's system: the one named, else the one set by `set_process_system`, else
@@ -120,7 +122,7 @@ def open_mock_mesh(
         return mesh
 
 
-def close_mock_mesh(mesh: "ttnn.MeshDevice") -> None:
+def close_mock_mesh(mesh: ttnn.MeshDevice) -> None:
     """Close a mesh that `open_mock_mesh` gave.
 
     The cluster stays open for the next mesh until the process ends or `release_cluster` is called.
@@ -142,7 +144,7 @@ def close_mock_mesh(mesh: "ttnn.MeshDevice") -> None:
 @contextlib.contextmanager
 def mock_mesh(
     rows: int, cols: int, *, numbers: bool = True, system: str | None = None, beside_cards: bool = False
-) -> Iterator["ttnn.MeshDevice"]:
+) -> Iterator[ttnn.MeshDevice]:
     """`open_mock_mesh` for a `with` block."""
     mesh = open_mock_mesh(rows, cols, numbers=numbers, system=system, beside_cards=beside_cards)
     try:
@@ -176,7 +178,7 @@ def _limits():  # type: ignore[no-untyped-def]
     return limits
 
 
-def _open_parent(system: System) -> "ttnn.MeshDevice":
+def _open_parent(system: System) -> ttnn.MeshDevice:
     """The whole system as one mesh, with a fabric where there is more than one chip, as on hardware."""
     ttnn = quiet_ttnn()
     variables: dict[str, str] = {}

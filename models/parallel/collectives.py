@@ -6,9 +6,9 @@ from models.parallel.mesh import Axis, Mesh
 
 
 def gather(x: ttnn.Tensor, mesh: Mesh, *, dim: int, over: Axis) -> ttnn.Tensor:
-    """Concatenate the shards of ``x`` along ``dim`` over one mesh axis.
+    """Concatenate the shards of `x` along `dim` over one mesh axis.
 
-    ``x`` fractured over the axis on ``dim`` -> replicated over it.
+    `x` fractured over the axis on `dim` -> replicated over it.
     """
     if over.size == 1:
         return x
@@ -16,9 +16,9 @@ def gather(x: ttnn.Tensor, mesh: Mesh, *, dim: int, over: Axis) -> ttnn.Tensor:
 
 
 def reduce_scatter(x: ttnn.Tensor, mesh: Mesh, *, dim: int, over: Axis) -> ttnn.Tensor:
-    """Sum partial values over one mesh axis; each chip keeps its chunk of ``dim``.
+    """Sum partial values over one mesh axis; each chip keeps its chunk of `dim`.
 
-    ``x`` a partial sum of full size on every chip -> fractured over the axis on ``dim``.
+    `x` a partial sum of full size on every chip -> fractured over the axis on `dim`.
     """
     if over.size == 1:
         return x

@@ -1,10 +1,12 @@
 """Dims of a video that are sharded in order, and the halos that neighbouring shards exchange.
 
 Legend of shape suffixes here and in the VAE: B batch (always 1), T frames, H rows, W columns, C channels of one chip's
-shard. ``x_BTHWC`` and its view ``x_THWC`` are row-major, the layout that ttnn's 3D convolution reads. Shards have equal
+shard. `x_BTHWC` and its view `x_THWC` are row-major, the layout that ttnn's 3D convolution reads. Shards have equal
 sizes; where the real size does not divide, the last shards end in padding, or hold nothing else. What lies in padding
 is never meaningful: `HaloExchange` makes the one row of it that a convolution can see equal to the true edge.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping
@@ -21,15 +23,15 @@ TIME, HEIGHT, WIDTH = 1, 2, 3
 
 @dataclass(frozen=True)
 class ShardedDim:
-    """One dim over all shards: ``real`` positions, ``local`` of them stored per shard, split over ``axis`` (or not)."""
+    """One dim over all shards: `real` positions, `local` of them stored per shard, split over `axis` (or not)."""
 
     real: int
     local: int
     axis: Axis | None = None
 
     @classmethod
-    def split(cls, real: int, axis: Axis | None, *, minimum: int = 1) -> "ShardedDim":
-        """Split ``real`` positions into equal shards of at least ``minimum``; an axis of size 1 splits nothing."""
+    def split(cls, real: int, axis: Axis | None, *, minimum: int = 1) -> ShardedDim:
+        """Split `real` positions into equal shards of at least `minimum`; an axis of size 1 splits nothing."""
         if axis is None or axis.size == 1:
             return cls(real, real)
         return cls(real, max(-(-real // axis.size), minimum), axis)
@@ -59,8 +61,8 @@ class ShardedDim:
         """Real positions of `last_shard`."""
         return self.real - self.last_shard * self.local
 
-    def times(self, factor: int) -> "ShardedDim":
-        """The dim after each position became ``factor``."""
+    def times(self, factor: int) -> ShardedDim:
+        """The dim after each position became `factor`."""
         return replace(self, real=self.real * factor, local=self.local * factor)
 
 
@@ -75,7 +77,7 @@ class Extent:
     def __getitem__(self, dim: int) -> ShardedDim:
         return {TIME: self.time, HEIGHT: self.height, WIDTH: self.width}[dim]
 
-    def times(self, time: int, height: int, width: int) -> "Extent":
+    def times(self, time: int, height: int, width: int) -> Extent:
         """The extent after an upsampling."""
         return Extent(self.time.times(time), self.height.times(height), self.width.times(width))
 
@@ -132,7 +134,7 @@ class HaloExchange:
         space reach over them.
 
         Args:
-            padded_THWC: [T, H, W, C] of each shard with its border, fractured as ``extent`` says.
+            padded_THWC: [T, H, W, C] of each shard with its border, fractured as `extent` says.
             extent: the sizes without borders.
             border: how wide they are. In time only what comes before; in space one row or column.
         """
@@ -145,7 +147,7 @@ class HaloExchange:
                 self._repeat_edge(padded_THWC, dim, before, extent[dim])
 
     def _exchange(self, padded: ttnn.Tensor, extent: Extent, border: Border, dim: int) -> None:
-        """Send both ends of every shard along ``dim`` and write what comes to the borders."""
+        """Send both ends of every shard along `dim` and write what comes to the borders."""
         (before, after), size = border[dim], extent[dim].local
         first = read(padded, dim, before, before + max(after, 1))  # The first position is also what an edge repeats.
         last = read(padded, dim, before + size - max(before, 1), before + size)
@@ -182,7 +184,7 @@ class HaloExchange:
     def overwrite(
         self, x_THWC: ttnn.Tensor, new: ttnn.Tensor, dim: int, start: int, axis: Axis | None, shard: int
     ) -> None:
-        """Write ``new`` into x from position ``start`` of ``dim`` on the chips of one ``shard``, in place.
+        """Write `new` into x from position `start` of `dim` on the chips of one `shard`, in place.
 
         The other chips write back what lies there. The choice is made by products with 0 and 1 and one sum, which are
         exact.
@@ -195,7 +197,7 @@ class HaloExchange:
             ttnn.deallocate(tensor)
 
     def _mask(self, axis: Axis | None, shard: int, channels: int, value: int) -> ttnn.Tensor:
-        """[1, 1, 1, C]: ``value`` on the chips of ``shard`` along ``axis``, 1 - value on the others."""
+        """[1, 1, 1, C]: `value` on the chips of `shard` along `axis`, 1 - value on the others."""
         import torch
 
         assert axis is not None
@@ -214,7 +216,7 @@ class HaloExchange:
 
 
 def _links(shape: list[int], dim: int, axis: Axis) -> int:
-    """Links that the op can share a halo among: by what lies before ``dim``, or by positions where nothing does."""
+    """Links that the op can share a halo among: by what lies before `dim`, or by positions where nothing does."""
     return min(axis.links, math.prod(shape[:dim]) if dim else math.prod(shape[1:-1]))
 
 
@@ -226,17 +228,17 @@ def upload(
     dtype: ttnn.DataType = ttnn.bfloat16,
     layout: ttnn.Layout = ttnn.ROW_MAJOR_LAYOUT,
 ) -> ttnn.Tensor:
-    """Put a host tensor on the mesh, ``dims`` saying which of its dims each mesh axis splits, by axis index."""
+    """Put a host tensor on the mesh, `dims` saying which of its dims each mesh axis splits, by axis index."""
     return mesh.upload(host, dtype=dtype, layout=layout, sp=dims.get(mesh.sp.index), tp=dims.get(mesh.tp.index))
 
 
 def download(mesh: Mesh, x: ttnn.Tensor, dims: Mapping[int, int]):
-    """Bring a tensor to the host, ``dims`` saying which of its dims each mesh axis splits, by axis index."""
+    """Bring a tensor to the host, `dims` saying which of its dims each mesh axis splits, by axis index."""
     return mesh.download(x, sp=dims.get(mesh.sp.index), tp=dims.get(mesh.tp.index))
 
 
 def read(x_THWC: ttnn.Tensor, dim: int, start: int, stop: int) -> ttnn.Tensor:
-    """Copy positions ``start`` to ``stop`` of ``dim`` of each shard."""
+    """Copy positions `start` to `stop` of `dim` of each shard."""
     begin, end = [0] * 4, list(x_THWC.shape)
     if (start, stop) == (0, end[dim - 1]):
         return ttnn.clone(x_THWC)  # A slice of everything would be x itself, and freed with it.
@@ -245,7 +247,7 @@ def read(x_THWC: ttnn.Tensor, dim: int, start: int, stop: int) -> ttnn.Tensor:
 
 
 def write(x_THWC: ttnn.Tensor, part: ttnn.Tensor, dim: int, start: int) -> None:
-    """Write ``part`` (freed) into x from position ``start`` of ``dim``, in place."""
+    """Write `part` (freed) into x from position `start` of `dim`, in place."""
     begin = [0] * 4
     begin[dim - 1] = start
     write_rows(x_THWC, part, begin)

@@ -21,7 +21,7 @@ class Halves:
     """
 
     def __init__(self, device: ttnn.MeshDevice, layout: Layout, *, fused: bool = True) -> None:
-        """Cut ``device``.
+        """Cut `device`.
 
         Args:
             device: an open mesh.
@@ -96,7 +96,7 @@ class Halves:
         return gather(x, mesh, dim=2, over=mesh.sp) if mesh.sp.index == self._axis.index else x
 
     def _spread(self, x: ttnn.Tensor, mesh: Mesh, edge: int) -> ttnn.Tensor:
-        """Give all chips along the cut axis what the one at ``edge`` holds, and each its SP shard again."""
+        """Give all chips along the cut axis what the one at `edge` holds, and each its SP shard again."""
         axis = mesh.sp if mesh.sp.index == self._axis.index else mesh.tp
         if axis.size == 1:
             return x
@@ -107,7 +107,7 @@ class Halves:
 
 
 def place(device: ttnn.MeshDevice, layout: Layout) -> Mesh | Halves:
-    """``device`` with its layout: one mesh, or two halves where the layout has a CFG axis.
+    """`device` with its layout: one mesh, or two halves where the layout has a CFG axis.
 
     Raises:
         ValueError: the layout is for another mesh.

@@ -1,5 +1,7 @@
 """A mesh device with its layout: where tensors lie, and the resources that collectives need."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,15 +15,15 @@ _T = TypeVar("_T")
 
 
 def round_up(value: int, multiple: int) -> int:
-    """Smallest multiple of ``multiple`` that is at least ``value``."""
+    """Smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One mesh axis in its role: ``index`` in the mesh, ``size`` in chips, Ethernet ``links`` between neighbours.
+    """One mesh axis in its role: `index` in the mesh, `size` in chips, Ethernet `links` between neighbours.
 
-    ``topology``: a ring where the last chip is the first one's neighbour and the fabric was started so, else a line.
+    `topology`: a ring where the last chip is the first one's neighbour and the fabric was started so, else a line.
     Two chips are a line: the gather of ring attention counts on a third chip in a ring, and never ends without.
     """
 
@@ -35,7 +37,7 @@ class Mesh:
     """A ttnn mesh device, its `Layout`, and the collective resources that live as long as it does."""
 
     def __init__(self, device: ttnn.MeshDevice, layout: Layout, *, fused: bool = True) -> None:
-        """Bind ``device`` to ``layout``.
+        """Bind `device` to `layout`.
 
         Args:
             device: an open mesh.
@@ -60,7 +62,7 @@ class Mesh:
         self.grid = (grid.x, grid.y)
         self._alternating: dict[Hashable, tuple[list, int]] = {}
 
-    def relaid(self, layout: Layout) -> "Mesh":
+    def relaid(self, layout: Layout) -> Mesh:
         """The same chips in another layout; this very mesh where it is its own."""
         return self if layout == self.layout else type(self)(self.device, layout, fused=self.fused)
 
@@ -83,7 +85,7 @@ class Mesh:
         sp: int | None = None,
         tp: int | None = None,
     ) -> ttnn.Tensor:
-        """Put a host tensor or array on the mesh: dim ``sp`` split over SP, dim ``tp`` over TP, the rest replicated.
+        """Put a host tensor or array on the mesh: dim `sp` split over SP, dim `tp` over TP, the rest replicated.
 
         Raises:
             ValueError: a split dim is not divisible by its axis.
@@ -114,7 +116,7 @@ class Mesh:
         return ttnn.from_torch(torch.as_tensor(host), dtype=dtype, layout=layout, mesh_mapper=mapper)
 
     def _split_dims(self, host, sp: int | None, tp: int | None) -> list[int | None]:
-        """The dim of ``host`` that each mesh axis splits."""
+        """The dim of `host` that each mesh axis splits."""
         dims: list[int | None] = [None, None]
         for axis, dim, name in ((self.sp, sp, "SP"), (self.tp, tp, "TP")):
             if dim is None or axis.size == 1:
@@ -127,10 +129,10 @@ class Mesh:
         return dims
 
     def download(self, tensor: ttnn.Tensor, *, sp: int | None = None, tp: int | None = None):
-        """Bring a tensor to the host: dim ``sp`` joined over SP, dim ``tp`` over TP, one replica of the rest.
+        """Bring a tensor to the host: dim `sp` joined over SP, dim `tp` over TP, one replica of the rest.
 
         Returns:
-            A ``torch.Tensor`` of the tensor's own dtype.
+            A `torch.Tensor` of the tensor's own dtype.
         """
         parts = ttnn.get_device_tensors(ttnn.from_device(tensor))
         rows, cols = self.layout.mesh_shape
@@ -140,7 +142,7 @@ class Mesh:
         return _join(joined_rows, by_axis[0])
 
     def alternating(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """One of two long-lived resources under ``key``, the other one at the next call; ``make`` makes each once.
+        """One of two long-lived resources under `key`, the other one at the next call; `make` makes each once.
 
         A chip may be a collective ahead of its neighbour: with one resource its next message could overwrite what the
         neighbour still reads. With two, the barrier of the collective in between keeps them apart.
@@ -152,7 +154,7 @@ class Mesh:
         return made[turn % 2]
 
     def semaphores(self, name: str, count: int) -> list:
-        """``count`` global semaphores for the collective ``name``, in turn from two sets."""
+        """`count` global semaphores for the collective `name`, in turn from two sets."""
         columns, rows = self.grid
 
         def make() -> list:
@@ -163,7 +165,7 @@ class Mesh:
         return self.alternating(("semaphores", name, count), make)
 
     def buffer(self, name: str, shape: Sequence[int], dtype: ttnn.DataType) -> ttnn.Tensor:
-        """A persistent DRAM buffer of one device's ``shape``, in turn from two.
+        """A persistent DRAM buffer of one device's `shape`, in turn from two.
 
         A result that lies in it is overwritten at the second next call with the same name, shape and dtype.
         """

@@ -4,6 +4,8 @@ A replay repeats the captured ops on the captured addresses. So the program must
 stay where they are, and leave its results in such; tensors made inside it are made anew by each replay.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import ttnn
@@ -12,13 +14,13 @@ _QUEUE = 0
 
 
 class Replay[T]:
-    """Runs a program; from the second call on, where ``capture`` is set, by replaying what that call recorded."""
+    """Runs a program; from the second call on, where `capture` is set, by replaying what that call recorded."""
 
     def __init__(self, device: ttnn.MeshDevice, *, capture: bool) -> None:
         """Say where.
 
         Args:
-            device: the mesh that all of the program's ops run on; for ``capture`` it was opened with a trace region.
+            device: the mesh that all of the program's ops run on; for `capture` it was opened with a trace region.
             capture: whether the mesh can capture; otherwise every call sends the ops.
         """
         self._device = device
@@ -28,7 +30,7 @@ class Replay[T]:
         self._result: T | None = None
 
     def __call__(self, program: Callable[[], T]) -> T:
-        """Run ``program``, which sends the same ops each time.
+        """Run `program`, which sends the same ops each time.
 
         A replay returns the tensors that the program was captured with, holding new values.
         """
@@ -41,7 +43,7 @@ class Replay[T]:
         assert self._result is not None
         return self._result
 
-    def _record(self, program: Callable[[], T]) -> tuple["ttnn.MeshTraceId", T]:
+    def _record(self, program: Callable[[], T]) -> tuple[ttnn.MeshTraceId, T]:
         trace = ttnn.begin_trace_capture(self._device, cq_id=_QUEUE)
         try:
             result = program()

@@ -2,8 +2,8 @@
 
 ttnn's slices deal rows to the cores, some of which get one row more. In 0.81.1 a core moves its rows in groups through
 a buffer that was made for the groups of the cores with more rows. Where a core with fewer rows has groups of another
-size, its last group would run over the end of the buffer (``slice_program_factory_rm.cpp``: 128, 274, 352, and
-``slice_write_rm_interleaved_program_factory.cpp``, which does the same). Only short rows of 64 or 192 bytes, hundreds
+size, its last group would run over the end of the buffer (`slice_program_factory_rm.cpp`: 128, 274, 352, and
+`slice_write_rm_interleaved_program_factory.cpp`, which does the same). Only short rows of 64 or 192 bytes, hundreds
 on each core, get there; such a copy is cut in two.
 """
 
@@ -21,7 +21,7 @@ _GROUP_BYTES = 4096
 def copy_rows(
     x: ttnn.Tensor, begin: Sequence[int], end: Sequence[int], *, memory_config: ttnn.MemoryConfig | None = None
 ) -> ttnn.Tensor:
-    """Copy the box from ``begin`` to ``end`` of x [T, H, W, C], whole rows of C, to new memory."""
+    """Copy the box from `begin` to `end` of x [T, H, W, C], whole rows of C, to new memory."""
     spans = _spans([stop - start for start, stop in zip(begin, end, strict=True)], x)
     pieces = []
     for dim, first, last in spans:
@@ -37,7 +37,7 @@ def copy_rows(
 
 
 def write_rows(x: ttnn.Tensor, value: ttnn.Tensor, begin: Sequence[int]) -> None:
-    """Write ``value`` [t, h, w, C] into x [T, H, W, C] from ``begin`` on, in place; ``value`` stays."""
+    """Write `value` [t, h, w, C] into x [T, H, W, C] from `begin` on, in place; `value` stays."""
     sizes = list(value.shape)
     for dim, first, last in (spans := _spans(sizes, value)):
         start, stop = [0] * 4, list(sizes)
@@ -69,7 +69,7 @@ def _spans(sizes: list[int], x: ttnn.Tensor) -> list[tuple[int, int, int]]:
 
 
 def fits(rows: int, stride: int, cores: int) -> bool:
-    """Whether every core moves its share of ``rows`` rows of ``stride`` bytes within its buffer."""
+    """Whether every core moves its share of `rows` rows of `stride` bytes within its buffer."""
     fewer, more = rows // cores, -(-rows // cores)
     buffer = 2 * _group(more, stride)
     group = _group(fewer, stride) if fewer else buffer
@@ -77,6 +77,6 @@ def fits(rows: int, stride: int, cores: int) -> bool:
 
 
 def _group(rows: int, stride: int) -> int:
-    """Rows that a core with ``rows`` rows moves at a time: the most that divide them, rounded up to a tile."""
+    """Rows that a core with `rows` rows moves at a time: the most that divide them, rounded up to a tile."""
     padded = round_up(rows, TILE)
     return max(size for size in range(1, max(_GROUP_BYTES // stride, 1) + 1) if padded % size == 0)

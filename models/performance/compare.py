@@ -68,7 +68,7 @@ def ratios(before: Report, after: Report) -> list[Ratio]:
 
 
 def regressions(compared: list[Ratio], threshold: float = THRESHOLD) -> list[Ratio]:
-    """Those that grew by more than ``threshold`` (a share: 0.02 is 2%)."""
+    """Those that grew by more than `threshold` (a share: 0.02 is 2%)."""
     return [ratio for ratio in compared if ratio.growth > threshold]
 
 

@@ -15,6 +15,8 @@ Every constant is in `cost_model.toml` with its source, as a range (fast, expect
 The model knows nothing of power limits, of congestion between ops, or of re-reads that the counts leave out.
 """
 
+from __future__ import annotations
+
 import functools
 import tomllib
 from collections.abc import Iterable
@@ -39,13 +41,13 @@ class Seconds:
     expected: float = 0.0
     high: float = 0.0
 
-    def __add__(self, other: "Seconds") -> "Seconds":
+    def __add__(self, other: Seconds) -> Seconds:
         return Seconds(self.low + other.low, self.expected + other.expected, self.high + other.high)
 
-    def __mul__(self, factor: float) -> "Seconds":
+    def __mul__(self, factor: float) -> Seconds:
         return Seconds(self.low * factor, self.expected * factor, self.high * factor)
 
-    def at_least(self, other: "Seconds") -> "Seconds":
+    def at_least(self, other: Seconds) -> Seconds:
         """The longer of the two, case by case."""
         return Seconds(max(self.low, other.low), max(self.expected, other.expected), max(self.high, other.high))
 
@@ -64,7 +66,7 @@ def total(parts: Iterable[Seconds]) -> Seconds:
 
 @dataclass(frozen=True)
 class OpTime:
-    """What one call takes, and its largest expected part: ``matrix``, ``dram``, ``L1``, ``link`` or ``launch``."""
+    """What one call takes, and its largest expected part: `matrix`, `dram`, `L1`, `link` or `launch`."""
 
     kind: str
     seconds: Seconds
@@ -153,7 +155,7 @@ def _link_seconds(record: Record, system: System, kind: dict[str, Any], index: i
 
 
 def dispatch(calls: int, system: System) -> Seconds:
-    """Host time of sending ``calls`` ops to all chips of a system, without trace capture."""
+    """Host time of sending `calls` ops to all chips of a system, without trace capture."""
     data = constants()["dispatch"]
     pairs = zip(data["call_seconds"], data["chip_seconds"], strict=True)
     return Seconds(*(calls * (call + chip * system.chips) for call, chip in pairs))

@@ -33,12 +33,12 @@ _BYTES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Per chip: matrix ``flops``, ``dram_bytes`` and ``l1_bytes`` read and written, ``link_bytes`` on the busiest
+    """Per chip: matrix `flops`, `dram_bytes` and `l1_bytes` read and written, `link_bytes` on the busiest
     directed link.
 
-    ``exposed_link_bytes`` is the part of the link bytes that the op does not overlap with its own arithmetic. For
-    attention in chunks, ``steps`` is how many pairs of a query chunk and a key chunk the busiest core works through,
-    ``step_tiles`` the 32 x 32 scores of one, ``step_keys`` its tiles of keys, each over a head of 128.
+    `exposed_link_bytes` is the part of the link bytes that the op does not overlap with its own arithmetic. For
+    attention in chunks, `steps` is how many pairs of a query chunk and a key chunk the busiest core works through,
+    `step_tiles` the 32 x 32 scores of one, `step_keys` its tiles of keys, each over a head of 128.
     """
 
     flops: float = 0.0
@@ -78,7 +78,7 @@ _RULES: dict[str, Rule] = {}
 
 
 def cost_rule(*names: str):
-    """Register a counting rule for ops ``names``; ops without one count operands and outputs as DRAM traffic."""
+    """Register a counting rule for ops `names`; ops without one count operands and outputs as DRAM traffic."""
 
     def decorator(function: Rule) -> Rule:
         for name in names:
@@ -201,10 +201,10 @@ def _fused_norm(call: Call) -> Cost:
 
 
 def _attention_work(call: Call, queries: list[int], keys: list[int]) -> dict[str, float]:
-    """FLOPs of attention between stretches of ``queries`` and ``keys``, and its steps where the call has chunk sizes.
+    """FLOPs of attention between stretches of `queries` and `keys`, and its steps where the call has chunk sizes.
 
     The unit of work of the kernels is one chunk of queries of one head against all keys, chunk by chunk; whole units
-    are dealt to the cores (upstream ``sdpa/device/ring_joint_sdpa_program_factory.cpp``).
+    are dealt to the cores (upstream `sdpa/device/ring_joint_sdpa_program_factory.cpp`).
     """
     heads, width = call.inputs[0].padded_shape[1], call.inputs[0].padded_shape[3]
     work = {"flops": 4.0 * heads * width * sum(queries) * sum(keys)}

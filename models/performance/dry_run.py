@@ -30,8 +30,8 @@ GB = 1e9
 class DryRun:
     """What a dry run found, per chip.
 
-    ``weights`` maps a component to its bytes, all resident through the whole run; ``stages`` a stage to its trace;
-    ``details`` a stage to what else there is to say of it. Memory is in bytes.
+    `weights` maps a component to its bytes, all resident through the whole run; `stages` a stage to its trace;
+    `details` a stage to what else there is to say of it. Memory is in bytes.
     """
 
     mesh: str
@@ -105,9 +105,9 @@ def dry_run(
 ) -> DryRun:
     """Put all three models on the mesh at full size and run stages of one video on it.
 
-    The weights of all models are resident whatever stages run. ``encode`` is one prompt. ``denoise`` has three traces:
-    ``prepare`` (rotation tables, both captions, all modulations), ``denoise`` (one forward) and ``guide`` (the rest of
-    a guided step: the second forward, guidance and the Euler step). ``decode`` is the whole video. On two halves the
+    The weights of all models are resident whatever stages run. `encode` is one prompt. `denoise` has three traces:
+    `prepare` (rotation tables, both captions, all modulations), `denoise` (one forward) and `guide` (the rest of
+    a guided step: the second forward, guidance and the Euler step). `decode` is the whole video. On two halves the
     conditional one is traced: it holds the text encoder and the decoder, and the second forward is not its work.
 
     Args:

@@ -26,7 +26,7 @@ _TOO_LARGE = ("Out of Memory", "beyond max L1 size")
 
 @dataclass(frozen=True)
 class Candidate:
-    """One layout and precision, per chip; ``video`` is the whole video with ``steps`` guided steps."""
+    """One layout and precision, per chip; `video` is the whole video with `steps` guided steps."""
 
     layout: Layout
     precision: Precision
@@ -124,7 +124,7 @@ def compare(
 
 
 def _decoding(system: System, layout: Layout, precision: Precision, geometry: Geometry, steps: int) -> Seconds:
-    """Seconds of decoding on the mesh of ``layout``, beside models of few blocks."""
+    """Seconds of decoding on the mesh of `layout`, beside models of few blocks."""
     run = _run(system, replace(layout, fsdp=layout.sp > 1), precision, geometry, CONFIGS["preview"], _FEW, ["decode"])
     return Projection(system, run, steps).seconds()["decode"]
 

@@ -60,7 +60,7 @@ def measure(
     """Make videos with a loaded pipeline and time them.
 
     First a warm-up of two steps, which compiles every program; its time over a warm one's is what is reported as
-    compiling. Then ``runs`` whole videos. Last two traced steps, untimed, for counts and peak DRAM.
+    compiling. Then `runs` whole videos. Last two traced steps, untimed, for counts and peak DRAM.
 
     Args:
         pipe: an open pipeline; its mode goes into the report.
@@ -141,8 +141,8 @@ def utilisation(
     """Shares of a chip's HiFi2 peak, DRAM and link bandwidth that the median run used, per stage.
 
     Args:
-        parts: traces of ``encode``, ``prepare``, one ``step`` and ``decode``.
-        seconds: per stage, with ``median``.
+        parts: traces of `encode`, `prepare`, one `step` and `decode`.
+        seconds: per stage, with `median`.
         num_steps: denoising steps of a run.
         system: the machine.
     """

@@ -66,7 +66,7 @@ class Projection:
         return replace(device, high=sent.high) if part in _CAPTURED else sent
 
     def seconds(self) -> dict[str, Seconds]:
-        """Seconds of ``encode``, ``denoise``, ``decode`` and ``total``, and of one denoising step."""
+        """Seconds of `encode`, `denoise`, `decode` and `total`, and of one denoising step."""
         stages = {
             stage: total(self.part_seconds(part) * self.repeats(part) for part in parts if part in self.run.stages)
             for stage, parts in _PARTS.items()

@@ -121,10 +121,10 @@ def _limit(made: Projection) -> str:
 
 
 def on_paper(made: Projection, count: int, links: int) -> Point:
-    """A projection of one Galaxy spread over ``count`` of them by sequence parallelism: arithmetic, no dry run.
+    """A projection of one Galaxy spread over `count` of them by sequence parallelism: arithmetic, no dry run.
 
-    Work per visual row divides by ``count``, and so does decoding; work on text stays; the ring of attention carries
-    every chip's keys and values past every other, over ``links`` links where two Galaxies meet. Each Galaxy has a host
+    Work per visual row divides by `count`, and so does decoding; work on text stays; the ring of attention carries
+    every chip's keys and values past every other, over `links` links where two Galaxies meet. Each Galaxy has a host
     of its own. Peak memory is not estimated.
     """
     layout = Layout.parse(made.run.mesh)

@@ -1,5 +1,7 @@
 """How an op was told to compute: math fidelity, cores, links, operand types; read from the arguments of the call."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +14,8 @@ from models.performance.counts import Call, element_bytes
 class Settings:
     """What the cost model needs besides bytes and FLOPs; None where the call does not say.
 
-    ``fidelity`` is a name such as HiFi2; ``cores`` those of the op's own grid; ``links`` the Ethernet links used per
-    direction; ``operand_bytes`` the mean bytes per element of the two matrix operands; ``float32_sums`` whether
+    `fidelity` is a name such as HiFi2; `cores` those of the op's own grid; `links` the Ethernet links used per
+    direction; `operand_bytes` the mean bytes per element of the two matrix operands; `float32_sums` whether
     products accumulate in float32 (None: the op's default), which is what chooses between attention's kernels.
     """
 
@@ -24,7 +26,7 @@ class Settings:
     float32_sums: bool | None = None
 
     @classmethod
-    def of(cls, call: Call) -> "Settings":
+    def of(cls, call: Call) -> Settings:
         """Read the settings of one call."""
         config = call.kwargs.get("compute_kernel_config")
         own = getattr(call.kwargs.get("program_config"), "matmul_math_fidelity", None)

@@ -48,7 +48,7 @@ class Record:
 class Trace:
     """All device calls of a stretch of program, per chip.
 
-    ``dram_peak_bytes`` is the most DRAM allocated after any op of the stretch; memory that a composite op takes and
+    `dram_peak_bytes` is the most DRAM allocated after any op of the stretch; memory that a composite op takes and
     frees inside one call is not seen.
     """
 
@@ -62,7 +62,7 @@ class Trace:
         return len(self.records)
 
     def total(self, what: str) -> float:
-        """Sum of one field of `Cost`, such as ``flops``."""
+        """Sum of one field of `Cost`, such as `flops`."""
         return sum(getattr(record.cost, what) for record in self.records)
 
     def counts(self) -> dict[str, float]:
@@ -100,7 +100,7 @@ def dram_allocated(device: ttnn.MeshDevice) -> int:
 
 @contextmanager
 def trace(device: ttnn.MeshDevice) -> Iterator[Trace]:
-    """Record the outermost ops of this process on ``device`` while the block runs. Not re-entrant."""
+    """Record the outermost ops of this process on `device` while the block runs. Not re-entrant."""
     made = Trace(dram_peak_bytes=dram_allocated(device))
     original = FastOperation.__call__
     inside = False

@@ -1,11 +1,13 @@
 """The T5 v1.1 encoder on a mesh, tensor parallel over TP, replicated over SP.
 
-Source: T5 (arXiv:1910.10683) as transformers' ``modeling_t5.py`` has it: pre-norm blocks without biases, attention
+Source: T5 (arXiv:1910.10683) as transformers' `modeling_t5.py` has it: pre-norm blocks without biases, attention
 scores that are not scaled and get a learned bias by relative position, gated feed-forward with the tanh GELU.
 
 Shapes: L text tokens, C width of the features, H heads, E head width. Only a prompt's real tokens are encoded, so
 nothing is masked. The residual stream is float32: in bfloat16 the encoder is known to lose accuracy.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -46,8 +48,8 @@ class T5Config:
     layer_norm_epsilon: float = 1e-6
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "T5Config":
-        """Read the dictionary of a ``config.json``.
+    def from_dict(cls, config: Mapping[str, Any]) -> T5Config:
+        """Read the dictionary of a `config.json`.
 
         Raises:
             ValueError: not the gated-GELU form of T5 v1.1, which is the one implemented.
@@ -66,7 +68,7 @@ def position_buckets(tokens: int, buckets: int, max_distance: int) -> np.ndarray
     """Bucket [tokens, tokens] of the distance key - query, both directions.
 
     Half of the buckets are for keys behind the query. Of each half, half are one per distance; the rest grow
-    logarithmically up to ``max_distance``. Source: transformers ``T5Attention._relative_position_bucket``.
+    logarithmically up to `max_distance`. Source: transformers `T5Attention._relative_position_bucket`.
     """
     distance = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
     half = buckets // 2
@@ -79,7 +81,7 @@ def position_buckets(tokens: int, buckets: int, max_distance: int) -> np.ndarray
 
 
 def text_layout(layout: Layout, heads: int) -> Layout:
-    """The layout of the text encoder beside a transformer in ``layout``: the widest TP that divides its heads.
+    """The layout of the text encoder beside a transformer in `layout`: the widest TP that divides its heads.
 
     A prompt is too short to be sharded, so chips along SP would only repeat each other's work and weights.
     """
@@ -131,7 +133,7 @@ class T5Encoder(Module):
     @classmethod
     def from_checkpoint(
         cls, checkpoint, mesh: Mesh, *, on_parameter: Callable[[int, int], None] | None = None
-    ) -> "T5Encoder":
+    ) -> T5Encoder:
         """Build from a checkpoint component and load strictly.
 
         Raises:
@@ -229,7 +231,7 @@ class _Untied:
         self._only_tied = "shared.weight" not in set(source.keys())
 
     def keys(self):
-        """Names of all tensors, the embedding as ``shared.weight``."""
+        """Names of all tensors, the embedding as `shared.weight`."""
         names = set(self._source.keys()) - {_TIED}
         return names | {"shared.weight"} if self._only_tied else names
 

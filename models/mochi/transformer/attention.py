@@ -22,7 +22,7 @@ _QK_EPS = 1e-5
 
 
 class JointAttention(Module):
-    """Attention over visual and text tokens (Diffusers ``MochiAttention`` with ``MochiAttnProcessor2_0``)."""
+    """Attention over visual and text tokens (Diffusers `MochiAttention` with `MochiAttnProcessor2_0`)."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """What depends on timestep and caption only: computed for all steps at once, before the denoising loop.
 
-Sources: Diffusers ``MochiCombinedTimestepCaptionEmbedding``, ``MochiAttentionPool``, ``MochiRMSNormZero``; Genmo
-``dit/joint_model/asymm_models_joint.py`` and ``layers.py``.
+Sources: Diffusers `MochiCombinedTimestepCaptionEmbedding`, `MochiAttentionPool`, `MochiRMSNormZero`; Genmo
+`dit/joint_model/asymm_models_joint.py` and `layers.py`.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from models.parallel import Mesh, gather
 def sinusoid(timesteps, channels: int) -> np.ndarray:
     """Sinusoidal features [1, 1, S, channels] of model times (0..1000): cosines, then sines, base 10000.
 
-    Source: Diffusers ``get_timestep_embedding`` with ``flip_sin_to_cos=True, downscale_freq_shift=0``. They are input
+    Source: Diffusers `get_timestep_embedding` with `flip_sin_to_cos=True, downscale_freq_shift=0`. They are input
     data like the times themselves, and are made in float64 because the angles reach 1000.
     """
     half = channels // 2
@@ -107,7 +107,7 @@ class Conditioning(Module):
 class Modulation(Module):
     """Adaptive norm weights of one stream of one block, for all steps.
 
-    ``kinds`` names the stacked outputs in checkpoint order: "scale" gives ``1 + s``, "gate" gives ``tanh(g)``,
+    `kinds` names the stacked outputs in checkpoint order: "scale" gives `1 + s`, "gate" gives `tanh(g)`,
     "shift" gives the value itself. The matrices are 27% of the model and see S rows once a video, so they are cut over
     SP as well as TP; chips exchange the tables, never the matrices.
     """
@@ -157,7 +157,7 @@ class StepTable:
         self._row = ttnn.slice(self._table, [0, 0, 0, 0], [1, 1, 1, start])
 
     def select(self, step: int) -> None:
-        """Make the row of ``step`` the current one.
+        """Make the row of `step` the current one.
 
         Raises:
             ValueError: there is no such row.

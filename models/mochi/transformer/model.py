@@ -1,5 +1,7 @@
 """The AsymmDiT (Asymmetric Diffusion Transformer) of Mochi 1 on a mesh."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +21,7 @@ _EPS = 1e-6
 
 @dataclass(frozen=True)
 class Grid:
-    """A video's visual tokens: ``frames x rows x columns`` patches, and their rotation."""
+    """A video's visual tokens: `frames x rows x columns` patches, and their rotation."""
 
     frames: int
     rows: int
@@ -36,7 +38,7 @@ class Grid:
 class PreparedPrompt:
     """Everything in a denoising run that depends on prompt and schedule only.
 
-    ``text_1BLP`` is the start of the text stream, fractured over TP (None for a prompt without tokens); ``weights``
+    `text_1BLP` is the start of the text stream, fractured over TP (None for a prompt without tokens); `weights`
     are norm weights for all S steps: for each block those of the visual and of the text stream, then the final layer's.
     """
 
@@ -53,7 +55,7 @@ class PreparedPrompt:
 
 
 class MochiTransformer(Module):
-    """AsymmDiT: patches and a caption in, the estimate of ``z0 - noise`` per patch out."""
+    """AsymmDiT: patches and a caption in, the estimate of `z0 - noise` per patch out."""
 
     def __init__(
         self,
@@ -91,8 +93,8 @@ class MochiTransformer(Module):
     @classmethod
     def from_checkpoint(
         cls, checkpoint, mesh: Mesh, *, on_parameter: Callable[[int, int], None] | None = None
-    ) -> "MochiTransformer":
-        """Build from a checkpoint component: its ``config`` (Diffusers' names) and its tensors, loaded strictly.
+    ) -> MochiTransformer:
+        """Build from a checkpoint component: its `config` (Diffusers' names) and its tensors, loaded strictly.
 
         Raises:
             ValueError: the configuration, the layout or the weights do not fit.
@@ -102,7 +104,7 @@ class MochiTransformer(Module):
         return model
 
     def grid(self, frames: int, rows: int, columns: int) -> Grid:
-        """Prepare a geometry of ``frames x rows x columns`` patches."""
+        """Prepare a geometry of `frames x rows x columns` patches."""
         return Grid(frames, rows, columns, self.rotary(frames, rows, columns))
 
     def prepare(self, features, timesteps: Sequence[float]) -> PreparedPrompt:
@@ -137,7 +139,7 @@ class MochiTransformer(Module):
         return self.mesh.download(patches_1BNI, sp=2)[0, 0, :tokens].float()
 
     def __call__(self, patches_1BNI: ttnn.Tensor, prompt: PreparedPrompt, grid: Grid) -> ttnn.Tensor:
-        """Predict ``z0 - noise`` at the step that ``prompt`` was taken to.
+        """Predict `z0 - noise` at the step that `prompt` was taken to.
 
         Args:
             patches_1BNI: latent patches [1, 1, N / SP, I] float32, values ordered (row, column, channel), fractured
@@ -190,7 +192,7 @@ class FinalLayer(Module):
     def __call__(self, spatial_1BND: ttnn.Tensor, weights: list[ttnn.Tensor]) -> ttnn.Tensor:
         """[1, 1, N / SP, D / TP] fractured over TP -> [1, 1, N / SP, I] float32, replicated over TP.
 
-        ``weights`` are the norm's scale and shift, each [1, 1, 1, D / TP] fractured over TP.
+        `weights` are the norm's scale and shift, each [1, 1, 1, D / TP] fractured over TP.
         """
         scale, shift = weights
         normed = layer_norm(spatial_1BND, scale, shift, self.mesh, self.width, _EPS)

@@ -1,7 +1,7 @@
 """Learned 3-D rotary position embedding: cosines and sines per token and head, computed once per geometry.
 
-Source: Genmo ``dit/joint_model/rope_mixed.py`` and Diffusers ``MochiRoPE``. The angle of token n, head h, pair f is
-``sum_d position[n, d] * pos_frequencies[d, h, f]``; spatial positions are the centres of bins over a range scaled so
+Source: Genmo `dit/joint_model/rope_mixed.py` and Diffusers `MochiRoPE`. The angle of token n, head h, pair f is
+`sum_d position[n, d] * pos_frequencies[d, h, f]`; spatial positions are the centres of bins over a range scaled so
 that the whole image has the area of 192 x 192.
 """
 
@@ -25,7 +25,7 @@ def padded_tokens(tokens: int, sp: int) -> int:
 
 
 def positions(frames: int, rows: int, columns: int) -> np.ndarray:
-    """Positions [3, N] (time, height, width) of ``frames * rows * columns`` tokens in that order, float64."""
+    """Positions [3, N] (time, height, width) of `frames * rows * columns` tokens in that order, float64."""
     scale = math.sqrt(_TARGET_AREA / (rows * columns))
 
     def centres(count: int) -> np.ndarray:
@@ -50,7 +50,7 @@ class RotaryEmbedding(Module):
         )
 
     def __call__(self, frames: int, rows: int, columns: int) -> RotaryTable:
-        """Tables for a grid of ``frames x rows x columns`` tokens, padded to whole tiles per SP shard.
+        """Tables for a grid of `frames x rows x columns` tokens, padded to whole tiles per SP shard.
 
         Angles, cosines and sines are float32 on the mesh; the tables are bfloat16, the dtype of the rotation op.
         """

@@ -1,5 +1,7 @@
 """The padded widths of one AsymmDiT on one mesh, computed once and shared by its modules."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from models.layers import Width
@@ -18,8 +20,8 @@ class Widths:
     pool: Width
 
     @classmethod
-    def of(cls, config: TransformerConfig, tp: int) -> "Widths":
-        """Widths for ``tp`` tensor shards.
+    def of(cls, config: TransformerConfig, tp: int) -> Widths:
+        """Widths for `tp` tensor shards.
 
         Raises:
             ValueError: TP does not divide the attention heads.

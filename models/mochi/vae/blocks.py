@@ -1,9 +1,11 @@
 """Building blocks of the decoder: causal convolution, residual block, upsampling block.
 
-Names in the checkpoint and formulas: Diffusers ``autoencoder_kl_mochi.py`` and, for the convolution,
-``autoencoder_kl_cogvideox.py``. Activations x_BTHWC are row-major bfloat16, fractured as an `Extent` says, channels
+Names in the checkpoint and formulas: Diffusers `autoencoder_kl_mochi.py` and, for the convolution,
+`autoencoder_kl_cogvideox.py`. Activations x_BTHWC are row-major bfloat16, fractured as an `Extent` says, channels
 whole on every chip (legend in `models.parallel.halo`). Every call frees the activations it was given.
 """
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
@@ -51,19 +53,19 @@ class Past:
         self._written: set[int] = set()
         self.more = False
 
-    def allocate(self, conv: "CausalConv3d", extent: Extent) -> None:
-        """Make room for what one convolution carries over, its input being of ``extent``."""
+    def allocate(self, conv: CausalConv3d, extent: Extent) -> None:
+        """Make room for what one convolution carries over, its input being of `extent`."""
         shape = ttnn.Shape(conv.past_shape(extent))
         device = conv.mesh.device
         buffer = ttnn.allocate_tensor_on_device(shape, ttnn.bfloat16, ttnn.ROW_MAJOR_LAYOUT, device)
         self._frames[id(conv)] = buffer
 
-    def earlier(self, conv: "CausalConv3d") -> ttnn.Tensor | None:
+    def earlier(self, conv: CausalConv3d) -> ttnn.Tensor | None:
         """What the convolution carried over from the chunk before; None in the first chunk. Not to be freed."""
         return self._frames[id(conv)] if id(conv) in self._written else None
 
-    def keep(self, conv: "CausalConv3d", last: ttnn.Tensor) -> None:
-        """Carry over ``last`` (freed)."""
+    def keep(self, conv: CausalConv3d, last: ttnn.Tensor) -> None:
+        """Carry over `last` (freed)."""
         ttnn.copy(last, self._frames[id(conv)])
         ttnn.deallocate(last)
         self._written.add(id(conv))
@@ -98,12 +100,12 @@ class CausalConv3d(Module):
         """Fill the border and convolve.
 
         Args:
-            padded_THWC: what `room` gave, the shard written into it, fractured as ``extent`` says. Freed.
+            padded_THWC: what `room` gave, the shard written into it, fractured as `extent` says. Freed.
             extent: the sizes without borders.
             past: what the chunk before has left.
 
         Returns:
-            [1, T, H, W, out], fractured as ``extent`` says.
+            [1, T, H, W, out], fractured as `extent` says.
         """
         border = self.border(extent)
         if extent.time.shards > 1:
@@ -138,7 +140,7 @@ class CausalConv3d(Module):
         self.halo.fill(padded, extent, border)
 
     def _fill_split_time(self, padded: ttnn.Tensor, extent: Extent, border: Border, past: Past) -> None:
-        """Frames lie on several chips: the past comes from the chip before, on the first from ``past``."""
+        """Frames lie on several chips: the past comes from the chip before, on the first from `past`."""
         self.halo.fill(padded, extent, border)
         earlier = past.earlier(self)
         if earlier is not None:
@@ -148,7 +150,7 @@ class CausalConv3d(Module):
 
     @staticmethod
     def _frames(padded: ttnn.Tensor, extent: Extent, border: Border, start: int, stop: int) -> ttnn.Tensor:
-        """Copy frames ``start`` to ``stop`` without their borders in space."""
+        """Copy frames `start` to `stop` without their borders in space."""
         _, row, column = border.origin
         ends = [stop, row + extent.height.local, column + extent.width.local, padded.shape[-1]]
         return copy_rows(padded, [start, row, column, 0], ends)
@@ -163,7 +165,7 @@ class CausalConv3d(Module):
 
 
 class ResBlock(Module):
-    """``x + conv2(silu(norm2(conv1(silu(norm1(x))))))``, then SiLU if ``active``."""
+    """`x + conv2(silu(norm2(conv1(silu(norm1(x))))))`, then SiLU if `active`."""
 
     def __init__(self, shared: Shared, prefix: str, channels: int, *, active: bool = False) -> None:
         super().__init__(shared.mesh)

@@ -1,5 +1,7 @@
 """The decoder's part of the VAE's configuration (Diffusers' `AutoencoderKLMochi` names)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -10,8 +12,8 @@ from typing import Any
 class DecoderConfig:
     """Sizes of the decoder; defaults are Mochi 1 preview's. Per-block tuples are ordered as in Diffusers: output first.
 
-    ``latents_mean`` and ``latents_std`` are empty where the configuration has none: latents are then only divided by
-    ``scaling_factor``.
+    `latents_mean` and `latents_std` are empty where the configuration has none: latents are then only divided by
+    `scaling_factor`.
     """
 
     latent_channels: int = 12
@@ -47,7 +49,7 @@ class DecoderConfig:
             raise ValueError(f"latents_mean and latents_std must both have {self.latent_channels} entries, or none")
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "DecoderConfig":
+    def from_dict(cls, config: Mapping[str, Any]) -> DecoderConfig:
         """Read a VAE's config.json.
 
         Raises:

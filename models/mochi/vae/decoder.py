@@ -1,5 +1,7 @@
 """The AsymmVAE decoder of Mochi 1 on a mesh: latents in, frames out, no activation ever gathered."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -21,7 +23,7 @@ _PREFIX = "decoder."
 class MochiVaeDecoder(Module):
     """Decodes latents of any size, sharded over time, rows and columns with exact halos.
 
-    Names and formulas: Diffusers ``autoencoder_kl_mochi.py``. Weights are replicated.
+    Names and formulas: Diffusers `autoencoder_kl_mochi.py`. Weights are replicated.
     """
 
     prefix = _PREFIX
@@ -32,10 +34,10 @@ class MochiVaeDecoder(Module):
         Args:
             config: its sizes.
             mesh: the mesh.
-            split: how to split videos, such as ``t0h1``; chosen per size by `choose_split` if None.
+            split: how to split videos, such as `t0h1`; chosen per size by `choose_split` if None.
 
         Raises:
-            ValueError: ``split`` is not a split.
+            ValueError: `split` is not a split.
         """
         super().__init__(mesh)
         self.config = config
@@ -81,8 +83,8 @@ class MochiVaeDecoder(Module):
         *,
         split: Split | str | None = None,
         on_parameter: Callable[[int, int], None] | None = None,
-    ) -> "MochiVaeDecoder":
-        """Build from the checkpoint's VAE: its ``config`` and its ``decoder.*`` tensors; the encoder's are not read.
+    ) -> MochiVaeDecoder:
+        """Build from the checkpoint's VAE: its `config` and its `decoder.*` tensors; the encoder's are not read.
 
         Raises:
             ValueError: the configuration, the split or the weights do not fit.
@@ -97,7 +99,7 @@ class MochiVaeDecoder(Module):
         return _DecoderPart(source)
 
     def _fold_normalisation(self, weight, bias):
-        """Let the first convolution undo the latents' normalisation: ``W (z std / scale + mean) + b``."""
+        """Let the first convolution undo the latents' normalisation: `W (z std / scale + mean) + b`."""
         config = self.config
         scale = torch.ones(config.latent_channels) / config.scaling_factor
         flat = weight.flatten(1)
@@ -115,13 +117,13 @@ class MochiVaeDecoder(Module):
         """Decode latents that lie on the mesh.
 
         Args:
-            latents_BTHWC: normalised latents [1, T, H, W, 32] bfloat16, row-major, fractured as ``extent`` says; the
+            latents_BTHWC: normalised latents [1, T, H, W, 32] bfloat16, row-major, fractured as `extent` says; the
                 channels past the latent's are zeros. Freed.
             extent: their sizes and shards (`Split.extent`).
             past: causal state, when the video is decoded in chunks.
 
         Returns:
-            [1, 6 T, 8 H, 8 W, 3] bfloat16, row-major, from -1 to 1 or so, fractured as ``extent`` times (6, 8, 8): the
+            [1, 6 T, 8 H, 8 W, 3] bfloat16, row-major, from -1 to 1 or so, fractured as `extent` times (6, 8, 8): the
             surplus leading frames included.
         """
         past = past if past is not None else Past()
@@ -138,7 +140,7 @@ class MochiVaeDecoder(Module):
         return frames
 
     def upload_latents(self, latents_BCTHW: torch.Tensor, extent: Extent) -> ttnn.Tensor:
-        """Host latents [1, C, T, H, W] -> what the call takes: [1, T, H, W, 32], fractured as ``extent`` says."""
+        """Host latents [1, C, T, H, W] -> what the call takes: [1, T, H, W, 32], fractured as `extent` says."""
         pads = [0, self.conv_in.in_channels - self.config.latent_channels]
         for dim in (WIDTH, HEIGHT, TIME):
             pads += [0, extent[dim].padded - extent[dim].real]
@@ -146,7 +148,7 @@ class MochiVaeDecoder(Module):
         return upload(self.mesh, host.contiguous(), _dims(extent))
 
     def download_frames(self, frames_BTHWC: ttnn.Tensor, extent: Extent) -> torch.Tensor:
-        """What the call gave (freed), of latents of ``extent`` -> host frames [1, F, 8 H, 8 W, 3], padding cut off.
+        """What the call gave (freed), of latents of `extent` -> host frames [1, F, 8 H, 8 W, 3], padding cut off.
 
         Pixels come down in bfloat16, 6 bytes each. Making them uint8 on the mesh would save 3 of them, 25 MB per chip
         of a 2x4 for 163 frames of 848x480, and cost three more passes over one page per pixel.
@@ -170,7 +172,7 @@ class MochiVaeDecoder(Module):
             before the next.
 
         Raises:
-            ValueError: ``chunk`` does not fill the shards, or the latents do not fit.
+            ValueError: `chunk` does not fill the shards, or the latents do not fit.
         """
         frames, rows, columns = latents_BCTHW.shape[2:]
         split = self.split_for(frames, rows, columns)

@@ -40,11 +40,11 @@ def levels(config: DecoderConfig, extent: Extent) -> Iterator[tuple[Extent, int,
 
 
 def peak_bytes(config: DecoderConfig, extent: Extent, *, chunked: bool) -> int:
-    """Most DRAM bytes of activations that a chip holds at once, all of ``extent`` being decoded in one go.
+    """Most DRAM bytes of activations that a chip holds at once, all of `extent` being decoded in one go.
 
     In a residual block these are its input, a convolution's padded input and what that is made of or gives; at a
     level's end the projection, twice over. One more of the largest is added, since a tensor wants one free block and
-    those that live lie between the holes. With ``chunked`` the carried frames of all convolutions come on top.
+    those that live lie between the holes. With `chunked` the carried frames of all convolutions come on top.
     """
     peak = carried = 0
     for size, channels, blocks, expanded in levels(config, extent):
@@ -59,7 +59,7 @@ def peak_bytes(config: DecoderConfig, extent: Extent, *, chunked: bool) -> int:
 
 
 def chunk_frames(config: DecoderConfig, split: Split, mesh: Mesh, size: tuple[int, int, int], free: int) -> int:
-    """Latent frames to decode at a time so that ``free`` bytes suffice: all of them, or equal chunks.
+    """Latent frames to decode at a time so that `free` bytes suffice: all of them, or equal chunks.
 
     Raises:
         ValueError: not even the shortest chunk fits.

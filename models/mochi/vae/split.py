@@ -1,8 +1,10 @@
 """How a video is split over the mesh for decoding: which mesh axis shards time, rows or columns.
 
-A split is written ``t0h1``: time over mesh axis 0, rows over mesh axis 1. It has nothing to do with the transformer's
+A split is written `t0h1`: time over mesh axis 0, rows over mesh axis 1. It has nothing to do with the transformer's
 SP and TP but the mesh.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Iterator
@@ -39,8 +41,8 @@ class Split:
         return "".join(f"{names[dim]}{axis}" for axis, dim in enumerate(self.dims) if dim is not None) or "none"
 
     @classmethod
-    def parse(cls, text: str) -> "Split":
-        """Read a split such as ``t0h1``, ``w1`` or ``none``.
+    def parse(cls, text: str) -> Split:
+        """Read a split such as `t0h1`, `w1` or `none`.
 
         Raises:
             ValueError: the text is not a split.
@@ -60,7 +62,7 @@ class Split:
         return cls((dims[0], dims[1]))
 
     def extent(self, mesh: Mesh, frames: int, rows: int, columns: int) -> Extent:
-        """Sizes and shards of latents of ``frames x rows x columns``.
+        """Sizes and shards of latents of `frames x rows x columns`.
 
         Each shard of time has at least the two frames that the next one looks back to; frames, rows and columns that
         do not divide leave padding in the last shards.
@@ -78,7 +80,7 @@ class Split:
 
 
 def choose_split(mesh: Mesh, frames: int, rows: int, columns: int) -> Split:
-    """Choose the split of latents of ``frames x rows x columns``.
+    """Choose the split of latents of `frames x rows x columns`.
 
     The rule: memory first, then link bytes. Of all splits that use every mesh axis, those that store at most 5% more
     positions per chip than the best; of those, the one whose convolutions send the fewest positions over a link.

@@ -16,7 +16,7 @@ class GoldenError(RuntimeError):
 
 
 def call_site() -> str:
-    """Return ``file:line`` of the innermost frame outside the mock, outside ttnn and outside what watches ops."""
+    """Return `file:line` of the innermost frame outside the mock, outside ttnn and outside what watches ops."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename

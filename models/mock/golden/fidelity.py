@@ -5,9 +5,9 @@ of the other (SrcB: the implicit one and six) at a time. A fidelity is how many 
 the high parts alone, HiFi2 adds SrcA's next five bits, HiFi3 adds SrcB's remaining bits times SrcA's high part, HiFi4
 adds the product of both low parts. SrcA's last TF32 bit takes part in none.
 
-Source: tt-isa-documentation ``WormholeB0/TensixTile/TensixCoprocessor/SrcASrcB.md``, "Fidelity phases
+Source: tt-isa-documentation `WormholeB0/TensixTile/TensixCoprocessor/SrcASrcB.md`, "Fidelity phases
 (floating-point)". In a matrix product the first operand goes to SrcB and the second to SrcA: wheel,
-``tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_unpack_AB_matmul.h``.
+`tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_unpack_AB_matmul.h`.
 """
 
 import torch
@@ -22,7 +22,7 @@ TILE = 32
 
 
 def truncate(value: torch.Tensor, bits: int) -> torch.Tensor:
-    """Cut the mantissas of float32 values off behind ``bits`` bits, the implicit one not counted."""
+    """Cut the mantissas of float32 values off behind `bits` bits, the implicit one not counted."""
     return (value.contiguous().view(torch.int32) & -(1 << (23 - bits))).view(torch.float32)
 
 
@@ -32,9 +32,9 @@ def product(
     config: ttnn.WormholeComputeKernelConfig | None,
     fidelity: ttnn.MathFidelity | None = None,
 ) -> torch.Tensor:
-    """``a @ b`` as the matrix engine multiplies at ``config``'s fidelity, or at the given one.
+    """`a @ b` as the matrix engine multiplies at `config`'s fidelity, or at the given one.
 
-    Sums are float32, or bfloat16 where the config does not ask for ``fp32_dest_acc_en``. Without a config every bit
+    Sums are float32, or bfloat16 where the config does not ask for `fp32_dest_acc_en`. Without a config every bit
     that TF32 has is multiplied.
     """
     a, b = to_tf32(a), to_tf32(b)
@@ -59,11 +59,11 @@ def _in_float32(a: torch.Tensor, b: torch.Tensor, fidelity: ttnn.MathFidelity) -
 
 
 def _in_bfloat16(a: torch.Tensor, b: torch.Tensor, fidelity: ttnn.MathFidelity) -> torch.Tensor:
-    """The phases' products where the accumulator ``Dst`` is bfloat16: each instruction rounds what it adds to.
+    """The phases' products where the accumulator `Dst` is bfloat16: each instruction rounds what it adds to.
 
     An instruction multiplies 16 elements of the inner dimension; phases go inside of a 32 x 32 tile.
-    Source: tt-isa-documentation ``WormholeB0/TensixTile/TensixCoprocessor/MVMUL.md`` (functional model, "a rough
-    guide") and ``MatrixUnit.md`` ("real hardware rounds": to nearest here).
+    Source: tt-isa-documentation `WormholeB0/TensixTile/TensixCoprocessor/MVMUL.md` (functional model, "a rough
+    guide") and `MatrixUnit.md` ("real hardware rounds": to nearest here).
     """
     a_high, b_high = truncate(a, _SRC_B_HIGH), truncate(b, _SRC_A_HIGH)
     a_low, b_low = a - a_high, truncate(b, _SRC_A_ALL) - b_high

@@ -32,7 +32,7 @@ def _attention(
     """Softmax attention chunk by chunk of keys, as the kernels run it (FlashAttention-2, arXiv:2307.08691).
 
     The default scale is that of the tile-padded head width, as in the program factories. Which kernel runs, only
-    ``fp32_dest_acc_en`` decides (``ring_joint_sdpa_program_factory.cpp``: ``use_streaming_compute``).
+    `fp32_dest_acc_en` decides (`ring_joint_sdpa_program_factory.cpp`: `use_streaming_compute`).
     """
     if config is None:
         raise ValueError("attention without a compute_kernel_config is not covered by this golden")
@@ -45,10 +45,10 @@ def _attention(
 
 
 def _exact(query: torch.Tensor, chunks, scale: float, config) -> torch.Tensor:
-    """The older kernel, ``compute_common.hpp``, with ``exp_approx_mode=False``.
+    """The older kernel, `compute_common.hpp`, with `exp_approx_mode=False`.
 
     Scores, probabilities and the running maximum, sum and output are bfloat16 between the steps whatever the compute
-    config says (``ring_joint_sdpa_program_factory.cpp``, ``im_df`` and ``stats_df``).
+    config says (`ring_joint_sdpa_program_factory.cpp`, `im_df` and `stats_df`).
     """
     top, total, out = None, torch.zeros(()), torch.zeros(())
     for key, value in chunks:
@@ -64,11 +64,11 @@ def _exact(query: torch.Tensor, chunks, scale: float, config) -> torch.Tensor:
 
 
 def _streaming(query: torch.Tensor, chunks, scale: float, config, fidelity) -> torch.Tensor:
-    """The streaming kernel, ``compute_streaming.hpp``: ``sdpa_inner_loop_step`` and ``normalize_row_streaming``.
+    """The streaming kernel, `compute_streaming.hpp`: `sdpa_inner_loop_step` and `normalize_row_streaming`.
 
     As `_exact`, but: products and differences accumulate in bfloat16; the exponential is approximate (its call is
-    ``exp_packthread_tile<true, ...>`` whatever ``exp_approx_mode`` says), but for the factors between chunks
-    (``exp_tile_first_column``); the packer adds up probabilities tile by tile, so a row has 32 sums until the end.
+    `exp_packthread_tile<true, ...>` whatever `exp_approx_mode` says), but for the factors between chunks
+    (`exp_tile_first_column`); the packer adds up probabilities tile by tile, so a row has 32 sums until the end.
     """
     top, sums, out = None, torch.zeros(()), torch.zeros(())
     keep_scale = truncate(torch.tensor(scale, dtype=torch.float32), 7)
@@ -93,10 +93,10 @@ def _streaming(query: torch.Tensor, chunks, scale: float, config, fidelity) -> t
 
 
 def approximate_exp(x: torch.Tensor, scale: float) -> torch.Tensor:
-    """``exp(x * scale)`` for x <= 0, in bfloat16, within 3% of the truth.
+    """`exp(x * scale)` for x <= 0, in bfloat16, within 3% of the truth.
 
-    Source: wheel, ``tt_metal/hw/ckernels/wormhole_b0/metal/llk_api/llk_sfpu/ckernel_sfpu_exp.h``, ``exp_init`` and
-    ``calculate_exponential`` with ``APPROXIMATION_MODE`` and without ``CLAMP_NEGATIVE``: a multiplication and addition,
+    Source: wheel, `tt_metal/hw/ckernels/wormhole_b0/metal/llk_api/llk_sfpu/ckernel_sfpu_exp.h`, `exp_init` and
+    `calculate_exponential` with `APPROXIMATION_MODE` and without `CLAMP_NEGATIVE`: a multiplication and addition,
     rounding to a sign and 15 bits, a shift to where a float's exponent lies. What is stored loses the last bit of
     these, and the packer's ReLU clears what is negative.
     """
@@ -124,7 +124,7 @@ def attention(
 
     Keys behind the logical length (the rest of the last tile or chunk) get minus infinity, column by column. Not
     modelled: the older kernel's approximate exponential, which is on unless the program config says
-    ``exp_approx_mode=False``.
+    `exp_approx_mode=False`.
     """
     if is_causal:
         raise ValueError("causal attention (the op's default) is not covered by this golden")
@@ -164,14 +164,14 @@ def ring_joint_attention(
     program_config=None,
     compute_kernel_config=None,
 ) -> list[Shards]:
-    """Attention of local and joint queries over all devices' keys (the first ``logical_n`` rows) and joint keys.
+    """Attention of local and joint queries over all devices' keys (the first `logical_n` rows) and joint keys.
 
-    Joint tensors are replicated over the ring. Rows past ``logical_n`` hold padding: their queries are attended like
+    Joint tensors are replicated over the ring. Rows past `logical_n` hold padding: their queries are attended like
     any other (the result is not meaningful), their keys are masked. The third output is the kernel's scratch for
     running statistics; it is filled with NaN here, so that nothing can rest on it. NaN is also what a chip without a
     real row gets from the older kernel, but for the last one with joint keys: the kernel leaves out the first turn of
-    the ring there and still merges the second with what the first would have written (``compute_common.hpp:2075``,
-    ``ring_joint_writer.cpp:1302``: ``ring_iter > 0``).
+    the ring there and still merges the second with what the first would have written (`compute_common.hpp:2075`,
+    `ring_joint_writer.cpp:1302`: `ring_iter > 0`).
     """
     _require_rear(joint_strategy)
     if dim != 2 or logical_l:
@@ -226,7 +226,7 @@ def joint_attention(
 ):
     """Attention over the concatenation of both sequences; outputs are split again.
 
-    Always the older kernel: ``joint_sdpa.cpp`` knows no other.
+    Always the older kernel: `joint_sdpa.cpp` knows no other.
     """
     _require_rear(joint_strategy)
     pairs = (

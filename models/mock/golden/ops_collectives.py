@@ -40,7 +40,7 @@ def _chain(shards: Shards, dtype: ttnn.DataType) -> torch.Tensor:
 
 
 def _line_sum(shards: Shards, position: int, dtype: ttnn.DataType) -> torch.Tensor:
-    """The sum as the device at ``position`` of a line forms it: one partial sum from either side, plus its own."""
+    """The sum as the device at `position` of a line forms it: one partial sum from either side, plus its own."""
     ahead, behind = shards[:position], shards[:position:-1]
     own = shards[position]
     for side in (ahead, behind):
@@ -79,7 +79,7 @@ def _reduce_scatter(x: MeshShards, dim: int, cluster_axis: int | None, dtype: tt
     source=f"{_OPERATIONS}/ccl/all_gather/all_gather_nanobind.cpp",
 )
 def all_gather(input_tensor: MeshShards, dim: int, *, cluster_axis: int | None = None) -> Shards:
-    """Concatenate the group's shards along ``dim`` in mesh order, on every device of the group."""
+    """Concatenate the group's shards along `dim` in mesh order, on every device of the group."""
     return _gather(input_tensor, dim, cluster_axis)
 
 
@@ -96,7 +96,7 @@ def all_gather_async(
     use_broadcast: bool = False,
     use_optimal_ccl_for_llama: bool = False,
 ) -> Shards:
-    """As `all_gather`; ``dim`` comes by name, or as the argument behind the tensor or behind its buffer."""
+    """As `all_gather`; `dim` comes by name, or as the argument behind the tensor or behind its buffer."""
     if isinstance(persistent_output_buffer, int) and dim is None:
         dim = persistent_output_buffer
     if not isinstance(dim, int):
@@ -106,7 +106,7 @@ def all_gather_async(
 
 @mesh_rule("ttnn.reduce_scatter", source=_REDUCE_SOURCE)
 def reduce_scatter(input_tensor: MeshShards, dim: int, *, cluster_axis: int | None = None) -> Shards:
-    """Sum over the group; each device keeps its chunk of ``dim`` in mesh order. Rounded at every hop of a line."""
+    """Sum over the group; each device keeps its chunk of `dim` in mesh order. Rounded at every hop of a line."""
     return _reduce_scatter(input_tensor, dim, cluster_axis, input_tensor.dtype)
 
 
@@ -140,5 +140,5 @@ def all_reduce(input_tensor: MeshShards, *, cluster_axis: int | None = None) -> 
 
 @mesh_rule("ttnn.mesh_partition", source=f"{_OPERATIONS}/ccl/mesh_partition/mesh_partition_nanobind.cpp")
 def mesh_partition(input_tensor: MeshShards, dim: int, cluster_axis: int | None = None) -> Shards:
-    """Each device keeps its own chunk of ``dim``, by its position along ``cluster_axis``; nothing travels."""
+    """Each device keeps its own chunk of `dim`, by its position along `cluster_axis`; nothing travels."""
     return _scatter(input_tensor, dim, cluster_axis)

@@ -23,7 +23,7 @@ _SFPU = "tt_metal/hw/ckernels/wormhole_b0/metal/llk_api/llk_sfpu"
 
 
 def _scalar(value, dtype: ttnn.DataType):
-    """A Python number as the kernel receives it beside a tensor of ``dtype``."""
+    """A Python number as the kernel receives it beside a tensor of `dtype`."""
     if is_integer(dtype):
         if value != int(value):
             raise ValueError(f"scalar {value} with a tensor of {dtype} is not covered by this golden")
@@ -58,7 +58,7 @@ def _operands(a, b, dtypes: list, *, matrix_engine: bool) -> tuple:
     dtypes=True,
 )
 def add(input_tensor_a, input_tensor_b, *, activations=(), dtypes: list):
-    """``a + b`` with broadcasting, then SiLU if asked for, on the float32 sum before it is rounded."""
+    """`a + b` with broadcasting, then SiLU if asked for, on the float32 sum before it is rounded."""
     names = [activation.op_type if hasattr(activation, "op_type") else activation for activation in activations]
     if any(name != ttnn.UnaryOpType.SILU for name in names):
         raise ValueError(f"activations {names} are not covered by this golden")
@@ -68,21 +68,21 @@ def add(input_tensor_a, input_tensor_b, *, activations=(), dtypes: list):
 
 @local_rule("ttnn.subtract", "ttnn.subtract_", source=_BINARY_SOURCE, dtypes=True)
 def subtract(input_tensor_a, input_tensor_b, *, dtypes: list):
-    """``a - b`` with broadcasting."""
+    """`a - b` with broadcasting."""
     a, b = _operands(input_tensor_a, input_tensor_b, dtypes, matrix_engine=True)
     return a - b
 
 
 @local_rule("ttnn.rsub", "ttnn.rsub_", source=_BINARY_SOURCE, dtypes=True)
 def rsub(input_tensor_a, input_tensor_b, *, dtypes: list):
-    """``b - a`` with broadcasting."""
+    """`b - a` with broadcasting."""
     a, b = _operands(input_tensor_a, input_tensor_b, dtypes, matrix_engine=True)
     return b - a
 
 
 @local_rule("ttnn.multiply", "ttnn.multiply_", source=_BINARY_SOURCE, dtypes=True)
 def multiply(input_tensor_a, input_tensor_b, *, fast_and_approximate_mode: bool | None = False, dtypes: list):
-    """``a * b`` with broadcasting; only the fast mode multiplies mixed dtypes in the matrix engine."""
+    """`a * b` with broadcasting; only the fast mode multiplies mixed dtypes in the matrix engine."""
     engine = bool(fast_and_approximate_mode)
     a, b = _operands(input_tensor_a, input_tensor_b, dtypes, matrix_engine=engine)
     return a * b
@@ -90,13 +90,13 @@ def multiply(input_tensor_a, input_tensor_b, *, fast_and_approximate_mode: bool 
 
 @local_rule("ttnn.silu", source=f"{_SFPU}/ckernel_sfpu_silu.h: x times a sigmoid")
 def silu(input_tensor):
-    """``x sigmoid(x)``."""
+    """`x sigmoid(x)`."""
     return torch.nn.functional.silu(input_tensor)
 
 
 @local_rule("ttnn.tanh", source=f"{_SFPU}/ckernel_sfpu_tanh.h")
 def tanh(input_tensor, *, fast_and_approximate_mode: bool = False):
-    """``tanh(x)``; the lookup-table variant, which is off by whole bfloat16 digits, is refused."""
+    """`tanh(x)`; the lookup-table variant, which is off by whole bfloat16 digits, is refused."""
     if fast_and_approximate_mode:
         raise ValueError("the fast and approximate tanh is not covered by this golden")
     return torch.tanh(input_tensor)
@@ -104,13 +104,13 @@ def tanh(input_tensor, *, fast_and_approximate_mode: bool = False):
 
 @local_rule("ttnn.cos", source=f"{_SFPU}/ckernel_sfpu_trigonometry.h calculate_cosine")
 def cos(input_tensor):
-    """``cos(x)``. See `sin` for how far the device's value may lie from it."""
+    """`cos(x)`. See `sin` for how far the device's value may lie from it."""
     return torch.cos(input_tensor)
 
 
 @local_rule("ttnn.sin", source=f"{_SFPU}/ckernel_sfpu_trigonometry.h calculate_sine")
 def sin(input_tensor):
-    """``sin(x)``.
+    """`sin(x)`.
 
     For float32 the kernel reduces the argument by multiples of pi in four steps that are exact up to a few thousand,
     then evaluates a polynomial of degree 9. That sequence, run in numpy float32 on four million arguments per range

@@ -18,7 +18,7 @@ def slice_(
     ends=None,
     steps=None,
 ):
-    """``x[start:end:step]`` in every dim; begins and ends as lists of numbers."""
+    """`x[start:end:step]` in every dim; begins and ends as lists of numbers."""
     begin, end, step = slice_start or starts, slice_end or ends, slice_step or steps
     if not isinstance(begin, (list, tuple)) or not isinstance(end, (list, tuple)):
         raise ValueError("begins and ends that are not lists of numbers are not covered by this golden")
@@ -28,7 +28,7 @@ def slice_(
 
 @local_rule("ttnn.concat", source=f"{_MOVEMENT}/concat/concat_nanobind.cpp: torch.concat")
 def concat(tensors, dim: int = 0, *, groups: int = 1):
-    """The tensors joined along ``dim``."""
+    """The tensors joined along `dim`."""
     if groups != 1:
         raise ValueError(f"groups={groups} is not covered by this golden")
     return torch.cat(list(tensors), dim=dim)
@@ -38,7 +38,7 @@ def concat(tensors, dim: int = 0, *, groups: int = 1):
 def reshape(input_tensor, shape, padded_shape=None):
     """The same values in row-major order under another logical shape.
 
-    With ``padded_shape`` only as a view of the same tiles, which the engine follows without a rule.
+    With `padded_shape` only as a view of the same tiles, which the engine follows without a rule.
     """
     if padded_shape is not None:
         raise ValueError(f"a padded shape {list(padded_shape)} that makes a copy is not covered by this golden")
@@ -77,7 +77,7 @@ def tilize(input_tensor):
 
 @local_rule("ttnn.copy", source=f"{_MOVEMENT}/copy/copy_nanobind.cpp: a into b", buffers=("input_b",))
 def copy(input_a, input_b=None):
-    """``input_a``'s values in the second tensor's buffer, whose handle is the result."""
+    """`input_a`'s values in the second tensor's buffer, whose handle is the result."""
     return input_a
 
 

@@ -1,6 +1,6 @@
 """Golden rules of reductions and norms.
 
-Statistics are float32 here, as with ``fp32_dest_acc_en`` on the device. Padding: the kernels reduce over whole tiles,
+Statistics are float32 here, as with `fp32_dest_acc_en` on the device. Padding: the kernels reduce over whole tiles,
 so what lies in the last tile behind the logical width counts unless the op masks it; each docstring says so.
 """
 
@@ -30,21 +30,21 @@ def _row(vector: torch.Tensor, width: int) -> torch.Tensor:
 
 @local_rule("ttnn.sum", source=_REDUCE)
 def sum_(input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0):
-    """Sum over ``dim`` (all dims without one), times ``scalar``. Tile padding counts as zeros."""
+    """Sum over `dim` (all dims without one), times `scalar`. Tile padding counts as zeros."""
     dims = tuple(range(input_tensor.ndim)) if dim is None else dim
     return input_tensor.sum(dim=dims, keepdim=keepdim) * scalar
 
 
 @local_rule("ttnn.mean", source=_REDUCE)
 def mean(input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0):
-    """Mean over ``dim``, times ``scalar``. Padding rows are zeros and the divisor is the logical size."""
+    """Mean over `dim`, times `scalar`. Padding rows are zeros and the divisor is the logical size."""
     dims = tuple(range(input_tensor.ndim)) if dim is None else dim
     return input_tensor.mean(dim=dims, keepdim=keepdim) * scalar
 
 
 @local_rule("ttnn.rms_norm", source=f"{_NORM}/layernorm/device/kernels/compute/layernorm.cpp")
 def rms_norm(input_tensor, *, epsilon: float = 1e-12, weight=None, bias=None):
-    """``x / sqrt(mean(x^2) + epsilon) * weight + bias`` over the logical width."""
+    """`x / sqrt(mean(x^2) + epsilon) * weight + bias` over the logical width."""
     scale = torch.rsqrt(input_tensor.square().mean(-1, keepdim=True) + epsilon)
     return _affine(input_tensor * scale, weight, bias)
 

@@ -91,7 +91,7 @@ def neighbor_pad_async(
 def _end(
     shards: Shards, group: list[int], position: int, dim: int, count: int, mode: str, *, left: bool
 ) -> torch.Tensor:
-    """What the chip at ``position`` of a line gets from its left or right side."""
+    """What the chip at `position` of a line gets from its left or right side."""
     size = shards[group[0]].shape[dim]
     neighbor = position - 1 if left else position + 1
     if 0 <= neighbor < len(group):
@@ -107,7 +107,7 @@ def _end(
     partly_written=("target",),
 )
 def slice_write(input_tensor, target, start, end, step):
-    """The second tensor with the first one's values in ``[start, end)``."""
+    """The second tensor with the first one's values in `[start, end)`."""
     if any(s != 1 for s in step):
         raise ValueError(f"steps {list(step)} are not covered by this golden")
     out = target.clone()

@@ -25,7 +25,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class MeshShards:
-    """A mesh tensor's values as a mesh rule sees them: one value per device, row-major over ``mesh_shape``."""
+    """A mesh tensor's values as a mesh rule sees them: one value per device, row-major over `mesh_shape`."""
 
     shards: Shards
     mesh_shape: tuple[int, int]
@@ -37,7 +37,7 @@ class MeshShards:
         return self.shards[0].shape
 
     def groups(self, cluster_axis: int | None) -> list[list[int]]:
-        """Device indices that take part in one collective along ``cluster_axis`` (None: the whole mesh)."""
+        """Device indices that take part in one collective along `cluster_axis` (None: the whole mesh)."""
         rows, cols = self.mesh_shape
         if cluster_axis is None:
             return [list(range(rows * cols))]
@@ -52,11 +52,11 @@ class MeshShards:
 class Rule:
     """A golden rule.
 
-    ``local``: ``function`` gets the op's own arguments with each tensor replaced by one device's ``torch.Tensor`` and
+    `local`: `function` gets the op's own arguments with each tensor replaced by one device's `torch.Tensor` and
     is called per device. Otherwise it is called once, each tensor being a `MeshShards`, and returns for each output
-    the list of per-device values. ``dtypes``: ``function`` also gets ``dtypes``, the ttnn dtypes of the tensor inputs
-    in the order in which they appear in the call. ``buffers`` are parameters, besides `EXECUTION_ARGUMENTS`, that the
-    op writes and does not read; ``function`` gets None for them. ``partly_written`` are those of which it writes a
+    the list of per-device values. `dtypes`: `function` also gets `dtypes`, the ttnn dtypes of the tensor inputs
+    in the order in which they appear in the call. `buffers` are parameters, besides `EXECUTION_ARGUMENTS`, that the
+    op writes and does not read; `function` gets None for them. `partly_written` are those of which it writes a
     part and leaves the rest as it is: what was never written there counts as NaN.
     """
 
@@ -71,7 +71,7 @@ class Rule:
     def positional(self) -> tuple[str, ...]:
         """Names of the parameters that can be given by position.
 
-        What ``*args`` would swallow behind them is not counted. A function that takes ``*args`` alone is a wrapper
+        What `*args` would swallow behind them is not counted. A function that takes `*args` alone is a wrapper
         that hands everything on, so its arguments get made-up names.
         """
         parameters = inspect.signature(self.function).parameters.values()
@@ -82,12 +82,12 @@ class Rule:
 
     @functools.cached_property
     def names(self) -> frozenset[str]:
-        """Parameters that the function names; what ``*args`` and ``**kwargs`` would swallow is not among them."""
+        """Parameters that the function names; what `*args` and `**kwargs` would swallow is not among them."""
         variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         return frozenset(p.name for p in inspect.signature(self.function).parameters.values() if p.kind not in variable)
 
     def default_of(self, name: str) -> Any:
-        """Default of the parameter ``name``; `inspect.Parameter.empty` if it has none."""
+        """Default of the parameter `name`; `inspect.Parameter.empty` if it has none."""
         return inspect.signature(self.function).parameters[name].default
 
 
@@ -144,7 +144,7 @@ EXECUTION_ARGUMENTS = frozenset(
 def local_rule(
     *names: str, source: str, dtypes: bool = False, buffers: tuple[str, ...] = (), partly_written: tuple[str, ...] = ()
 ):
-    """Register a per-device golden for the ops ``names``; ``source`` says where its semantics were read."""
+    """Register a per-device golden for the ops `names`; `source` says where its semantics were read."""
     return _register(
         names,
         lambda function: Rule(function, True, source, dtypes, frozenset(buffers), frozenset(partly_written)),
@@ -152,7 +152,7 @@ def local_rule(
 
 
 def mesh_rule(*names: str, source: str, partly_written: tuple[str, ...] = ()):
-    """Register a whole-mesh golden (a collective) for the ops ``names``; ``source`` says where it was read."""
+    """Register a whole-mesh golden (a collective) for the ops `names`; `source` says where it was read."""
     return _register(names, lambda function: Rule(function, False, source, partly_written=frozenset(partly_written)))
 
 

@@ -1,8 +1,8 @@
 """Golden values through sockets between two meshes.
 
-Source: wheel, ``ttnn/cpp/ttnn/operations/experimental/ccl/send_recv_async``, kernels ``sender_writer.cpp`` and
-``receiver_inplace_writer.cpp``: each connection carries the sender's whole shard page by page, in order, through the
-socket's queue into the receiver's tensor. ``send_direct_async`` has no golden: see `models.mock.limits`.
+Source: wheel, `ttnn/cpp/ttnn/operations/experimental/ccl/send_recv_async`, kernels `sender_writer.cpp` and
+`receiver_inplace_writer.cpp`: each connection carries the sender's whole shard page by page, in order, through the
+socket's queue into the receiver's tensor. `send_direct_async` has no golden: see `models.mock.limits`.
 """
 
 from __future__ import annotations

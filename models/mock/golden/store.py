@@ -18,11 +18,11 @@ _OLD_SHARE = 16
 
 @dataclass
 class Entry:
-    """Values of one device buffer: ``shards[i]`` belongs to device i of the mesh in row-major order.
+    """Values of one device buffer: `shards[i]` belongs to device i of the mesh in row-major order.
 
-    Replicated data is stored as the same ``torch.Tensor`` object for several devices; values are never written in
-    place, so sharing is safe and lets local ops be computed once. ``shards`` is None while the buffer holds nothing
-    that golden execution can vouch for; ``why`` then says so. ``parts`` are the handles (by ``tensor_id``) that stand
+    Replicated data is stored as the same `torch.Tensor` object for several devices; values are never written in
+    place, so sharing is safe and lets local ops be computed once. `shards` is None while the buffer holds nothing
+    that golden execution can vouch for; `why` then says so. `parts` are the handles (by `tensor_id`) that stand
     for one device's part only.
     """
 
@@ -51,7 +51,7 @@ class Store:
         return len(self._young) + len(self._old)
 
     def get(self, tensor: ttnn.Tensor, op: str, *, part: bool = False) -> list[torch.Tensor]:
-        """Return the values of ``tensor`` on every device of its mesh, viewed in its logical shape.
+        """Return the values of `tensor` on every device of its mesh, viewed in its logical shape.
 
         Args:
             tensor: a device tensor.
@@ -75,16 +75,16 @@ class Store:
         return self._view(tensor, entry.shards, op)
 
     def put(self, tensor: ttnn.Tensor, shards: list[torch.Tensor]) -> None:
-        """Record the values that an op left in ``tensor``'s buffer; every other handle on the buffer sees them."""
+        """Record the values that an op left in `tensor`'s buffer; every other handle on the buffer sees them."""
         self._hold(tensor).shards = shards
 
     def reserve(self, tensor: ttnn.Tensor, why: str) -> None:
-        """Record that ``tensor``'s buffer holds nothing that may be read, because ``why``."""
+        """Record that `tensor`'s buffer holds nothing that may be read, because `why`."""
         entry = self._hold(tensor)
         entry.shards, entry.why = None, why
 
     def begin(self, tensor: ttnn.Tensor) -> None:
-        """Let an op write a part of ``tensor``'s buffer: where nothing was ever written, it holds NaN."""
+        """Let an op write a part of `tensor`'s buffer: where nothing was ever written, it holds NaN."""
         entry = self._find(tensor)
         if entry is not None and entry.shards is None and not is_integer(tensor.dtype):
             rows, columns = tensor.device().shape
@@ -107,7 +107,7 @@ class Store:
             _alive(entry)
 
     def drop(self, key: int) -> None:
-        """Forget the values of a buffer that was freed, by its ``buffer_unique_id``."""
+        """Forget the values of a buffer that was freed, by its `buffer_unique_id`."""
         self._young.pop(key, None)
         self._old.pop(key, None)
 
@@ -163,7 +163,7 @@ class Store:
 
 
 def _same_tiles(tensor: ttnn.Tensor, held: tuple[int, ...]) -> bool:
-    """Whether ``tensor`` and a value of shape ``held`` differ only in how many rows of the last tile are real."""
+    """Whether `tensor` and a value of shape `held` differ only in how many rows of the last tile are real."""
     shape = tuple(tensor.shape)
     if tensor.layout != ttnn.TILE_LAYOUT or is_integer(tensor.dtype) or len(held) != len(shape) or len(held) < 2:
         return False
@@ -171,13 +171,13 @@ def _same_tiles(tensor: ttnn.Tensor, held: tuple[int, ...]) -> bool:
 
 
 def _with_rows(value: torch.Tensor, rows: int) -> torch.Tensor:
-    """The first ``rows`` rows; what lies in a tile behind the rows that an op wrote is NaN."""
+    """The first `rows` rows; what lies in a tile behind the rows that an op wrote is NaN."""
     more = rows - value.shape[-2]
     return torch.nn.functional.pad(value, (0, 0, 0, more), value=torch.nan) if more > 0 else value[..., :rows, :]
 
 
 def map_shared(function: Callable[[torch.Tensor], torch.Tensor], shards: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Apply ``function`` once per distinct shard object and keep the sharing."""
+    """Apply `function` once per distinct shard object and keep the sharing."""
     done: dict[int, torch.Tensor] = {}
     return [done[id(s)] if id(s) in done else done.setdefault(id(s), function(s)) for s in shards]
 

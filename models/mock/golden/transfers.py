@@ -155,7 +155,7 @@ def _pair(args: tuple, kwargs: dict, *names: str) -> list:
 
 
 def download(engine: Engine, tensor: ttnn.Tensor, op: str) -> ttnn.Tensor:
-    """Build the real host tensor that a read of ``tensor`` would give on silicon."""
+    """Build the real host tensor that a read of `tensor` would give on silicon."""
     values = engine.store.get(tensor, op, part=True)
     mesh = tensor.device()
     rows, cols = mesh.shape

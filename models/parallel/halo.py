@@ -62,7 +62,7 @@ class ShardedDim:
 
     @property
     def last_size(self) -> int:
-        """Real positions of `last_shard`."""
+        """Number of real positions in `last_shard`."""
         return self.real - self.last_shard * self.local
 
     def times(self, factor: int) -> ShardedDim:
@@ -88,7 +88,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class Border:
-    """Positions around a shard that belong to its neighbours, (before, after) in time, rows and columns."""
+    """Numbers of positions around a shard that belong to its neighbours: (before, after) in time, rows and columns."""
 
     time: tuple[int, int] = (0, 0)
     height: tuple[int, int] = (0, 0)

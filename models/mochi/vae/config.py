@@ -1,4 +1,4 @@
-"""The decoder's part of the VAE's configuration (Diffusers' `AutoencoderKLMochi` names)."""
+"""The decoder's part of the VAE configuration (names of Diffusers' `AutoencoderKLMochi`)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of the decoder; defaults are Mochi 1 preview's. Per-block tuples are ordered as in Diffusers: output first.
+    """Sizes of the decoder. Defaults are Mochi 1 preview's. Tuples per block are ordered as in Diffusers: output first.
 
-    `latents_mean` and `latents_std` are empty where the configuration has none: latents are then only divided by
+    `latents_mean` and `latents_std` are empty if the configuration has none. Latents are then only divided by
     `scaling_factor`.
     """
 
@@ -27,7 +27,7 @@ class DecoderConfig:
     latents_std: tuple[float, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        """Check that the parts fit together.
+        """Check that the sizes fit together.
 
         Raises:
             ValueError: they do not.
@@ -50,10 +50,10 @@ class DecoderConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> DecoderConfig:
-        """Read a VAE's config.json.
+        """Read a VAE's `config.json`.
 
         Raises:
-            ValueError: the values do not fit together, or ask for another activation than SiLU.
+            ValueError: the values do not fit together, or the activation is not SiLU.
         """
         if config.get("act_fn", "silu") not in ("silu", "swish"):
             raise ValueError(f"act_fn {config['act_fn']!r} is not supported: the decoder knows silu")
@@ -66,10 +66,10 @@ class DecoderConfig:
 
     @property
     def time_factor(self) -> int:
-        """Frames per latent frame."""
+        """Number of frames per latent frame."""
         return prod(self.temporal_expansions)
 
     @property
     def space_factor(self) -> int:
-        """Rows per latent row."""
+        """Number of rows per latent row."""
         return prod(self.spatial_expansions)

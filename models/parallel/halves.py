@@ -9,7 +9,7 @@ from models.parallel.layout import Layout
 from models.parallel.mesh import Axis, Mesh
 
 # Bytes of the queue in the receiving core's L1 through which the packets of a tensor pass. It is small because every
-# core reserves this much of its L1, and attention's buffers fill L1 up to 9 KB
+# core reserves this much of its L1, and attention's buffers leave only 9 KB of L1 free
 # (`models.layers.attention_chunks.L1_BUDGET`).
 _QUEUE_BYTES = 8192
 _Sockets = tuple["ttnn.MeshSocket", "ttnn.MeshSocket"]

@@ -1,8 +1,8 @@
 """A sequence of ops that is sent to the chips once and replayed from their memory: ttnn's trace capture.
 
 A replay repeats the captured ops on the captured addresses. So the program must read changing inputs from tensors that
-keep their addresses, and must leave its results in such tensors. Every replay makes again the tensors that the program
-makes.
+keep their addresses, and must leave its results in such tensors. Each replay creates again the tensors that the program
+itself creates.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ _QUEUE = 0
 
 
 class Replay[T]:
-    """A runner of a program. If `capture` is set, it records the program in the second call, and replays it from then
-    on.
-    """
+    """A runner of a program. If `capture` is set, its second call records the program and later calls replay it."""
 
     def __init__(self, device: ttnn.MeshDevice, *, capture: bool) -> None:
         """Create a replay; nothing is captured yet.

@@ -101,8 +101,9 @@ def convert(
 
 @contextmanager
 def _one_torch_thread_each() -> Iterator[None]:
-    """Run torch with one thread for a block. The converting threads share the cores; threads of threads would only
-    wait.
+    """Run torch with one thread for a block.
+
+    The converting threads share the cores; threads of threads would only wait.
     """
     import torch
 
@@ -118,8 +119,9 @@ Item = tuple[str, str, Parameter]
 
 
 def _work(worker: _Worker, items: list[Item], note: Callable[[TensorRecord], None]) -> None:
-    """Convert all items on as many threads as there are cores. `note` is called in this thread, once for each finished
-    item.
+    """Convert all items on as many threads as there are cores.
+
+    `note` is called in this thread, once for each finished item.
     """
     waiting = deque(items)
     running: dict[Future[TensorRecord], int] = {}

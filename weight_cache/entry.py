@@ -164,8 +164,9 @@ class Entry:
         return total
 
     def remove(self) -> None:
-        """Delete the directory. The manifest is deleted first, so that a half-deleted entry never counts as
-        complete.
+        """Delete the directory.
+
+        The manifest is deleted first, so that a half-deleted entry never counts as complete.
         """
         self.manifest_path.unlink(missing_ok=True)
         shutil.rmtree(self.path)

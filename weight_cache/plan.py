@@ -96,8 +96,9 @@ def chip_bytes(parameter: Parameter, mesh: Mesh) -> int:
 
 
 def data_bytes(parameter: Parameter, mesh: Mesh) -> int:
-    """Return the bytes of the values in a parameter's file. Each distinct shard counts once, however many chips hold
-    it.
+    """Return the bytes of the values in a parameter's file.
+
+    Each distinct shard counts once, however many chips hold it.
     """
     shards = 1
     for axis, dim in ((mesh.sp, parameter.sp), (mesh.tp, parameter.tp)):

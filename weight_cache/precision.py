@@ -52,8 +52,9 @@ def check_precision(precision: str) -> str:
 
 
 def stored_precision(component: str, precision: str) -> str:
-    """Return the precision that a component has in the store if `precision` is requested. Only the transformer's
-    varies.
+    """Return the precision that a component has in the store if `precision` is requested.
+
+    Only the transformer's varies.
 
     Raises:
         ValueError: there is no such precision.

@@ -95,8 +95,9 @@ def _per_frame(table_11TC: ttnn.Tensor) -> ttnn.Tensor:
 
 
 class GroupSums:
-    """Sums per frame and group over chips, and the expansion of group values to channels. All norms of a model share
-    it.
+    """Sums per frame and group over chips, and the expansion of group values to channels.
+
+    All norms of a model share it.
     """
 
     def __init__(self, mesh: Mesh, groups: int = 32) -> None:

@@ -186,8 +186,9 @@ class ColumnParallelLinear(Module):
         ]
 
     def whole(self, part: ttnn.Tensor) -> ttnn.Tensor:
-        """Return one of `split`'s parts, gathered over SP if the columns are sharded there. It stays fractured over
-        TP.
+        """Return one of `split`'s parts, gathered over SP if the columns are sharded there.
+
+        It stays fractured over TP.
         """
         return part if self.cuts == 1 else gather(part, self.mesh, dim=3, over=self.mesh.sp)
 

@@ -74,8 +74,9 @@ def fused_rms_norm(
 
 
 def _norm_links(x: ttnn.Tensor, links: int) -> int:
-    """Return the number of links among which the fused norm can share its rows of tiles. No link's group of rows is
-    empty.
+    """Return the number of links among which the fused norm can share its rows of tiles.
+
+    No link's group of rows is empty.
 
     The op cuts groups of equal size, rounded up. It does not notice that nothing is left for the last group (5 rows
     over 4 links: 2, 2, 1 and -1). Its kernel then does not compile, as for 129 to 160 tokens on a Galaxy.

@@ -48,8 +48,9 @@ _lock = threading.RLock()
 
 
 def set_process_system(name: str, *, beside_cards: bool = False) -> None:
-    """Choose the mock system of this process before its first mesh is opened. Choosing the same system again is no
-    error.
+    """Choose the mock system of this process before its first mesh is opened.
+
+    Choosing the same system again is no error.
 
     Args:
         name: name of a system in `models.mock.cluster.SYSTEMS`, e.g. "t3000" or "galaxy".

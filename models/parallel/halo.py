@@ -108,8 +108,9 @@ class Border:
 
 
 class HaloExchange:
-    """The exchange that fills the borders of a video's shards with their neighbours' values. Only the halos are read
-    and sent.
+    """The exchange that fills the borders of a video's shards with their neighbours' values.
+
+    Only the halos are read and sent.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -237,8 +238,9 @@ def upload(
     dtype: ttnn.DataType = ttnn.bfloat16,
     layout: ttnn.Layout = ttnn.ROW_MAJOR_LAYOUT,
 ) -> ttnn.Tensor:
-    """Upload a host tensor to the mesh. `dims` gives the dim of the tensor that each mesh axis splits, by axis
-    index.
+    """Upload a host tensor to the mesh.
+
+    `dims` gives the dim of the tensor that each mesh axis splits, by axis index.
     """
     return mesh.upload(host, dtype=dtype, layout=layout, sp=dims.get(mesh.sp.index), tp=dims.get(mesh.tp.index))
 

@@ -178,8 +178,9 @@ class Mesh:
         )
 
     def free_buffers(self) -> None:
-        """Free the persistent buffers; the next use makes them again. Semaphores stay, because programs hold their
-        addresses.
+        """Free the persistent buffers; the next use makes them again.
+
+        Semaphores stay, because programs hold their addresses.
         """
         for key, (made, _) in list(self._alternating.items()):
             if all(isinstance(resource, ttnn.Tensor) for resource in made):

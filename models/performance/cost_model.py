@@ -61,8 +61,9 @@ class Seconds:
 
 
 def total(parts: Iterable[Seconds]) -> Seconds:
-    """Return the sum of ranges: all fast, all expected, all slow. The errors of a model have one sign, so they do not
-    average out.
+    """Return the sum of ranges: all fast, all expected, all slow.
+
+    The errors of a model have one sign, so they do not average out.
     """
     return sum(parts, Seconds())
 
@@ -142,8 +143,9 @@ def _attention_seconds(cost: Cost, share: float, system: System, kind: dict[str,
 
 
 def _matrix_share(fidelity: str, operand_bytes: float, system: System) -> float:
-    """Return the time of a product relative to HiFi2 on bfloat16. The slower of unpacker and matrix unit determines
-    it.
+    """Return the time of a product relative to HiFi2 on bfloat16.
+
+    The slower of unpacker and matrix unit determines it.
     """
     data = constants()["matrix"]
     passes = system.architecture.fidelity_passes[fidelity]

@@ -50,8 +50,9 @@ def check_suffix(path: str | Path) -> Path:
 
 
 def _stages(axes, report: Report) -> None:
-    """Draw one bar per stage, stacked by kind of op. Bars show shares, because denoising is much longer than the other
-    stages.
+    """Draw one bar per stage, stacked by kind of op.
+
+    Bars show shares, because denoising is much longer than the other stages.
     """
     tables = {stage: kinds for stage, kinds in report["by_kind"].items() if kinds}
     kinds = list(dict.fromkeys(kind for table in tables.values() for kind in table))

@@ -1,5 +1,6 @@
-"""The cost model compared with published times of real cards (`published.toml`). It states the errors and tunes
-nothing.
+"""The cost model compared with published times of real cards (`published.toml`).
+
+It states the errors and tunes nothing.
 """
 
 import tomllib

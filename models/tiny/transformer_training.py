@@ -79,8 +79,9 @@ class TextToVelocity(torch.nn.Module):
     def forward(
         self, latents_BCTHW: torch.Tensor, sigma_B: torch.Tensor, ids_BL: torch.Tensor, mask_BL: torch.Tensor
     ) -> torch.Tensor:
-        """Return the velocity, [B, 12, T', H / 8, W / 8]. An all-False row of the mask is the empty prompt, whose
-        features are zeros.
+        """Return the velocity, [B, 12, T', H / 8, W / 8].
+
+        An all-False row of the mask is the empty prompt, whose features are zeros.
         """
         # The encoder needs at least one token to attend to. Its output for a dropped caption is set to zero.
         seen = mask_BL | ~mask_BL.any(1, keepdim=True)

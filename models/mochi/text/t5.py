@@ -228,8 +228,9 @@ class T5Norm(Module):
         )
 
     def __call__(self, x: ttnn.Tensor) -> ttnn.Tensor:
-        """Norm x [1, 1, L, C / TP] float32, fractured over TP. The result is bfloat16 with the same shape and
-        placement.
+        """Norm x [1, 1, L, C / TP] float32, fractured over TP.
+
+        The result is bfloat16 with the same shape and placement.
         """
         return rms_norm(ttnn.typecast(x, ttnn.bfloat16), self.weight.tensor, self.mesh, self.width, self.eps)
 

@@ -43,8 +43,9 @@ class Stream(Module):
 
 
 class TransformerBlock(Module):
-    """A transformer block. With `last` it has the context-pre-only form, which reads the text stream and does not write
-    it.
+    """A transformer block.
+
+    With `last` it has the context-pre-only form, which reads the text stream and does not write it.
     """
 
     def __init__(

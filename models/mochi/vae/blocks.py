@@ -62,8 +62,9 @@ class Past:
         self._frames[id(conv)] = buffer
 
     def earlier(self, conv: CausalConv3d) -> ttnn.Tensor | None:
-        """Return the convolution's state from the previous chunk, or None in the first chunk. The caller must not free
-        it.
+        """Return the convolution's state from the previous chunk, or None in the first chunk.
+
+        The caller must not free it.
         """
         return self._frames[id(conv)] if id(conv) in self._written else None
 
@@ -82,8 +83,9 @@ class Past:
 
 
 class CausalConv3d(Module):
-    """3x3x3 convolution of a frame and the two frames before it. Edges are repeated in time (backwards) and in
-    space.
+    """3x3x3 convolution of a frame and the two frames before it.
+
+    Edges are repeated in time (backwards) and in space.
     """
 
     def __init__(self, shared: Shared, name: str, in_channels: int, out_channels: int) -> None:
@@ -100,8 +102,9 @@ class CausalConv3d(Module):
         return Border((_PAST, 0), height, width)
 
     def room(self, extent: Extent) -> ttnn.Tensor:
-        """Allocate the input with its border: [T, H, W, C] per chip. Write the shard into it from the border's origin
-        on.
+        """Allocate the input with its border: [T, H, W, C] per chip.
+
+        Write the shard into it from the border's origin on.
         """
         return self.halo.room(extent, self.border(extent), self.conv.in_channels)
 

@@ -84,8 +84,9 @@ class MochiVaeDecoder(Module):
         split: Split | str | None = None,
         on_parameter: Callable[[int, int], None] | None = None,
     ) -> MochiVaeDecoder:
-        """Build the decoder from a checkpoint's VAE: its `config` and its `decoder.*` tensors. The encoder's tensors
-        are not read.
+        """Build the decoder from a checkpoint's VAE: its `config` and its `decoder.*` tensors.
+
+        The encoder's tensors are not read.
 
         Raises:
             ValueError: the configuration, the split or the weights do not fit.

@@ -108,8 +108,9 @@ def all_gather_async(
 
 @mesh_rule("ttnn.reduce_scatter", source=_REDUCE_SOURCE)
 def reduce_scatter(input_tensor: MeshShards, dim: int, *, cluster_axis: int | None = None) -> Shards:
-    """Sum over the group; each device keeps its chunk of `dim` in mesh order. The sum is rounded at every hop of a
-    line.
+    """Sum over the group; each device keeps its chunk of `dim` in mesh order.
+
+    The sum is rounded at every hop of a line.
     """
     return _reduce_scatter(input_tensor, dim, cluster_axis, input_tensor.dtype)
 

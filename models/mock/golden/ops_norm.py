@@ -92,8 +92,9 @@ def layer_norm_pre_all_gather(input_tensor):
     source=f"{_NORM}/layernorm_distributed/device/kernels/compute/layernorm_post_allgather.cpp",
 )
 def layer_norm_post_all_gather(input_tensor, stats, *, epsilon: float = 1e-12, weight=None, bias=None):
-    """Compute the layer norm with the gathered sums. The variance is E[x^2] - E[x]^2, which cancels if the mean is
-    large.
+    """Compute the layer norm with the gathered sums.
+
+    The variance is E[x^2] - E[x]^2, which cancels if the mean is large.
     """
     devices = stats.shape[-1] // (2 * _TILE)
     sums = stats.unflatten(-1, (devices, 2, _TILE))[..., 0].sum(-2) / (input_tensor.shape[-1] * devices)

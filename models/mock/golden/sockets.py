@@ -26,8 +26,9 @@ SEND, RECEIVE = "ttnn.experimental.send_async", "ttnn.experimental.recv_async"
 
 @dataclass
 class _Pair:
-    """Two connected sockets and the values sent but not yet received. The sockets are kept alive so that no other
-    object gets their `id`.
+    """Two connected sockets and the values sent but not yet received.
+
+    The sockets are kept alive so that no other object gets their `id`.
     """
 
     sockets: tuple[Any, Any]
@@ -73,8 +74,9 @@ def send(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: di
 
 
 def receive(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
-    """Write the values that were sent first to the connected chips. The other chips get NaN, because their values are
-    undefined.
+    """Write the values that were sent first to the connected chips.
+
+    The other chips get NaN, because their values are undefined.
     """
     tensor, socket = args
     pair = _of(socket, RECEIVE)

@@ -1,1 +1,1 @@
-"""Reading checkpoints: what a converted-weight store will be built on."""
+"""The store of converted weights, and the reading of checkpoints (`weight_cache.checkpoints`)."""

@@ -1,7 +1,7 @@
-"""Converting a module's weights into an entry of the store, tensor by tensor.
+"""Conversion of a module's weights into an entry of the store, tensor by tensor.
 
-Each tensor is read, packed, written and hashed by one thread; as many threads work side by side as there are cores,
-within a bound on the memory that they take together.
+One thread reads, packs, writes and hashes each tensor. As many threads work in parallel as there are cores, within a
+limit on the memory that they use together.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from weight_cache.manifest import Manifest, TensorRecord
 from weight_cache.plan import data_bytes, disk_bytes
 from weight_cache.tensor_file import TensorWriter
 
-# Tensors in work may take this much together; one larger tensor is let through alone.
+# Limit on the memory of all tensors in work. A single larger tensor is converted alone.
 WORKING_BYTES = 960 << 20
-# Per value, while a tensor is in work: mapped source, converted and packed values, and what ttnn needs to pack them
-# (measured on ttnn 0.81.1). More where it is computed with, in float32.
+# Bytes per value while a tensor is in work: mapped source, converted and packed values, and the memory that ttnn needs
+# to pack them (measured on ttnn 0.81.1). A conversion that computes works in float32 and needs more.
 _MOVED_BYTES, _COMPUTED_BYTES = 9, 16
 _SPARE_BYTES = 16 << 20
 
@@ -44,23 +44,23 @@ def convert(
     progress: ByteProgress | None = None,
     forget_pages: Callable[[], None] | None = None,
 ) -> Manifest:
-    """Fill `entry` with the converted parameters of `module`; the caller holds the entry's lock.
+    """Fill `entry` with the converted parameters of `module`. The caller holds the entry's lock.
 
-    What an earlier run finished is kept. The manifest is written last.
+    Tensors that an earlier run finished are kept. The manifest is written last.
 
     Args:
-        entry: where to write.
-        module: declared, with its precision set.
+        entry: entry to write.
+        module: declared module with its precision set.
         source: the weights, under canonical names.
-        key: of the entry.
-        key_fields: what the key is a hash of.
-        about: goes into the manifest, for people.
+        key: key of the entry.
+        key_fields: fields that the key is a hash of.
+        about: information for people, written to the manifest.
         progress: called as `progress(bytes written, bytes in all)`.
         forget_pages: called now and then so that mapped files do not fill the memory.
 
     Raises:
         ValueError: the weights do not fit the model.
-        OSError: no space, or the directory cannot be written; what was finished stays for the next run.
+        OSError: there is no space, or the directory cannot be written. Finished tensors stay for the next run.
     """
     parameters = list(module.parameters())
     check_sources(parameters, source)
@@ -101,7 +101,10 @@ def convert(
 
 @contextmanager
 def _one_torch_thread_each() -> Iterator[None]:
-    """Readers share the cores among them; threads of threads would only wait for each other."""
+    """Run torch with one thread for a block.
+
+    The converting threads share the cores; threads of threads would only wait.
+    """
     import torch
 
     threads = torch.get_num_threads()
@@ -116,7 +119,10 @@ Item = tuple[str, str, Parameter]
 
 
 def _work(worker: _Worker, items: list[Item], note: Callable[[TensorRecord], None]) -> None:
-    """Convert all items on as many threads as there are cores; `note` is called here, for each as it is finished."""
+    """Convert all items on as many threads as there are cores.
+
+    `note` is called in this thread, once for each finished item.
+    """
     waiting = deque(items)
     running: dict[Future[TensorRecord], int] = {}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -130,7 +136,7 @@ def _work(worker: _Worker, items: list[Item], note: Callable[[TensorRecord], Non
                     note(job.result())
         except BaseException:
             pool.shutdown(cancel_futures=True)
-            # Whatever was written in full is worth keeping.
+            # Tensors that were written completely are worth keeping.
             for job in running:
                 if not job.cancelled() and job.exception() is None:
                     worker.entry.append(job.result())
@@ -144,7 +150,7 @@ def _bytes_in_work(item: Item) -> int:
 
 @dataclass(frozen=True)
 class _Worker:
-    """What a thread needs to convert any tensor."""
+    """Everything that a thread needs to convert any tensor."""
 
     entry: Entry
     module: Module
@@ -153,7 +159,7 @@ class _Worker:
     forget_pages: Callable[[], None] | None
 
     def convert(self, name: str, prefix: str, parameter: Parameter) -> TensorRecord:
-        """Read, pack, write and hash one tensor; its file appears in one step."""
+        """Read, pack, write and hash one tensor. A rename makes its file visible when it is complete."""
         path = self.entry.tensors / f"{name}.tensorbin"
         temporary = path.with_name(f"{TEMPORARY}{path.name}")
         host = parameter.read(self.source, prefix)

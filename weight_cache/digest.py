@@ -1,4 +1,4 @@
-"""Content hashes of large files, computed once and remembered for as long as a file is not touched."""
+"""Content hashes of large files. Each is computed once and remembered until the file changes."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from typing import Any
 from weight_cache.manifest import write_atomically
 
 _CHUNK = 1 << 22
-# progress(bytes done, bytes in all)
+# Called as progress(bytes done, bytes in all).
 ByteProgress = Callable[[int, int], None]
 OnBytes = Callable[[int], None]
 
 
 def signature(path: Path) -> str:
-    """What changes whenever a file is written or replaced: size, time of change, inode and device."""
+    """Return size, time of change, inode and device of a file. They change whenever it is written or replaced."""
     stat = path.stat()
     return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}:{stat.st_dev}"
 
 
 def sha256(path: Path, on_bytes: OnBytes | None = None) -> str:
-    """SHA-256 of a file's content, for identity; `on_bytes` is called with the size of each piece read."""
+    """Return the SHA-256 of a file's content, for identity. `on_bytes` is called with the size of each piece read."""
     return _digest(path, hashlib.sha256(), on_bytes)
 
 
 def checksum(path: Path, on_bytes: OnBytes | None = None) -> str:
-    """XXH3-128 of a file's content, against damage: it is as fast as reading."""
+    """Return the XXH3-128 of a file's content, to detect damage. It is as fast as reading."""
     return _digest(path, new_checksum(), on_bytes)
 
 
 def new_checksum() -> Any:
-    """What `checksum` updates with a file's content, in the manner of hashlib."""
+    """Return a new hash object of the kind that `checksum` uses, with hashlib's interface."""
     import xxhash
 
     return xxhash.xxh3_128()
@@ -56,7 +56,7 @@ def _digest(path: Path, digest: Any, on_bytes: OnBytes | None) -> str:
 def hash_files(
     paths: Sequence[Path], progress: ByteProgress | None = None, of: Callable[[Path, OnBytes], str] | None = None
 ) -> dict[Path, str]:
-    """Digests of several files, on all cores; `sha256` unless `of` is another.
+    """Return the digests of several files, computed on all cores, by `of` or by `sha256` if None.
 
     Raises:
         OSError: a file cannot be read.
@@ -84,17 +84,17 @@ def hash_files(
 
 
 class DigestMemory:
-    """Digests remembered in a file, by each file's size, time of change, inode and device.
+    """Digests remembered in a file, by size, time of change, inode and device of each hashed file.
 
-    Paths play no part: a file moved within its disk keeps its digest, and one that was written to loses it.
+    Paths do not matter: a file moved within its disk keeps its digest, and a file that was written to loses it.
     """
 
     def __init__(self, path: Path):
-        """Remember in `path`; a file that cannot be read or written only costs time."""
+        """Remember digests in `path`. If that file cannot be read or written, digests are only computed again."""
         self.path = path
 
     def of(self, paths: Sequence[Path], progress: ByteProgress | None = None) -> dict[Path, str]:
-        """Digests of `paths`, hashing those that are not known.
+        """Return the digests of `paths`, hashing files whose digest is not known.
 
         Raises:
             OSError: a file cannot be read.
@@ -104,7 +104,7 @@ class DigestMemory:
         unknown = [path for path in paths if signatures[path] not in known]
         if unknown:
             for path, digest in hash_files(unknown, progress).items():
-                # One that changed while it was read must be hashed again the next time.
+                # A file that changed while it was read must be hashed again the next time.
                 if signature(path) == signatures[path]:
                     known[signatures[path]] = digest
                 else:

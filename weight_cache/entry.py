@@ -1,9 +1,9 @@
-"""One directory of the store: its files, its journal while it is being made, and the checks that it is whole.
+"""One directory of the store: its files, its journal during conversion, and the checks that it is complete.
 
 manifest.json     written last; without it the entry is not complete
 tensors/          one .tensorbin per parameter
-journal.jsonl     one line per finished tensor while the entry is being made
-verified.json     files whose checksums were found right, by size, time of change and inode
+journal.jsonl     one line per finished tensor during conversion
+verified.json     files whose checksums were correct, by size, time of change, inode and device
 used              touched at each use
 set-aside/        damaged files, kept until `prune`
 """
@@ -26,10 +26,10 @@ TEMPORARY = ".tmp-"
 
 
 class Entry:
-    """The directory of one entry; what is asked here reads or writes files, nothing is remembered."""
+    """The directory of one entry. Every method reads or writes files; nothing is remembered."""
 
     def __init__(self, path: Path):
-        """Name the entry at `path`, which need not exist."""
+        """Refer to the entry at `path`, which need not exist."""
         self.path = path
         self.tensors = path / "tensors"
         self.manifest_path = path / "manifest.json"
@@ -37,14 +37,14 @@ class Entry:
         self._verified = path / "verified.json"
 
     def file(self, record: TensorRecord) -> Path:
-        """Where a tensor lies."""
+        """Return the path of a tensor's file."""
         return self.tensors / record.file
 
     def manifest(self) -> Manifest | None:
-        """The manifest, or None where the entry is not complete.
+        """Read the manifest. Return None if the entry is not complete.
 
         Raises:
-            ValueError: it is damaged, of another version, or names files outside the entry.
+            ValueError: the manifest is damaged, of another version, or names files outside the entry.
         """
         try:
             manifest = Manifest.read(self.manifest_path)
@@ -56,7 +56,7 @@ class Entry:
         return manifest
 
     def wrong_sizes(self, records: Iterable[TensorRecord]) -> dict[str, str]:
-        """Files that are missing or not of their size -> what is wrong with them."""
+        """Return the files that are missing or have a wrong size -> the reason."""
         wrong = {}
         for record in records:
             try:
@@ -71,9 +71,10 @@ class Entry:
     def wrong_checksums(
         self, records: Iterable[TensorRecord], *, again: bool, progress: ByteProgress | None = None
     ) -> dict[str, str]:
-        """Files whose content is not what was written -> what is wrong with them.
+        """Return the files whose content is not the content that was written -> the reason.
 
-        Those found right are remembered, and looked at again only if `again` or once they were touched.
+        Files with a correct checksum are remembered. They are checked again only with `again`, or after they were
+        changed.
         """
         known = {} if again else self._read_verified()
         signatures = {record.file: signature(self.file(record)) for record in records}
@@ -91,7 +92,8 @@ class Entry:
         return wrong
 
     def start(self) -> dict[str, TensorRecord]:
-        """Make the directory, clear away what an interrupted run left half-done, and say what it had finished.
+        """Create the directory, delete unfinished files of an interrupted run, and return the tensors that it had
+        finished.
 
         Raises:
             OSError: the directory cannot be written.
@@ -110,19 +112,19 @@ class Entry:
         return done
 
     def append(self, record: TensorRecord) -> None:
-        """Note a finished tensor in the journal."""
+        """Record a finished tensor in the journal."""
         with self._journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record)) + "\n")
 
     def finish(self, manifest: Manifest) -> None:
-        """Write the manifest: the entry is complete from here on."""
+        """Write the manifest. From here on the entry is complete."""
         manifest.write(self.manifest_path)
         self._journal.unlink(missing_ok=True)
 
     def set_aside(self, manifest: Manifest, wrong: Iterable[str]) -> None:
-        """Take damaged files out of the entry, which becomes an unfinished one that keeps its good files.
+        """Move damaged files out of the entry. It becomes an unfinished entry that keeps its good files.
 
-        Safe against interruption: as long as the manifest is there it names files that are missing.
+        An interruption is safe: as long as the manifest exists, it names files that are missing.
         """
         wrong = set(wrong)
         aside = self._aside()
@@ -134,26 +136,26 @@ class Entry:
         self._verified.unlink(missing_ok=True)
 
     def set_all_aside(self) -> None:
-        """Take everything out of an entry whose manifest cannot be read."""
+        """Move everything out of an entry whose manifest cannot be read."""
         aside = self._aside()
         for path in (self.tensors, self._journal, self._verified, self.manifest_path):
             if path.exists():
                 path.rename(aside / path.name)
 
     def touch(self) -> None:
-        """Note that the entry was used now."""
+        """Record that the entry is used now."""
         with contextlib.suppress(OSError):
             (self.path / "used").touch()
 
     def last_used(self) -> float:
-        """Seconds since the epoch of the last use or, before any, of its making."""
+        """Return the time of the last use, or of its creation if it was never used, in seconds since the epoch."""
         for path in (self.path / "used", self.manifest_path, self.path):
             if path.exists():
                 return path.stat().st_mtime
         return 0.0
 
     def size(self) -> int:
-        """Bytes of everything in the directory, which another process may be writing."""
+        """Return the bytes of everything in the directory. Another process may be writing there."""
         total = 0
         for folder, _, names in os.walk(self.path):
             for name in names:
@@ -162,12 +164,15 @@ class Entry:
         return total
 
     def remove(self) -> None:
-        """Delete the directory, the manifest first so that no half of it is ever taken for whole."""
+        """Delete the directory.
+
+        The manifest is deleted first, so that a half-deleted entry never counts as complete.
+        """
         self.manifest_path.unlink(missing_ok=True)
         shutil.rmtree(self.path)
 
     def _aside(self) -> Path:
-        """A fresh folder for damaged files."""
+        """Create a new folder for damaged files."""
         stem = strftime("%Y%m%d-%H%M%S")
         number = 0
         while True:
@@ -188,7 +193,7 @@ class Entry:
             try:
                 records.append(TensorRecord.from_json(json.loads(line)))
             except ValueError:
-                # The last line of a run that was killed.
+                # This is the last line of a run that was killed.
                 break
         return records
 
@@ -204,7 +209,7 @@ class Entry:
 
 
 def free_bytes(path: Path) -> int:
-    """Free space where `path` is or will be."""
+    """Return the free space on the disk of `path`, which need not exist."""
     while not path.exists():
         path = path.parent
     stat = os.statvfs(path)

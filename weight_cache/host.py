@@ -1,4 +1,4 @@
-"""Loading a checkpoint component into a PyTorch module on the host, strictly and without a second copy."""
+"""Loading of a checkpoint component into a PyTorch module on the host, strictly and without a second copy."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def load_module(
     Weights stored in `dtype` stay views of the mapped file. The module is returned frozen, in eval mode.
 
     Args:
-        module: its parameters and buffers have the names and shapes of the checkpoint.
-        component: where to read.
-        prefix: the part of the component that `module` is, such as `decoder.`; other keys are not looked at.
-        dtype: of the loaded parameters.
-        aliases: names that may stand for another one of the same value (tied weights): name -> stored name,
-            both without the prefix.
+        module: module whose parameters and buffers have the names and shapes of the checkpoint.
+        component: component to read.
+        prefix: prefix of the component's keys that belong to `module`, such as `decoder.`; other keys are ignored.
+        dtype: dtype of the loaded parameters.
+        aliases: names that may stand for another name of the same value (tied weights): name -> stored name, both
+            without the prefix.
 
     Raises:
         ValueError: a weight is missing, unexpected or of another shape; the message has its full name.

@@ -1,4 +1,4 @@
-"""Entries as a person sees them: state, size, age, and what they were made of."""
+"""Entries as shown to people: state, size, age, and their sources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from weight_cache.entry import Entry
 
 @dataclass(frozen=True)
 class Found:
-    """An entry as `Store.entries` lists it. ``state`` is complete, unfinished or unreadable."""
+    """An entry as `Store.entries` lists it. `state` is complete, unfinished or unreadable."""
 
     name: str
     path: Path
@@ -23,7 +23,7 @@ class Found:
     about: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """The entry as plain data."""
+        """Return the entry as plain data."""
         return {
             "name": self.name,
             "state": self.state,
@@ -35,7 +35,7 @@ class Found:
 
     @classmethod
     def at(cls, path: Path) -> Found:
-        """The entry in the directory `path`, whatever state it is in."""
+        """Return the entry in the directory `path`, in whatever state it is."""
         entry = Entry(path)
         about: dict[str, Any] = {}
         try:

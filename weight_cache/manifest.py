@@ -1,4 +1,4 @@
-"""The manifest of an entry: what the files are, and the only sign that all of them are there."""
+"""The manifest of an entry. It describes the files, and it is the only sign that all of them exist."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-# Goes up whenever entries of the version before must not be read any more.
+# Increase it whenever entries of the previous version must not be read any more.
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One stored tensor: the parameter's path in the model, its file, and what is in it."""
+    """One stored tensor: the parameter's path in the model, its file, and the content of the file."""
 
     name: str
     file: str
@@ -30,10 +30,10 @@ class TensorRecord:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TensorRecord:
-        """Read what `asdict` wrote.
+        """Read a record that `asdict` wrote.
 
         Raises:
-            ValueError: fields are missing, or there are others.
+            ValueError: fields are missing, or there are unknown fields.
         """
         if not isinstance(value, Mapping) or set(value) != {f.name for f in fields(cls)}:
             raise ValueError("a tensor's record has other fields than this version writes")
@@ -42,13 +42,13 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A complete entry.
+    """Manifest of a complete entry.
 
     Attributes:
         key: hash of `key_fields`, in full.
-        key_fields: everything that tells this entry from another; see `weight_cache.key`.
-        tensors: in the order of the model's parameters.
-        about: for people: source, time of making, seconds it took.
+        key_fields: all facts that distinguish this entry from others; see `weight_cache.key`.
+        tensors: records in the order of the model's parameters.
+        about: information for people: source, time of creation, seconds it took.
     """
 
     key: str
@@ -58,11 +58,11 @@ class Manifest:
 
     @property
     def bytes(self) -> int:
-        """Size of all files."""
+        """Size of all tensor files."""
         return sum(tensor.bytes for tensor in self.tensors)
 
     def write(self, path: Path) -> None:
-        """Put the manifest in its place, in one step."""
+        """Write the manifest to `path` in one step."""
         value = {"format": FORMAT_VERSION, **asdict(self)}
         write_atomically(path, json.dumps(value, indent=1) + "\n")
 
@@ -71,7 +71,7 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no manifest.
             ValueError: it is damaged, or of another version of the store.
         """
         try:
@@ -89,10 +89,10 @@ class Manifest:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by a file of `text` in one step, flushed to the disk before.
+    """Replace `path` with a file of `text` in one step, after flushing it to the disk.
 
     Raises:
-        OSError: it cannot be written; what was there stays.
+        OSError: the file cannot be written; the old one stays.
     """
     descriptor, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
     try:

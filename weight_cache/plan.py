@@ -1,4 +1,4 @@
-"""How large a converted set of weights is, computed from shapes alone: no weights, no mesh."""
+"""Sizes of a converted set of weights, computed from shapes alone, without weights or a mesh device."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from models.parallel import Layout
 
 _BYTES = {ttnn.bfloat16: 2, ttnn.float32: 4}
-# bfloat8_b: a byte per value, and one exponent for each 16 values of a row.
+# bfloat8_b has a byte per value, and one exponent for each 16 values of a row.
 _BF8_TILE = TILE * TILE + TILE * TILE // 16
-# What ttnn writes before the data; an upper bound, measured on ttnn 0.81.1.
+# Bytes that ttnn writes before the data: an upper bound, measured on ttnn 0.81.1.
 _HEADER = 8192
 
 
 class NamedMesh(Mesh):
-    """A mesh in name only: enough to declare a model and to convert its weights, not to run it."""
+    """A mesh without a device. It can declare a model and convert its weights, but not run it."""
 
     def __init__(self, layout: Layout) -> None:
-        """Take the layout's word for everything.
+        """Derive everything from the layout.
 
-        The grid is the smallest of a Wormhole; it decides how convolutions' weights are ordered, never their size.
+        The grid is the smallest of a Wormhole. It decides the order of the weights of convolutions, never their size.
         """
         self.layout = layout
         self.fused = True
@@ -39,13 +39,13 @@ class NamedMesh(Mesh):
         self.tp = Axis(layout.tp_axis, layout.tp)
 
     def relaid(self, layout: Layout) -> NamedMesh:
-        """The same mesh in another layout."""
+        """Return the same mesh in another layout."""
         return NamedMesh(layout)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of an entry: of its files, of what one chip holds, and per dtype the number of tensors and bytes."""
+    """Sizes of an entry: of its files, of the weights on one chip, and per dtype the number of tensors and bytes."""
 
     component: str
     layout: str
@@ -58,11 +58,11 @@ class Plan:
     largest_bytes: int
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as plain data."""
+        """Return the plan as plain data."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The plan as text lines."""
+        """Return the plan as text lines."""
         kinds = ", ".join(
             f"{v['tensors']} {name} ({v['disk_bytes'] / 1e9:.3f} GB)" for name, v in self.by_dtype.items()
         )
@@ -75,7 +75,7 @@ class Plan:
 
 
 def chip_shape(parameter: Parameter, mesh: Mesh) -> list[int]:
-    """Shape of a parameter on one chip."""
+    """Return the shape of a parameter on one chip."""
     shape = list(parameter.shape)
     for axis, dim in ((mesh.sp, parameter.sp), (mesh.tp, parameter.tp)):
         if dim is not None:
@@ -84,7 +84,7 @@ def chip_shape(parameter: Parameter, mesh: Mesh) -> list[int]:
 
 
 def chip_bytes(parameter: Parameter, mesh: Mesh) -> int:
-    """Bytes of a parameter on one chip, tiles filled up."""
+    """Return the bytes of a parameter on one chip, with tiles padded."""
     shape = chip_shape(parameter, mesh)
     if parameter.layout == ttnn.TILE_LAYOUT:
         shape = [1] * (2 - len(shape)) + shape
@@ -96,7 +96,10 @@ def chip_bytes(parameter: Parameter, mesh: Mesh) -> int:
 
 
 def data_bytes(parameter: Parameter, mesh: Mesh) -> int:
-    """Bytes of the values in a parameter's file: each distinct shard once, however many chips hold it."""
+    """Return the bytes of the values in a parameter's file.
+
+    Each distinct shard counts once, however many chips hold it.
+    """
     shards = 1
     for axis, dim in ((mesh.sp, parameter.sp), (mesh.tp, parameter.tp)):
         if dim is not None:
@@ -105,12 +108,12 @@ def data_bytes(parameter: Parameter, mesh: Mesh) -> int:
 
 
 def disk_bytes(parameter: Parameter, mesh: Mesh) -> int:
-    """Bytes of a parameter's file, at most."""
+    """Return an upper bound of the bytes of a parameter's file."""
     return data_bytes(parameter, mesh) + _HEADER
 
 
 def plan(module: Module, component: str, precision: str) -> Plan:
-    """Plan the entry of a freshly declared module that is `component` of a checkpoint.
+    """Plan the entry of a newly declared module for `component` of a checkpoint.
 
     Raises:
         ValueError: there is no such precision.

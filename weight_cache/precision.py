@@ -1,6 +1,7 @@
-"""Precisions of the stored weights: which kind of parameter is packed how.
+"""Precisions of the stored weights: the dtype of each kind of parameter.
 
-This is the one place that says so. A kind is recognised by the canonical checkpoint names of a parameter's sources.
+This is the only place that decides them. A kind is recognised by the canonical checkpoint names of a parameter's
+sources.
 
 | component | kind | bf16 | mixed | bf8 |
 |---|---|---|---|---|
@@ -10,11 +11,13 @@ This is the one place that says so. A kind is recognised by the canonical checkp
 | text encoder | all | as declared: matrices bfloat16, norms and position bias float32 | same | same |
 | VAE decoder | all | as declared: convolutions bfloat16, norms float32 | same | same |
 
-The transformer's matrices named are read in every step by every token, so their size is what memory and bandwidth feel.
-Those of the feed-forwards are the larger half and lose the least in bfloat8_b: scores magnify an error in q and k. Its
-modulations are read once per video, and everything else is small; all of these act on the residual stream directly.
-The text encoder runs once per prompt, so that smaller weights would save no time worth having, and every step is
-conditioned on what it says. The decoder is 2 % of all weights, and its convolutions' kernel takes bfloat16.
+Every token reads the transformer's matrices of attention and feed-forward in every step, so their size determines
+memory and bandwidth. Those of the feed-forwards are the larger half and lose the least in bfloat8_b; an error in q and
+k is magnified by the scores. The transformer's modulations are read once per video, and everything else is small. All
+of these act on the residual stream directly.
+
+The text encoder runs once per prompt, so smaller weights would save hardly any time, and its output conditions every
+step. The decoder is 2 % of all weights, and the kernel of its convolutions takes bfloat16.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("bf16", "mixed", "bf8")
 _ATTENTION = r"attn1\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)\.weight"
 _FEED_FORWARD = r"ff(_context)?\.net\.(0\.proj|2)\.weight"
-# What of the transformer each precision packs as bfloat8_b.
+# Transformer parameters that each precision packs as bfloat8_b.
 _PACKED = {
     "mixed": re.compile(rf"transformer_blocks\.\d+\.{_FEED_FORWARD}"),
     "bf8": re.compile(rf"transformer_blocks\.\d+\.(?:{_ATTENTION}|{_FEED_FORWARD})"),
@@ -38,7 +41,7 @@ _PACKED = {
 
 
 def check_precision(precision: str) -> str:
-    """Return `precision`.
+    """Return `precision` after checking it.
 
     Raises:
         ValueError: there is no such precision.
@@ -49,7 +52,9 @@ def check_precision(precision: str) -> str:
 
 
 def stored_precision(component: str, precision: str) -> str:
-    """The precision that a component has in the store where `precision` is asked for: only the transformer's differs.
+    """Return the precision that a component has in the store if `precision` is requested.
+
+    Only the transformer's varies.
 
     Raises:
         ValueError: there is no such precision.
@@ -59,7 +64,7 @@ def stored_precision(component: str, precision: str) -> str:
 
 
 def packed_dtype(parameter: Parameter, prefix: str, precision: str) -> ttnn.DataType:
-    """The dtype that `precision` stores a parameter in, whose checkpoint names start with `prefix`."""
+    """Return the dtype in which `precision` stores a parameter whose checkpoint names start with `prefix`."""
     import ttnn
 
     packed = _PACKED.get(check_precision(precision))
@@ -69,7 +74,7 @@ def packed_dtype(parameter: Parameter, prefix: str, precision: str) -> ttnn.Data
 
 
 def set_precision(module: Module, precision: str) -> None:
-    """Give every parameter of a freshly declared module the dtype of `precision`; weights may be loaded after it.
+    """Set the dtype of every parameter of a newly declared module to that of `precision`. Load weights only after it.
 
     Raises:
         ValueError: there is no such precision.

@@ -1,7 +1,7 @@
-"""The store: entries found by key, made when missing, checked before use, and sent to the mesh.
+"""The store: entries found by key, created if missing, checked before use, and sent to the mesh.
 
 <store>/entries/<component>-<layout>-<precision>-<24 digits of the key>/
-<store>/locks/<key>.lock        held while an entry is made or mended; freed by the system if its holder dies
+<store>/locks/<entry>.lock      held while an entry is created or repaired; freed by the system if its holder dies
 <store>/digests.json            hashes of checkpoint files
 """
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from models.layers import Module
     from weight_cache.checkpoints.component import Component
 
-# progress(stage, done, total): a stage is an act and what it is done to, such as "convert transformer". "identify",
-# "convert" and "verify" count bytes, "weights" counts tensors.
+# Called as progress(stage, done, total). A stage is an action and its object, such as "convert transformer".
+# "identify", "convert" and "verify" count bytes. "weights" counts tensors.
 Progress = Callable[[str, int, int], None]
 Message = Callable[[str], None]
 _KEY_DIGITS = 24
 
 
 class Store:
-    """Converted weights in a directory; see `weight_cache.location` for which."""
+    """Converted weights in a directory, which `weight_cache.location` determines."""
 
     def __init__(self, cache_dir: str | Path | None = None):
-        """Name the store; nothing is read or written yet."""
+        """Refer to the store; nothing is read or written yet."""
         self.root = store_directory(cache_dir)
 
     def load(
@@ -53,19 +53,19 @@ class Store:
         progress: Progress | None = None,
         on_message: Message | None = None,
     ) -> Manifest:
-        """Fill a freshly declared module on its mesh from the store, converting the weights first if need be.
+        """Fill a newly declared module on its mesh from the store, after converting the weights if necessary.
 
         Args:
-            module: declared on an open mesh.
+            module: module declared on an open mesh.
             component: its weights.
             precision: a name of `weight_cache.precision`.
-            loras: merged into the weights; such a set is an entry of its own.
+            loras: LoRAs to merge into the weights; such a set is an entry of its own.
             progress: called as `progress(stage, done, total)`.
-            on_message: called with a line for what the user should know.
+            on_message: called with a line of information for the user.
 
         Raises:
             ValueError: precision, LoRA or weights do not fit the model.
-            OSError: no space, or the store cannot be written.
+            OSError: there is no space, or the store cannot be written.
         """
         import ttnn
 
@@ -89,22 +89,22 @@ class Store:
         progress: Progress | None = None,
         on_message: Message | None = None,
     ) -> tuple[Manifest, Path]:
-        """Make the entry that `load` would read, unless it is there; returns its manifest and directory."""
+        """Create the entry that `load` would read, unless it exists. Return its manifest and directory."""
         manifest, entry = self._ready(module, component, precision, loras, progress, on_message, check=False)
         return manifest, entry.path
 
     def entries(self) -> list[Found]:
-        """All entries, by name."""
+        """Return all entries, sorted by name."""
         return [Found.at(path) for path in self._paths()]
 
     def verify(self, names: Sequence[str] = (), progress: Progress | None = None) -> dict[str, dict[str, str]]:
         """Read every file of the complete entries whose name contains one of `names` (all by default).
 
         Returns:
-            Per entry, the damaged files and what is wrong with them.
+            For each entry, the damaged files and the reason for each.
 
         Raises:
-            ValueError: no entry has such a name, or one that is named is not finished.
+            ValueError: no entry has such a name, or a named entry is not finished.
         """
         found = {}
         for path in self._selected(names):
@@ -131,19 +131,19 @@ class Store:
     def prune(
         self, names: Sequence[str] = (), *, older_than_days: float | None = None, everything: bool = False
     ) -> list[Found]:
-        """Delete entries, and return what was deleted.
+        """Delete entries, and return the deleted ones.
 
-        Without arguments: entries that are unfinished or unreadable, and what was set aside in the others (which are
-        returned in the state "set aside"). Entries that another process is working on stay.
+        Without arguments it deletes entries that are unfinished or unreadable. It also deletes files set aside in the
+        other entries, and returns these entries in the state "set aside". Entries on which another process works stay.
 
         Args:
             names: also delete complete entries whose name contains one of these.
-            older_than_days: also delete complete entries not used for so long.
-            everything: delete all.
+            older_than_days: also delete complete entries not used for so many days.
+            everything: delete all entries.
 
         Raises:
             ValueError: no entry has such a name.
-            OSError: something cannot be deleted.
+            OSError: a file cannot be deleted.
         """
         if names:
             self._selected(names)
@@ -172,7 +172,7 @@ class Store:
         *,
         check: bool,
     ) -> tuple[Manifest, Entry]:
-        """The complete entry for these weights, made or mended first where needed."""
+        """Return the complete entry for these weights, after creating or repairing it if necessary."""
         precision = stored_precision(component.name, precision)
         set_precision(module, precision)
         tell = on_message or (lambda line: None)
@@ -186,7 +186,7 @@ class Store:
         if isinstance(manifest, Manifest):
             return manifest, entry
         with self._locked(name, tell):
-            # Another process may have made or mended it meanwhile.
+            # Another process may have created or repaired it in the meantime.
             manifest = self._sound(entry, key, fields, check, progress)
             if isinstance(manifest, Manifest):
                 return manifest, entry
@@ -216,7 +216,7 @@ class Store:
     def _sound(
         self, entry: Entry, key: str, fields: dict[str, Any], check: bool, progress: Progress | None
     ) -> Manifest | dict[str, str] | None:
-        """The manifest of a sound entry; what is wrong with a damaged one; None where there is none yet."""
+        """Return the manifest of an undamaged entry, the errors of a damaged one, or None if there is no entry yet."""
         try:
             manifest = entry.manifest()
         except ValueError as error:

@@ -1,11 +1,11 @@
-"""Writing parameters as ttnn's `.tensorbin` files.
+"""Writing of parameters as ttnn's `.tensorbin` files.
 
-Most parameters of a model are alike, block after block, and their files differ in values only. ttnn packs and writes
-the first of a kind. If what it wrote is a header and then the values in the order of `_pieces`, the others are written
-that way under that header: one strided copy from wherever the values lie, in pieces that stay in a core's cache while
-they are hashed and handed to the system. ttnn does the same by way of several buffers as large as the tensor, which
-costs several times as much. It writes all of a kind whose order is another one, or whose packing computes (bfloat8_b,
-float32).
+Most parameters of a model have the same shape in every block, and their files differ only in the values. ttnn packs and
+writes the first parameter of a kind. If its file is a header followed by the values in the order of `_pieces`, the
+others are written here under the same header. That is one strided copy from the place of the values, in pieces that
+stay in a core's cache while they are hashed and written. ttnn does the same with several buffers as large as the
+tensor, which costs several times as much. ttnn writes all parameters of a kind whose order is another, or whose packing
+computes (bfloat8_b, float32).
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from models.parallel import Mesh
 
 _FACE = 16
-# What a core's second-level cache holds.
+# Size of a core's second-level cache.
 _PIECE_BYTES = 1 << 20
 _Kind = tuple[tuple[int, ...], int | None, int | None]
 
 
 class TensorWriter:
-    """Writes the parameters of one mesh; threads may share it."""
+    """Writer of the parameters of one mesh. Threads may share it."""
 
     def __init__(self, mesh: Mesh) -> None:
-        """Begin with no kind known."""
+        """Create a writer that knows no header yet."""
         self._mesh = mesh
         self._headers: dict[_Kind, bytes] = {}
 
     def write(self, path: Path, parameter: Parameter, host: torch.Tensor) -> str:
-        """Write what `Parameter.read` gave to `path`, which must end with `.tensorbin`; returns its checksum.
+        """Write the result of `Parameter.read` to `path`, which must end with `.tensorbin`, and return its checksum.
 
         Raises:
             ValueError: a split dim is not divisible by its axis.
-            OSError, RuntimeError: it cannot be written.
+            OSError, RuntimeError: the file cannot be written.
         """
         kind = (parameter.shape, parameter.sp, parameter.tp)
         only_moves = _only_moves(parameter, host, self._mesh)
@@ -69,7 +69,7 @@ class TensorWriter:
         return str(digest.hexdigest())
 
     def _header(self, path: Path, parameter: Parameter, host: torch.Tensor) -> bytes | None:
-        """What stands before the values in a file that ttnn wrote; None if these are not `_pieces`."""
+        """Return the header of a file written by ttnn, or None if its data is not in `_pieces` order."""
         length = path.stat().st_size - data_bytes(parameter, self._mesh)
         if length < 0:
             return None
@@ -80,7 +80,9 @@ class TensorWriter:
 
 
 def _only_moves(parameter: Parameter, host: torch.Tensor, mesh: Mesh) -> bool:
-    """Whether packing computes nothing: a bfloat16 matrix, on every chip in whole tiles."""
+    """Return whether packing computes nothing: the tensor is a bfloat16 matrix, and every chip's part is whole
+    tiles.
+    """
     import torch
 
     if parameter.dtype != ttnn.bfloat16 or parameter.layout != ttnn.TILE_LAYOUT or host.dtype != torch.bfloat16:
@@ -89,9 +91,9 @@ def _only_moves(parameter: Parameter, host: torch.Tensor, mesh: Mesh) -> bool:
 
 
 def _pieces(parameter: Parameter, host: torch.Tensor, mesh: Mesh) -> Iterator[memoryview]:
-    """The packed bytes: each distinct shard once, in the order of the chips that hold it first, tile after tile.
+    """Yield the packed bytes: each distinct shard once, in the order of the chips that hold it first, tile after tile.
 
-    A tile's values lie in four faces of 16 x 16, faces and values row by row (tt-metal
+    A tile's values are in four faces of 16 x 16; faces and values are in row order (tt-metal
     `tech_reports/tensor_layouts/tensor_layouts.md`).
     """
     import torch
@@ -101,7 +103,7 @@ def _pieces(parameter: Parameter, host: torch.Tensor, mesh: Mesh) -> Iterator[me
         if dim is not None:
             shards = [part for shard in shards for part in shard.chunk(axis.size, dim)]
     for shard in shards:
-        # [R, C] as [R / 32, C / 32, 2, 2, 16, 16].
+        # View [R, C] as [R / 32, C / 32, 2, 2, 16, 16].
         faces = shard.unflatten(1, (-1, TILE // _FACE, _FACE)).unflatten(0, (-1, TILE // _FACE, _FACE))
         tiles = faces.permute(0, 3, 1, 4, 2, 5)
         row_bytes = shard.shape[1] * TILE * shard.element_size()

@@ -1,4 +1,4 @@
-"""TTNN building blocks. Shape suffixes are explained in `models.layers.width`."""
+"""TTNN building blocks of the models. `models.layers.width` explains the shape suffixes."""
 
 from models.layers.attention import Heads, attention_program, joint_attention
 from models.layers.attention_chunks import Chunks

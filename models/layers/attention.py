@@ -1,4 +1,4 @@
-"""Joint attention of a visual sequence sharded over SP and a text sequence replicated over it."""
+"""Joint attention of a visual sequence, sharded over SP, and a text sequence, replicated over SP."""
 
 import struct
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Heads:
 
     @property
     def rows(self) -> int:
-        """Tokens on one chip."""
+        """Number of tokens on one chip."""
         return self.q.shape[2]
 
 
@@ -35,24 +35,26 @@ def joint_attention(
     streaming: bool = False,
     chunks: Chunks | None = None,
 ) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
-    """Softmax attention in which all visual and text tokens see each other.
+    """Compute softmax attention in which all visual and text tokens see each other.
 
-    ttnn has two kernels. The streaming one overlaps the softmax with the products, accumulates in bfloat16 and takes an
-    approximate exponential whatever it is told (upstream ``sdpa/device/kernels/compute/compute_streaming.hpp``); all
-    published times of ring attention are its. The other accumulates in float32 with the exact exponential.
+    ttnn has two kernels. The streaming kernel overlaps the softmax with the matrix products and accumulates in
+    bfloat16. It always uses an approximate exponential, whatever `exp_approx_mode` says (upstream
+    `sdpa/device/kernels/compute/compute_streaming.hpp`). All published times of ring attention were measured with it.
+    The other kernel accumulates in float32 with the exact exponential.
 
     Args:
-        visual: [1, H / TP, N / SP, E], fractured over SP on tokens and TP on heads.
+        visual: [1, H / TP, N / SP, E], fractured over SP on tokens and over TP on heads.
         text: [1, H / TP, L, E], replicated over SP, fractured over TP on heads; None for a prompt without tokens.
         mesh: the mesh.
-        tokens: visual tokens that are real; those behind them, up to N, are padding and are never attended to.
+        tokens: number of real visual tokens. The tokens after them, up to N, are padding and are never attended to.
         scale: factor on the scores.
-        fidelity: of both products.
-        streaming: take the streaming kernel, where there is one: attention to text without SP is always the other's.
-        chunks: rows of queries and of keys that a core takes at a time; by `choose_chunks` if None.
+        fidelity: math fidelity of both products.
+        streaming: use the streaming kernel if there is one for the case. Attention to text without SP always uses the
+            other kernel.
+        chunks: rows of queries and of keys that a core processes at a time; `choose_chunks` chooses them if None.
 
     Returns:
-        Outputs of both streams, shaped and placed like their queries.
+        Outputs of both streams, with the shapes and placements of their queries.
     """
     if mesh.sp.size > 1:
         return _ring(
@@ -60,7 +62,7 @@ def joint_attention(
         )
     stored = visual.rows
     visual = Heads(*(_rows(x, tokens) for x in (visual.q, visual.k, visual.v)))
-    # The binding takes a float32 and refuses a Python float that is not exactly one.
+    # The binding takes a float32. It refuses a Python float that float32 cannot represent exactly.
     scale = struct.unpack("f", struct.pack("f", scale))[0]
     program, config = attention_program(
         mesh,
@@ -99,10 +101,12 @@ def joint_attention(
 
 
 def _rows(x: ttnn.Tensor, rows: int) -> ttnn.Tensor:
-    """View x [1, H, M, E] with ``rows`` rows of the same tiles; attention never sees keys in the rest of a tile.
+    """View x [1, H, M, E] with `rows` rows of the same tiles.
+
+    Attention never sees keys in the rest of the last tile.
 
     Raises:
-        ValueError: so many rows take other tiles than M.
+        ValueError: `rows` rows do not occupy the same tiles as M rows.
     """
     _, heads, stored, width = x.shape
     if rows == stored:
@@ -123,19 +127,20 @@ def _ring(
     streaming: bool,
     chunks: Chunks | None,
 ) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
-    """Ring attention: keys and values travel around SP while each chip attends to what has arrived.
+    """Compute ring attention: keys and values travel around SP while each chip attends to those that have arrived.
 
-    In ttnn 0.81.1 a chip that holds no real token, only padding, gets undefined outputs from the kernel that is not
-    the streaming one, but for the last chip if there is text. Its visual rows are padding, and its text stays its own.
+    In ttnn 0.81.1 the kernel that does not stream returns undefined outputs on a chip that holds only padding. The last
+    chip is an exception if there is text. The undefined outputs do no harm: the visual rows of such a chip are padding,
+    and no other chip reads its text.
 
     Raises:
-        ValueError: a chip's rows are not whole tiles, which the kernel would cut off without a word.
+        ValueError: the rows of a chip are not whole tiles. The kernel would cut off the rest without an error.
     """
     _, heads, rows, width = visual.k.shape
     if rows % TILE:
         raise ValueError(f"{rows} visual rows per chip are not whole tiles of {TILE}: pad them")
     gathered = (1, heads, rows * mesh.sp.size, width)
-    # The last core row moves keys and values, the others compute.
+    # The last core row moves keys and values. The other rows compute.
     compute_rows = mesh.grid[1] - 1
     program, config = attention_program(
         mesh,
@@ -185,19 +190,20 @@ def attention_program(
     shards: int = 1,
     chunks: Chunks | None = None,
 ) -> tuple[ttnn.SDPAProgramConfig, ttnn.WormholeComputeKernelConfig]:
-    """Chunk sizes and arithmetic on ``core_rows`` rows of the grid.
+    """Return the chunk sizes and the arithmetic of attention on `core_rows` rows of the grid.
 
     Args:
         mesh: the mesh.
         q: queries of one chip [1, H, M, E].
         k: keys of one chip [1, H, N, E].
-        core_rows: rows of the compute grid that attend.
-        fidelity: of both products.
-        streaming: see `joint_attention`. There the fidelity is for the products alone (with LoFi for all, the
-            normalisation would be LoFi too), and ttnn refuses to set it for the other kernel.
-        text: rows of a joint stream, both queries and keys.
-        shards: chips whose keys every query sees.
-        chunks: what to take in place of the rule's.
+        core_rows: rows of the compute grid that compute attention.
+        fidelity: math fidelity of both products.
+        streaming: see `joint_attention`. With the streaming kernel the fidelity is set for the products alone, because
+            LoFi for everything would compute the normalisation in LoFi too. ttnn refuses this setting for the other
+            kernel.
+        text: rows of the text stream, the same number for queries and keys; 0 without text.
+        shards: number of chips whose keys every query sees.
+        chunks: chunks to use in place of those of `choose_chunks`.
     """
     joint = (text,) if text else ()
     chunks = chunks or choose_chunks(

@@ -1,4 +1,6 @@
-"""How attention is cut: chunks of queries and of keys that one core holds at a time."""
+"""Chunk sizes of attention: the rows of queries and of keys that one core holds at a time."""
+
+from __future__ import annotations
 
 import math
 import re
@@ -8,12 +10,13 @@ from functools import lru_cache
 
 from models.parallel import TILE, round_up
 
-# What circular buffers may take of a Wormhole core's 1,499,136 bytes of L1, with room for semaphores.
+# Bytes that circular buffers may take of the 1,499,136 bytes of L1 of a Wormhole core. The rest is room for semaphores.
 L1_BUDGET = 1_490_000
 _TILE_BYTES = 2 * TILE * TILE
-# A step (a chunk of queries against a chunk of keys) costs as much as so many 32 x 32 scores besides its own, and each
-# of its tiles of keys as so many more: 8.38, 0.651 and 0.377 us for heads of 128, fitted to tt-metal
-# models/tt_dit/models/minimax_h3_wormhole/sdpa.md (models/performance/cost_model.toml).
+# Costs in units of one 32 x 32 tile of scores. A step processes a chunk of queries against a chunk of keys. Besides its
+# tiles of scores, each step costs `_STEP_TILES` and each of its tiles of keys costs `_KEY_TILES`.
+# For heads of 128, a step takes 8.38 us, a tile of keys 0.651 us and a tile of scores 0.377 us. The times are fitted to
+# tt-metal models/tt_dit/models/minimax_h3_wormhole/sdpa.md (models/performance/cost_model.toml).
 _STEP_TILES, _KEY_TILES = 22, 1.7
 _Q_CHUNKS = (1, 2, 4, 6, 8, 10, 12)
 _K_CHUNKS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32)
@@ -21,16 +24,16 @@ _K_CHUNKS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32)
 
 @dataclass(frozen=True)
 class Chunks:
-    """Rows of a chunk of queries and of a chunk of keys."""
+    """Sizes in rows of a chunk of queries and of a chunk of keys."""
 
     q: int
     k: int
 
     def __post_init__(self) -> None:
-        """Check that the device can take them.
+        """Check that the device can use the chunks.
 
         Raises:
-            ValueError: they are not whole tiles.
+            ValueError: a chunk is not a positive number of whole tiles.
         """
         for rows in (self.q, self.k):
             if rows < TILE or rows % TILE:
@@ -40,11 +43,11 @@ class Chunks:
         return f"{self.q}x{self.k}"
 
     @classmethod
-    def parse(cls, text: str) -> "Chunks":
-        """Read chunks such as ``256x384``.
+    def parse(cls, text: str) -> Chunks:
+        """Read chunks from a text such as `256x384`.
 
         Raises:
-            ValueError: the text is not that.
+            ValueError: the text does not have this form.
         """
         match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
         if match is None:
@@ -53,10 +56,10 @@ class Chunks:
 
 
 def l1_bytes(chunks: Chunks, width: int, element_bytes: float = 2.0, *, streaming: bool = False) -> int:
-    """L1 that a core's circular buffers take for heads of ``width`` (upstream ``ring_joint_sdpa_program_factory.cpp``).
+    """Return the bytes of L1 that a core's circular buffers take for heads of `width`.
 
-    Scores, and without streaming their mask; per row of queries the queries twice, running outputs and statistics;
-    keys and values twice.
+    The buffers are those of upstream `ring_joint_sdpa_program_factory.cpp`: the scores; their mask, which the streaming
+    kernel does not have; the queries twice, the running outputs and the statistics; the keys and values twice.
     """
     q_tiles, k_tiles, wide = chunks.q // TILE, chunks.k // TILE, math.ceil(width / TILE)
     operand = element_bytes * TILE * TILE
@@ -76,22 +79,22 @@ def choose_chunks(
     element_bytes: float = 2.0,
     streaming: bool = False,
 ) -> Chunks:
-    """Choose chunks for stretches of ``queries`` and ``keys`` rows on one chip; stretches are cut one by one.
+    """Choose chunks for sequences of `queries` and `keys` rows on one chip. Each sequence is cut on its own.
 
-    The rule: fit L1; then the least time of the busiest core, which gets whole chunks of queries of one head and takes
-    them against every chunk of keys; then the smaller chunks.
+    The rule, in this order: the chunks fit L1; the time of the busiest core is least; the chunks are smaller. A core
+    gets whole chunks of queries of one head and processes each of them against every chunk of keys.
 
     Args:
-        queries: rows of each stretch of queries, such as visual and text.
-        keys: rows of each stretch of keys, one for each chip of a ring.
-        heads: heads of the chip.
-        width: of a head.
-        cores: that compute.
-        element_bytes: of queries, keys and values.
-        streaming: for the streaming kernel, which keeps no mask.
+        queries: rows of each sequence of queries, such as visual and text.
+        keys: rows of each sequence of keys, one for each chip of a ring.
+        heads: number of heads on the chip.
+        width: width of a head.
+        cores: number of cores that compute.
+        element_bytes: bytes per element of queries, keys and values.
+        streaming: whether the streaming kernel is used, which keeps no mask.
 
     Raises:
-        ValueError: not even the smallest chunks fit L1.
+        ValueError: even the smallest chunks do not fit L1.
     """
 
     def time(chunks: Chunks) -> tuple[float, int]:

@@ -1,15 +1,18 @@
-"""Compute settings shared by the layers."""
+"""Compute settings that the layers share."""
 
 import ttnn
 
 
 def accurate() -> ttnn.WormholeComputeKernelConfig:
-    """HiFi4 with float32 accumulation: for norms and small one-off projections."""
+    """Return HiFi4 with float32 accumulation, for norms and small projections that run once."""
     return matrix(ttnn.MathFidelity.HiFi4)
 
 
 def matrix(fidelity: ttnn.MathFidelity = ttnn.MathFidelity.HiFi2) -> ttnn.WormholeComputeKernelConfig:
-    """Float32 accumulation at a fidelity; at HiFi2 the first operand loses its last bit, at HiFi4 neither does."""
+    """Return float32 accumulation at a fidelity.
+
+    At HiFi2 the first operand loses its last bit. At HiFi4 neither operand loses a bit.
+    """
     return ttnn.WormholeComputeKernelConfig(
         math_fidelity=fidelity,
         math_approx_mode=False,
@@ -19,7 +22,7 @@ def matrix(fidelity: ttnn.MathFidelity = ttnn.MathFidelity.HiFi2) -> ttnn.Wormho
 
 
 def bfloat16_accumulation() -> ttnn.WormholeComputeKernelConfig:
-    """HiFi2 with results in bfloat16 between the steps: what ttnn's streaming attention kernel wants."""
+    """Return HiFi2 with bfloat16 results between the steps, as ttnn's streaming attention kernel needs it."""
     return ttnn.WormholeComputeKernelConfig(
         math_fidelity=ttnn.MathFidelity.HiFi2,
         math_approx_mode=False,

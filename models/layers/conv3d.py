@@ -1,7 +1,7 @@
-"""3D convolution of videos that are sharded over the mesh, and how its work is cut into blocks.
+"""3D convolution of videos that are sharded over the mesh, and the blocks that its work is cut into.
 
-Weights are replicated; activations x_BTHWC are row-major (see `models.parallel.halo` for the legend). A block is what
-one core holds at a time: ``frames x rows x columns`` output positions, some input and some output channels.
+Weights are replicated. Activations x_BTHWC are row-major (see `models.parallel.halo` for the legend). A block is what
+one core holds at a time: `frames x rows x columns` output positions, and some of the input and output channels.
 """
 
 import math
@@ -15,17 +15,18 @@ from models.layers import compute
 from models.layers.module import Module, Parameter
 from models.parallel import TILE, Mesh, round_up
 
-# Circular buffers may take what the allocator leaves of a Wormhole core's 1.5 MB of L1; the rest is code and stack.
+# Bytes that circular buffers may take: what the allocator leaves of the 1.5 MB of L1 of a Wormhole core. Code and stack
+# take the rest.
 L1_BUDGET = 1_300_000
 _BF16, _FP32 = 2, 4
 _TILE_BYTES = TILE * TILE * _BF16
-# Rows of patches that are gathered while others are multiplied.
+# Rows of patches that are gathered while other rows are multiplied.
 _GATHERED_ROWS = 2 * TILE
 
 
 @dataclass(frozen=True)
 class Blocking:
-    """Sizes of a block. The channel blocks also order the prepared weights."""
+    """Sizes of a block. The channel blocks also set the order of the prepared weights."""
 
     in_channels: int
     out_channels: int
@@ -35,16 +36,16 @@ class Blocking:
 
     @property
     def positions(self) -> int:
-        """Output positions of a block."""
+        """Number of output positions of a block."""
         return self.frames * self.rows * self.columns
 
 
 def l1_bytes(blocking: Blocking, in_channels: int, kernel: tuple[int, int, int]) -> int:
-    """L1 that a core's circular buffers take, inputs of the block included.
+    """Return the bytes of L1 that a core's circular buffers take, including the inputs of the block.
 
-    Buffers as in upstream ``conv3d_program_factory.cpp``: gathered patches, one tiled row of them, the weights'
-    block, partial sums (float32 when input channels are split, and then twice), the result, the bias, and the
-    block's inputs with their halo.
+    The buffers are those of upstream `conv3d_program_factory.cpp`: the gathered patches, one tiled row of them, the
+    weights of the block, the partial sums, the result, the bias, and the inputs of the block with their halo. If the
+    input channels are split, the partial sums are float32 and are held twice.
     """
     taps = math.prod(kernel)
     depth = math.ceil(taps * blocking.in_channels / TILE)
@@ -61,10 +62,11 @@ def l1_bytes(blocking: Blocking, in_channels: int, kernel: tuple[int, int, int])
 
 @lru_cache
 def channel_blocking(in_channels: int, out_channels: int, kernel: tuple[int, int, int], cores: int) -> Blocking:
-    """Choose the channel blocks, for all sizes of video.
+    """Choose the channel blocks. The choice is the same for all sizes of video.
 
-    The rule: of the blocks whose weights leave half of L1 to the activations, the one that reads every input the
-    fewest times (output blocks first), then splits the input channels least, since each split adds a sum over cores.
+    The rule considers the blocks whose weights leave half of L1 to the activations. It takes the block that reads every
+    input the fewest times (output blocks first). Among equals it takes the one that splits the input channels least,
+    because each split adds a sum over cores.
 
     Raises:
         ValueError: no block fits L1.
@@ -96,11 +98,11 @@ def channel_blocking(in_channels: int, out_channels: int, kernel: tuple[int, int
 def choose_blocking(
     in_channels: int, out_channels: int, kernel: tuple[int, int, int], size: tuple[int, int, int], cores: int
 ) -> Blocking:
-    """Cut an output of ``size`` (frames, rows, columns) into blocks.
+    """Cut an output of `size` (frames, rows, columns) into blocks.
 
-    The rule: fit L1; then the least time of the busiest core, counted in tile products (whole tiles of positions times
-    depth times width, as many blocks as fall to one core) plus inputs gathered with their halo, weighed by what a core
-    multiplies while it reads (`_READ_COST`); then the larger block.
+    The rule, in this order: the block fits L1; the time of the busiest core is least; the block is larger. The time
+    counts tile products (whole tiles of positions x depth x width) and the inputs gathered with their halo, for as many
+    blocks as one core gets. `_READ_COST` converts inputs to tile products.
     """
     channels = channel_blocking(in_channels, out_channels, kernel, cores)
     taps = math.prod(kernel)
@@ -120,11 +122,12 @@ def choose_blocking(
         cost = (math.ceil(blocks / cores) * work, -block.positions)
         if best is None or cost < best[0]:
             best = (cost, block)
-    assert best is not None  # channel_blocking left room for 32 positions
+    assert best is not None  # `channel_blocking` left room for 32 positions.
     return best[1]
 
 
-# Tile products (32^3, at HiFi2 about 32 cycles) that take as long as reading one bfloat16 at a core's share of DRAM.
+# Number of tile products that take as long as one core needs to read one bfloat16 value with its share of the DRAM
+# bandwidth. A tile product is 32^3 multiplications, about 32 cycles at HiFi2.
 _READ_COST = 1 / 64
 
 
@@ -144,15 +147,16 @@ def _block_sizes(size: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
 
 
 class Conv3d(Module):
-    """Convolution over the positions that are there: no padding in time, and in space only where it is asked for.
+    """Convolution without padding in time. In space it pads only on request.
 
     Args:
         mesh: the mesh.
         name: checkpoint module.
-        in_channels, out_channels: channels there; inputs are padded to whole tiles.
-        kernel: taps in time, rows, columns.
-        fold: host function of (weight, bias), both float32, applied before they are prepared.
-        shape: shape of the weight in the checkpoint, where it is not [out, in, *kernel].
+        in_channels, out_channels: channels in the checkpoint; inputs are padded to whole tiles.
+        kernel: taps in time, rows and columns.
+        fold: host function of (weight, bias), both float32, that returns both changed. It is applied before they are
+            prepared.
+        shape: shape of the weight in the checkpoint if it is not [out, in, *kernel].
     """
 
     def __init__(
@@ -189,10 +193,10 @@ class Conv3d(Module):
             self.bias = Parameter(weight_source | bias_source, lambda weight, bias: fold(weight, bias)[1][None])
 
     def __call__(self, x_BTHWC: ttnn.Tensor, *, space: tuple[int, int] = (0, 0)) -> ttnn.Tensor:
-        """Convolve, repeating the edge ``space`` rows and columns outward on each side.
+        """Convolve, after repeating the edge of x outward by `space` rows and columns on each side.
 
         Args:
-            x_BTHWC: [1, T + kT - 1, H + kH - 1 - 2 space[0], W + kW - 1 - 2 space[1], C] per chip, C whole tiles.
+            x_BTHWC: [1, T + kT - 1, H + kH - 1 - 2 space[0], W + kW - 1 - 2 space[1], C] per chip; C is whole tiles.
             space: (rows, columns) of padding.
 
         Returns:
@@ -228,10 +232,10 @@ class Conv3d(Module):
 
 
 def prepare_weight(weight_OIthw, in_channels: int, block: int):
-    """Host weight [O, I, kT, kH, kW] -> [blocks * kT * kH * kW * block, O], as the kernel reads it.
+    """Reorder a host weight [O, I, kT, kH, kW] to [blocks * kT * kH * kW * block, O], as the kernel reads it.
 
-    Input channels are padded with zeros to ``in_channels`` and grouped in blocks; within a block rows are ordered
-    kT, kH, kW, channel (upstream ``prepare_conv3d_weights.cpp``).
+    Input channels are padded with zeros to `in_channels` and grouped in blocks. Within a block the rows are ordered kT,
+    kH, kW, channel (upstream `prepare_conv3d_weights.cpp`).
     """
     out, inside, *taps = weight_OIthw.shape
     padded = weight_OIthw.new_zeros(out, in_channels, *taps)

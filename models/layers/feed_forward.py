@@ -1,4 +1,4 @@
-"""SwiGLU feed-forward (arXiv:2002.05202) over tensor parallelism."""
+"""SwiGLU feed-forward (arXiv:2002.05202) with tensor parallelism."""
 
 import ttnn
 
@@ -9,10 +9,10 @@ from models.parallel import Mesh
 
 
 class SwiGLUFeedForward(Module):
-    """``(x W_up * silu(x W_gate)) W_down``, no biases.
+    """The layer `(x W_up * silu(x W_gate)) W_down` without biases.
 
-    Checkpoint form is Diffusers' ``FeedForward(activation_fn="swiglu")``: ``net.0.proj`` stacks up (first half) and
-    gate (second half), ``net.2`` is down.
+    The checkpoint has the form of Diffusers' `FeedForward(activation_fn="swiglu")`. `net.0.proj` stacks up (first half)
+    and gate (second half). `net.2` is down.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class SwiGLUFeedForward(Module):
         fidelity: ttnn.MathFidelity,
         dtype: ttnn.DataType = ttnn.bfloat16,
     ) -> None:
-        """Declare the layer; ``dtype`` is the type of the gated product between the matrices."""
+        """Declare the layer; `dtype` is the type of the gated product between the matrices."""
         super().__init__(mesh)
         self.dtype = dtype
         self.prefix = f"{name}."
@@ -35,6 +35,6 @@ class SwiGLUFeedForward(Module):
         self.down = RowParallelLinear(mesh, "net.2", inner_width, width, fidelity=fidelity)
 
     def __call__(self, x: ttnn.Tensor) -> ttnn.Tensor:
-        """x [1, 1, M, D / TP] fractured over TP -> y, shaped and placed like x."""
+        """Map x [1, 1, M, D / TP], fractured over TP, to y with the shape and placement of x."""
         (inner,) = self.up_gate.gathered(x, self.dtype)
         return self.down.fractured(inner)

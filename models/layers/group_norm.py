@@ -1,10 +1,14 @@
-"""Group norm of every frame of a video whose rows and columns are sharded: chips exchange sums, not activations.
+"""Group norm of every frame of a video whose rows and columns are sharded. Chips exchange sums, not activations.
 
-ttnn's ``dit_fused_distributed_groupnorm`` is not used: it takes one frame per call, wants tiled activations and whole
-tiles of positions per chip, and counts padding as data. Here a frame's sums per group, and then those of what is left
-when their means are taken off and of its squares, are made from row-major activations, summed over the chips that share
-the frame (32 and then 64 numbers per frame), and applied as one mean, scale and shift per frame and channel.
+ttnn's `dit_fused_distributed_groupnorm` is not used. It takes one frame per call, needs tiled activations and whole
+tiles of positions per chip, and counts padding as data.
+
+The norm here has three steps. First it sums each frame per group and gets the means. Then it subtracts the means and
+sums the difference and its square. Both sums are made from row-major activations and summed over the chips that share
+the frame (32 and then 64 numbers per frame). Last it applies one mean, one scale and one shift per frame and channel.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -17,23 +21,23 @@ from models.layers.staging import frames_of, parts, put, take, take_frames, then
 from models.parallel import Mesh, all_reduce
 from models.parallel.halo import HEIGHT, WIDTH, Extent, ShardedDim, upload
 
-# Positions summed in one bfloat16 sum, about; sums of different positions are then added in float32, so that their
-# roundings cancel.
+# Approximate number of positions added in one bfloat16 sum. Sums of different positions are then added in float32, so
+# that their rounding errors cancel.
 _POSITIONS = 1024
 
 
 class FrameGroupNorm(Module):
-    """``silu(group_norm(x))`` per frame, statistics over a frame's real positions on all chips.
+    """The layer `silu(group_norm(x))` per frame, with statistics over the real positions of a frame on all chips.
 
-    Formula: ``(x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias`` per group (arXiv:1803.08494), as
-    Diffusers' ``MochiChunkedGroupNorm3D``, whose GroupNorm has ``eps`` 1e-5.
+    Formula: `(x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias` per group (arXiv:1803.08494), as in
+    Diffusers' `MochiChunkedGroupNorm3D`, whose GroupNorm has `eps` 1e-5.
 
-    In two passes: the mean of a group may be many times its spread, and then ``mean(x^2) - mean^2`` of bfloat16 sums is
-    mostly rounding, and so is ``x * scale`` before the mean is taken off. So a first mean is taken off in both the
-    second pass, which corrects that mean too, and the result.
+    There are two passes because the mean of a group may be many times its spread. Then `mean(x^2) - mean^2` of bfloat16
+    sums is mostly rounding error, and so is `x * scale` before the mean is subtracted. The first pass therefore
+    computes a first mean. The second pass subtracts it and corrects it. The result subtracts it too.
     """
 
-    def __init__(self, mesh: Mesh, name: str, channels: int, sums: "GroupSums", *, eps: float = 1e-5) -> None:
+    def __init__(self, mesh: Mesh, name: str, channels: int, sums: GroupSums, *, eps: float = 1e-5) -> None:
         super().__init__(mesh)
         self.channels, self.sums, self.eps = channels, sums, eps
 
@@ -46,13 +50,14 @@ class FrameGroupNorm(Module):
     def __call__(
         self, x_BTHWC: ttnn.Tensor, extent: Extent, out_THWC: ttnn.Tensor, origin: Sequence[int] = (0, 0, 0)
     ) -> None:
-        """Write the norm of x into a larger tensor, as the convolution that follows wants its input.
+        """Write the norm of x into a larger tensor, in the form that the next convolution takes as input.
 
         Args:
-            x_BTHWC: [1, T, H, W, C] bfloat16 per chip, fractured as ``extent`` says.
-            extent: its sizes.
-            out_THWC: [T', H', W', C], written from frame, row and column ``origin`` on; may be x's own buffer.
-            origin: where the norm's result begins.
+            x_BTHWC: [1, T, H, W, C] bfloat16 per chip, fractured as `extent` says.
+            extent: sizes and placement of x.
+            out_THWC: [T', H', W', C]; the result is written from frame, row and column `origin` on. It may be x's own
+                buffer.
+            origin: frame, row and column where the result begins.
         """
         count = extent.height.real * extent.width.real * self.channels // self.sums.groups
         mean_11TG = ttnn.multiply(self.sums(x_BTHWC, extent), 1.0 / count)
@@ -67,7 +72,10 @@ class FrameGroupNorm(Module):
             put(out_THWC, normed, [start + first for start, first in zip(origin, part.begin, strict=True)])
 
     def _affine(self, moments: ttnn.Tensor) -> tuple[ttnn.Tensor, ttnn.Tensor]:
-        """Scale and shift [T, 1, 1, C] float32, row-major, of the means of y and y^2 [1, 2, T, G], y the centred x."""
+        """Return scale and shift, each [T, 1, 1, C] float32, row-major.
+
+        `moments` [1, 2, T, G] holds the means of y and y^2, where y is the centred x.
+        """
         frames, groups = moments.shape[2], self.sums.groups
         mean = ttnn.slice(moments, [0, 0, 0, 0], [1, 1, frames, groups])
         square = ttnn.slice(moments, [0, 1, 0, 0], [1, 2, frames, groups])
@@ -81,27 +89,34 @@ class FrameGroupNorm(Module):
 
 
 def _per_frame(table_11TC: ttnn.Tensor) -> ttnn.Tensor:
-    """[1, 1, T, C] -> [T, 1, 1, C], row-major."""
+    """Reshape [1, 1, T, C] to [T, 1, 1, C], row-major."""
     frames, channels = list(table_11TC.shape)[2:]
     return ttnn.reshape(ttnn.to_layout(table_11TC, ttnn.ROW_MAJOR_LAYOUT), [frames, 1, 1, channels])
 
 
 class GroupSums:
-    """Sums per frame and group over chips, and their way back to channels; shared by all norms of a model."""
+    """Sums per frame and group over chips, and the expansion of group values to channels.
+
+    All norms of a model share it.
+    """
 
     def __init__(self, mesh: Mesh, groups: int = 32) -> None:
         self.mesh, self.groups = mesh, groups
         self._tables: dict[tuple, ttnn.Tensor] = {}
 
     def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent) -> ttnn.Tensor:
-        """x [1, T, H, W, C] per chip, fractured as ``extent`` says -> sums of x, [1, 1, T, G] float32.
+        """Sum x [1, T, H, W, C] per chip, fractured as `extent` says, to [1, 1, T, G] float32.
 
-        The sums are over the real positions of whole frames: replicated over the axes that split rows and columns.
+        The sums are over the real positions of whole frames. They are replicated over the axes that split rows and
+        columns.
         """
         return self._sums(x_BTHWC, extent, None)
 
     def centred(self, x_BTHWC: ttnn.Tensor, extent: Extent, centre_THWC: ttnn.Tensor) -> ttnn.Tensor:
-        """The same of y and of y^2, [1, 2, T, G], where y is x less ``centre_THWC`` [T, 1, 1, C] float32."""
+        """Sum y and y^2 to [1, 2, T, G] float32, where y is x minus `centre_THWC` [T, 1, 1, C] float32.
+
+        Shapes and placements are otherwise those of `__call__`.
+        """
         return self._sums(x_BTHWC, extent, centre_THWC)
 
     def _sums(self, x_BTHWC: ttnn.Tensor, extent: Extent, centre: ttnn.Tensor | None) -> ttnn.Tensor:
@@ -118,7 +133,10 @@ class GroupSums:
         return sums
 
     def _band_sums(self, x: ttnn.Tensor, extent: Extent, bands: int, centre: ttnn.Tensor | None) -> list[ttnn.Tensor]:
-        """Sums per band of rows and channel, each [T * bands, 1, 1, C] bfloat16, row-major: of x, or of y and y^2."""
+        """Sum each band of rows per channel, to tables [T * bands, 1, 1, C] bfloat16, row-major.
+
+        Without `centre` there is one table, of x. With it there are two, of y and of y^2, where y is x minus `centre`.
+        """
         frames, rows, columns, channels = x.shape
         band = rows // bands
         shape = ttnn.Shape([frames * bands, 1, 1, channels])
@@ -144,9 +162,9 @@ class GroupSums:
         return tables
 
     def spread(self, values_1KTG: ttnn.Tensor, channels: int) -> ttnn.Tensor:
-        """Values per group [1, K, T, G] float32 -> per channel [1, K, T, C] float32.
+        """Expand values per group [1, K, T, G] float32 to values per channel [1, K, T, C] float32.
 
-        The matrix engine reads float32 with 10 bits of mantissa, so a value goes in as two bfloat16 parts.
+        The matrix engine reads float32 with 10 bits of mantissa, so each value enters as two bfloat16 parts.
         """
         high = ttnn.typecast(values_1KTG, ttnn.bfloat16)
         rest = ttnn.subtract(values_1KTG, ttnn.typecast(high, ttnn.float32))
@@ -156,13 +174,17 @@ class GroupSums:
         )
 
     def _pooled(self, sums: ttnn.Tensor, frames: int, pool: ttnn.Tensor) -> ttnn.Tensor:
-        """[T * bands, 1, 1, C] (freed) -> [1, 1, T, G] float32, summed over bands and a group's channels."""
+        """Sum [T * bands, 1, 1, C] over bands and over the channels of a group, to [1, 1, T, G] float32; `sums` is
+        freed.
+        """
         rows = then(ttnn.to_layout, ttnn.reshape(sums, [1, 1, frames, pool.shape[0]]), ttnn.TILE_LAYOUT)
         ttnn.deallocate(sums)
         return then(ttnn.linear, rows, pool, dtype=ttnn.float32, compute_kernel_config=compute.accurate())
 
     def _pool(self, channels: int, height: ShardedDim, bands: int) -> ttnn.Tensor:
-        """[bands * C, G] per chip: 1 where a band holds real rows and a channel belongs to the group."""
+        """Return the table [bands * C, G] per chip: 1 where a band holds real rows and a channel belongs to the group,
+        else 0.
+        """
         import torch
 
         key = ("pool", channels, height, bands)
@@ -176,7 +198,7 @@ class GroupSums:
         return self._tables[key]
 
     def _spreader(self, channels: int) -> ttnn.Tensor:
-        """[2 G, C]: 1 where a channel belongs to the group, for both parts of a value."""
+        """Return the table [2 G, C]: 1 where a channel belongs to the group, for both parts of a value, else 0."""
         import torch
 
         key = ("spread", channels)
@@ -187,7 +209,7 @@ class GroupSums:
         return self._tables[key]
 
     def _column_mask(self, width: ShardedDim, channels: int) -> ttnn.Tensor:
-        """[1, 1, 1, W, C] per chip: 1 at real columns, 0 at padding."""
+        """Return the table [1, 1, 1, W, C] per chip: 1 at real columns, 0 at padding."""
         import torch
 
         key = ("columns", width, channels)
@@ -206,14 +228,18 @@ class GroupSums:
 
 
 def _sum(x: ttnn.Tensor) -> ttnn.Tensor:
-    """[B, 1, positions, C] -> [B, 1, 1, C]."""
+    """Sum [B, 1, positions, C] over positions, to [B, 1, 1, C]."""
     return ttnn.sum(
         x, dim=2, keepdim=True, memory_config=ttnn.DRAM_MEMORY_CONFIG, compute_kernel_config=compute.accurate()
     )
 
 
 def _bands(height: ShardedDim, columns: int) -> int:
-    """Bands of rows per shard: as many as keep about `_POSITIONS` positions in each, and none both real and padding."""
+    """Return the number of bands of rows per shard.
+
+    It is the smallest number that keeps at most about `_POSITIONS` positions in a band. No band holds both real rows
+    and padding.
+    """
     unit = math.gcd(height.local, height.last_size) if height.is_uneven else height.local
     for rows in range(unit, 0, -1):
         if unit % rows == 0 and rows * columns <= _POSITIONS:

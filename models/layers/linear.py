@@ -1,4 +1,4 @@
-"""Linear layers split over tensor parallelism (Megatron-LM, arXiv:1909.08053): columns, or rows."""
+"""Linear layers with tensor parallelism (Megatron-LM, arXiv:1909.08053): split by columns or by rows."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,10 +12,11 @@ from models.parallel import TILE, Mesh, all_reduce, gather, reduce_scatter
 
 
 def fuse_columns(parts: Sequence, shards: int, layers: int = 1):
-    """Join host matrices [in, out_i] so that a split of the columns into ``shards`` gives each shard its part of all.
+    """Join host matrices [in, out_i] so that splitting the columns into `shards` gives each shard its part of every
+    matrix.
 
-    Shard s then holds ``[part_0 shard s | part_1 shard s | ...]``. With several ``layers`` each shard is cut once more,
-    and the pieces l of all shards lie in layer l of the result [layers, 1, in, out / layers].
+    Shard s holds `[part_0 shard s | part_1 shard s | ...]`. With several `layers` each shard is cut into that many
+    pieces. Layer l of the result [layers, 1, in, out / layers] then holds piece l of every shard.
     """
     if len(parts) == layers == 1:
         return parts[0]
@@ -26,29 +27,32 @@ def fuse_columns(parts: Sequence, shards: int, layers: int = 1):
 
 
 def tile_pairs(first, second):
-    """Interleave the column tiles of two host matrices [in, out]: ``first`` tile 0, ``second`` tile 0, ...
+    """Interleave the column tiles of two host matrices [in, out]: `first` tile 0, `second` tile 0, and so on.
 
-    It is the order in which the fused SwiGLU of ttnn's minimal_matmul wants (gate, up): kernel
-    ``minimal_matmul/device/kernels/compute_metal2.cpp``, ``swiglu_block``.
+    The fused SwiGLU of ttnn's `minimal_matmul` needs (gate, up) in this order: kernel
+    `minimal_matmul/device/kernels/compute_metal2.cpp`, `swiglu_block`.
     """
     split = [part.mT.split(TILE, dim=-2) for part in (first, second)]
     return _join_rows([tile for pair in zip(*split, strict=True) for tile in pair]).mT
 
 
 def spare_dim(mesh: Mesh, size: int, dim: int) -> int | None:
-    """``dim`` of ``size`` elements if the layout shards weights over SP too and whole tiles divide it, else None."""
+    """Return `dim`, along which a weight of `size` elements is sharded over SP too, or None if it is not.
+
+    It is sharded if the layout asks for it and whole tiles divide `size`.
+    """
     return dim if mesh.layout.fsdp and mesh.sp.size > 1 and _splits(mesh, size) else None
 
 
 def _splits(mesh: Mesh, size: int) -> bool:
-    """Whether each chip of SP gets whole tiles of ``size`` elements."""
+    """Return whether each chip of SP gets whole tiles of `size` elements."""
     return size % (mesh.sp.size * TILE) == 0
 
 
 def _join_rows(rows: list):
     """Join host matrices [out_i, in]. Checkpoint matrices are [out, in], so this is one plain copy.
 
-    ``torch.cat`` would do the same, but imports half of torch's compiler when it is asked for shapes only.
+    `torch.cat` would do the same, but on the meta device it imports half of torch's compiler.
     """
     sizes = [row.shape[-2] for row in rows]
     joined = rows[0].new_empty(*rows[0].shape[:-2], sum(sizes), rows[0].shape[-1])
@@ -58,11 +62,11 @@ def _join_rows(rows: list):
 
 
 class ColumnParallelLinear(Module):
-    """``y = x @ W + b`` with the columns of W over TP.
+    """The layer `y = x @ W + b` with the columns of W sharded over TP.
 
-    x [.., in] replicated over TP -> y [.., out * parts] fractured over TP on the last dim. Several matrices of one
-    input may be fused: ``names`` lists their checkpoint modules, and each may hold ``chunks`` stacked outputs; a chip's
-    output is then its shares of all of them side by side.
+    It maps x [.., in], replicated over TP, to y [.., out * parts], fractured over TP on the last dim. Several matrices
+    with the same input may be fused. `names` lists their checkpoint modules, and each may hold `chunks` stacked
+    outputs. The output of a chip is its shares of all of them side by side.
     """
 
     def __init__(
@@ -87,15 +91,15 @@ class ColumnParallelLinear(Module):
             names: checkpoint modules whose matrices are fused.
             in_width: input features.
             out_width: features of each output.
-            chunks: outputs stacked in each checkpoint matrix.
+            chunks: number of outputs stacked in each checkpoint matrix.
             bias: whether the modules have biases.
-            kernel: the checkpoint weight's shape where it is not [out, in], such as a strided convolution's;
-                ``flatten`` then makes [out, in] of it.
-            flatten: see ``kernel``.
+            kernel: shape of the checkpoint weight if it is not [out, in], such as that of a strided convolution;
+                `flatten` then turns it into [out, in].
+            flatten: see `kernel`.
             swiglu: the two chunks are (up, gate) of a gated product, which `gathered` then computes.
-            over_sp: cut the columns over SP as well, for inputs that are replicated there; `whole` joins the outputs.
-                Without effect where whole tiles do not divide them so.
-            fidelity: of the product.
+            over_sp: shard the columns over SP as well, for inputs that are replicated there; `whole` joins the outputs.
+                It has no effect if the columns do not divide into whole tiles.
+            fidelity: math fidelity of the product.
         """
         super().__init__(mesh)
         self.parts = len(names) * chunks
@@ -134,7 +138,9 @@ class ColumnParallelLinear(Module):
     def __call__(
         self, x: ttnn.Tensor, *, activation: str | None = None, dtype: ttnn.DataType = ttnn.bfloat16
     ) -> ttnn.Tensor:
-        """x [1, B, M, in] replicated over TP -> [1, B, M, parts * out / TP] fractured over TP, or over TP and SP."""
+        """Map x [1, B, M, in], replicated over TP, to [1, B, M, parts * out / TP], fractured over TP, or over TP and
+        SP.
+        """
         return ttnn.linear(
             x,
             self.weight.whole(self.mesh) if self.cuts == 1 else self.weight.tensor,
@@ -145,9 +151,11 @@ class ColumnParallelLinear(Module):
         )
 
     def gathered(self, x: ttnn.Tensor, dtype: ttnn.DataType = ttnn.bfloat16) -> list[ttnn.Tensor]:
-        """Gather x [1, 1, M, in / TP] fractured over TP and multiply: one [1, 1, M, out / TP] per part, fractured.
+        """Gather x [1, 1, M, in / TP], fractured over TP, and multiply.
 
-        With SwiGLU there is one output, ``up * silu(gate)``. Outputs are of ``dtype``.
+        Returns:
+            One [1, 1, M, out / TP] of `dtype` per part, fractured over TP. With SwiGLU there is one output, `up *
+            silu(gate)`.
         """
         weight, bias = self.weight.whole(self.mesh), self.bias.tensor if self.has_bias else None
         if self.mesh.fused:
@@ -170,7 +178,7 @@ class ColumnParallelLinear(Module):
         return [ttnn.multiply(up, ttnn.silu(gate), dtype=dtype)]
 
     def split(self, y: ttnn.Tensor) -> list[ttnn.Tensor]:
-        """Cut a fused output into its parts, each [1, B, M, out / TP] fractured as it is."""
+        """Cut a fused output into its parts, each [1, B, M, out / TP] and fractured like the output."""
         rows, step = y.shape[2], self.local_width
         return [
             ttnn.slice(y, [0, 0, 0, part * step], [1, y.shape[1], rows, (part + 1) * step])
@@ -178,12 +186,15 @@ class ColumnParallelLinear(Module):
         ]
 
     def whole(self, part: ttnn.Tensor) -> ttnn.Tensor:
-        """One of `split`'s parts, joined over SP if the columns are cut there: fractured over TP only."""
+        """Return one of `split`'s parts, gathered over SP if the columns are sharded there.
+
+        It stays fractured over TP.
+        """
         return part if self.cuts == 1 else gather(part, dim=3, over=self.mesh.sp)
 
 
 class RowParallelLinear(Module):
-    """``y = x @ W + b`` with the rows of W over TP; each chip's product is a partial sum."""
+    """The layer `y = x @ W + b` with the rows of W sharded over TP. The product of each chip is a partial sum."""
 
     def __init__(
         self,
@@ -213,21 +224,21 @@ class RowParallelLinear(Module):
             )
 
     def partial(self, x: ttnn.Tensor, *, dtype: ttnn.DataType = ttnn.bfloat16) -> ttnn.Tensor:
-        """x [1, B, M, in / TP] fractured over TP -> this chip's partial sum [1, B, M, out], without bias."""
+        """Map x [1, B, M, in / TP], fractured over TP, to this chip's partial sum [1, B, M, out], without bias."""
         weight = self.weight.whole(self.mesh)
         if self.mesh.fused:
             return large_matmul(x, weight, self.mesh, dtype=dtype, fidelity=self.fidelity)
         return ttnn.linear(x, weight, dtype=dtype, compute_kernel_config=compute.matrix(self.fidelity))
 
     def fractured(self, x: ttnn.Tensor) -> ttnn.Tensor:
-        """Finish a layer without bias: x [1, B, M, in / TP] -> y [1, B, M, out / TP] bfloat16, both fractured over TP.
+        """Compute a layer without bias: x [1, B, M, in / TP] -> y [1, B, M, out / TP] bfloat16, both fractured over TP.
 
-        What is summed travels in x's type.
+        The partial sums travel between chips in the type of x.
         """
         y = reduce_scatter(self.partial(x, dtype=x.dtype), dim=3, over=self.mesh.tp)
         return y if y.dtype == ttnn.bfloat16 else ttnn.typecast(y, ttnn.bfloat16)
 
     def replicated(self, x: ttnn.Tensor) -> ttnn.Tensor:
-        """x [1, B, M, in / TP] fractured over TP -> y [1, B, M, out] float32, replicated over TP."""
+        """Map x [1, B, M, in / TP], fractured over TP, to y [1, B, M, out] float32, replicated over TP."""
         y = all_reduce(self.partial(x, dtype=ttnn.float32), over=self.mesh.tp)
         return ttnn.add(y, self.bias.tensor) if self.has_bias else y

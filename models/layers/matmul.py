@@ -1,34 +1,34 @@
-"""Large matrix products with what can be fused into them: the gather of the input, SwiGLU, the split of the output."""
+"""Large matrix products, fused with the gather of the input, SwiGLU, or the split of the output."""
 
 import ttnn
 
 from models.layers import compute
 from models.parallel import TILE, Mesh, gather
 
-# With float32 accumulation a destination register holds four tiles.
+# A destination register holds four tiles with float32 accumulation.
 _SUBBLOCK_TILES = 4
-# Blocks of 8 x 8 x 8 tiles: two input buffers of 2 x 128 KB, output 128 KB and float32 partials 256 KB fit the 1.46 MB
-# of L1 that circular buffers may use, and each tile read is used eight times.
+# Blocks have 8 x 8 x 8 tiles. Two input buffers of 2 x 128 KB, the output of 128 KB and float32 partials of 256 KB fit
+# the 1.46 MB of L1 that circular buffers may use. Each tile that is read is used eight times.
 _BLOCK_TILES = 8
 
 
 def blocking(
     mesh: Mesh, rows: int, inner: int, columns: int, *, core_rows: int, pairs: bool = False
 ) -> ttnn.MinimalMatmulConfig:
-    """Block sizes of a product [rows, inner] x [inner, columns] on ``core_rows`` rows of the grid.
+    """Choose the block sizes of a product [rows, inner] x [inner, columns] on `core_rows` rows of the grid.
 
-    Rule: at most 8 tiles a side, not more than a core's share of the output, ``inner`` a divisor of one chip's share
-    of the gathered dim (a ring wants that, and on a line it wastes nothing), columns even where tile pairs belong
-    together.
+    The rule: a side has at most 8 tiles and at most a core's share of the output. `inner` divides one chip's share of
+    the gathered dim, which a ring needs and which costs nothing on a line. The number of column tiles is even if tile
+    pairs must stay together.
 
     Args:
         mesh: the mesh.
-        rows, inner, columns: elements; ``inner`` on one chip before a gather.
+        rows, inner, columns: elements; `inner` is counted on one chip before a gather.
         core_rows: rows of the compute grid to use.
         pairs: whether neighbouring column tiles must stay in one block.
     """
     core_columns = mesh.grid[0]
-    # The op lays rows of the output over grid columns when it transposes, which it does by default.
+    # The op transposes by default, and then distributes the rows of the output over grid columns.
     m_block = _side(rows, core_columns)
     n_block = _side(columns, core_rows)
     if pairs:
@@ -48,7 +48,7 @@ def blocking(
 def large_matmul(
     x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, *, dtype: ttnn.DataType, fidelity: ttnn.MathFidelity
 ) -> ttnn.Tensor:
-    """``x @ weight`` of what a chip holds, on its whole grid: x [1, 1, M, K], weight [K, N] -> [1, 1, M, N]."""
+    """Compute `x @ weight` locally on the whole grid of a chip: x [1, 1, M, K], weight [K, N] -> [1, 1, M, N]."""
     return ttnn.experimental.minimal_matmul(
         x,
         weight,
@@ -69,20 +69,20 @@ def gathered_matmul(
     dtype: ttnn.DataType = ttnn.bfloat16,
     fidelity: ttnn.MathFidelity,
 ) -> list[ttnn.Tensor]:
-    """``gather(x) @ weight + bias`` in one op, cut into ``parts`` along the columns, or with SwiGLU on tile pairs.
+    """Compute `gather(x) @ weight + bias` in one op, cut into `parts` along the columns, or with SwiGLU on tile pairs.
 
     Args:
         x: [1, 1, M, K / TP], fractured over TP.
         weight: [K, N / TP], fractured over TP.
         mesh: the mesh.
         bias: [1, 1, 1, N / TP], fractured over TP.
-        parts: equal parts of the output columns.
-        swiglu: column tiles come in pairs (gate, up); the output has one tile ``silu(gate) * up`` for each.
-        dtype: of the outputs.
-        fidelity: of the product.
+        parts: number of equal parts of the output columns.
+        swiglu: column tiles come in pairs (gate, up); the output has one tile `silu(gate) * up` for each pair.
+        dtype: type of the outputs.
+        fidelity: math fidelity of the product.
 
     Returns:
-        ``parts`` tensors [1, 1, M, N / TP / parts] fractured over TP; half as wide with SwiGLU.
+        `parts` tensors [1, 1, M, N / TP / parts], fractured over TP; half as wide with SwiGLU.
     """
     rows, inner = x.shape[2], x.shape[3]
     options = {
@@ -126,7 +126,7 @@ def plain_gathered_matmul(
     dtype: ttnn.DataType = ttnn.bfloat16,
     fidelity: ttnn.MathFidelity,
 ) -> list[ttnn.Tensor]:
-    """`gathered_matmul` from separate ops, without SwiGLU: the equal that the fused one is tested against."""
+    """Compute `gathered_matmul` with separate ops, without SwiGLU. Tests compare the fused op with it."""
     whole = gather(x, dim=3, over=mesh.tp)
     y = ttnn.linear(whole, weight, bias=bias, dtype=dtype, compute_kernel_config=compute.matrix(fidelity))
     if parts == 1:
@@ -136,7 +136,10 @@ def plain_gathered_matmul(
 
 
 def _groups(columns: int, links: int) -> tuple[int, int]:
-    """Links to use and columns of cores for each: groups of one size, of which the last may be smaller, not empty."""
+    """Return the number of links to use and the columns of cores for each.
+
+    All groups of columns have one size. Only the last may be smaller, and it is not empty.
+    """
     return max((count, -(-columns // count)) for count in range(1, links + 1) if _groups_of(columns, count) == count)
 
 
@@ -149,5 +152,5 @@ def _tiles(elements: int) -> int:
 
 
 def _side(elements: int, cores: int) -> int:
-    """Tiles of one block side: a core's share, at most 8."""
+    """Return the tiles of one block side: a core's share, at most 8."""
     return max(1, min(_BLOCK_TILES, -(-_tiles(elements) // cores)))

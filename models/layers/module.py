@@ -1,8 +1,8 @@
-"""Modules and parameters: declared placement, one strict way of loading.
+"""Modules and parameters: each parameter declares its placement, and loading is strict.
 
 A parameter says which checkpoint tensors it is made of, their shapes, how they become one host tensor, and how that
-tensor lies on the mesh. Loading walks the tree once and reads one parameter at a time, so no more than one parameter
-is ever held on the host.
+tensor is placed on the mesh. Loading walks the tree once and reads one parameter at a time, so the host never holds
+more than one parameter.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,20 +16,20 @@ from models.parallel import Mesh, gather
 
 
 class TensorSource(Protocol):
-    """Where weights come from: a checkpoint component, or a plain mapping in tests."""
+    """The source of the weights: a checkpoint component, or a plain mapping in tests."""
 
     def keys(self):
-        """Names of all tensors."""
+        """Return the names of all tensors."""
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one tensor, without reading it."""
+        """Return the shape of one tensor without reading it."""
 
     def tensor(self, key: str):
         """Read one tensor to the host."""
 
 
 class Parameter:
-    """A tensor of the model: ``sources`` in the checkpoint -> ``convert`` -> the mesh.
+    """A tensor of the model: `sources` in the checkpoint -> `convert` -> the mesh.
 
     Args:
         sources: checkpoint names relative to the owning module, each with the shape it must have there.
@@ -37,8 +37,8 @@ class Parameter:
             for a single source by default.
         sp, tp: dim split over the SP / TP axis, None for replicated.
         dtype, layout: as stored on the device.
-        moves_only: ``convert`` moves values and computes nothing, so that it may work in the checkpoint's own type.
-        packing: how ``convert`` orders the values where sources and shape do not tell; part of a stored set's key.
+        moves_only: `convert` moves values and computes nothing, so that it may work in the checkpoint's own type.
+        packing: how `convert` orders the values where sources and shape do not tell; part of a stored set's key.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Parameter:
         return tuple(self._converted(parts).shape)
 
     def read(self, source: TensorSource, prefix: str):
-        """Read the sources and convert them: a host ``torch.Tensor`` over all shards, which may be a view of them."""
+        """Read the sources and convert them: a host `torch.Tensor` over all shards, which may be a view of them."""
         parts = [source.tensor(prefix + name) for name in self.sources]
         if not (self.moves_only and len({part.dtype for part in parts}) == 1 and parts[0].is_floating_point()):
             parts = [part.float() for part in parts]
@@ -127,10 +127,10 @@ class Parameter:
 
 
 class Module:
-    """A part of the model: attributes that are modules, lists of modules or parameters form its tree.
+    """A part of the model. Its attributes that are modules, lists of modules or parameters form a tree.
 
-    ``prefix`` is where the module's sources live in the checkpoint, relative to its parent ("" when the module only
-    groups others).
+    `prefix` is the place of the module's sources in the checkpoint, relative to its parent. It is "" if the module only
+    groups others.
     """
 
     prefix: str = ""
@@ -139,7 +139,7 @@ class Module:
         self.mesh = mesh
 
     def parameters(self, prefix: str = "") -> Iterator[tuple[str, str, Parameter]]:
-        """Yield (path of attributes, checkpoint prefix, parameter) over the whole tree, in order of definition."""
+        """Yield (path of attributes, checkpoint prefix, parameter) for the whole tree, in order of definition."""
         yield from self._walk("", prefix + self.prefix)
 
     def _walk(self, path: str, prefix: str) -> Iterator[tuple[str, str, Parameter]]:
@@ -153,14 +153,17 @@ class Module:
                     yield from child._walk(f"{path}{step}.", prefix + child.prefix)
 
     def part_of(self, source: TensorSource) -> TensorSource:
-        """The tensors of a checkpoint component that are this module's, under the names it uses: all of them here."""
+        """Return the tensors of a checkpoint component that belong to this module, under the names it uses.
+
+        By default these are all tensors of the component.
+        """
         return source
 
     def load(self, source: TensorSource, *, on_parameter: Callable[[int, int], None] | None = None) -> None:
-        """Load every parameter from ``source``; its `part_of` must hold exactly the model's tensors.
+        """Load every parameter from `source`. `part_of(source)` must hold exactly the tensors of the model.
 
         Raises:
-            ValueError: tensors missing, left over, or of another shape; the message names them in full.
+            ValueError: tensors are missing, unexpected, or of another shape; the message gives their full names.
         """
         source = self.part_of(source)
         parameters = list(self.parameters())
@@ -171,7 +174,7 @@ class Module:
                 on_parameter(index + 1, len(parameters))
 
     def allocate(self) -> None:
-        """Take the device memory of all parameters without loading any: for dry runs."""
+        """Allocate the device memory of all parameters without loading weights, for dry runs."""
         for _, _, parameter in self.parameters():
             parameter.allocate(self.mesh)
 
@@ -182,10 +185,10 @@ class Module:
 
 
 def check_sources(parameters: list[tuple[str, str, Parameter]], source: TensorSource) -> None:
-    """Check that ``source`` holds exactly what the parameters are made of.
+    """Check that `source` holds exactly the tensors that the parameters are made of.
 
     Raises:
-        ValueError: tensors missing, left over, or of another shape.
+        ValueError: tensors are missing, unexpected, or of another shape.
     """
     wanted = {prefix + name: shape for _, prefix, p in parameters for name, shape in p.sources.items()}
     present = set(source.keys())

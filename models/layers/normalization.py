@@ -1,4 +1,4 @@
-"""Norms over features that are fractured over TP: chips exchange one column of statistics, not activations."""
+"""Norms over features that are fractured over TP. Chips exchange one column of statistics, not activations."""
 
 import ttnn
 
@@ -8,13 +8,14 @@ from models.layers.rotary import RotaryTable
 from models.layers.width import Width
 from models.parallel import TILE, Mesh, all_reduce, gather
 
-# Tiles that the fused norm takes at a time with float32 accumulation: what a destination register holds.
+# Tiles that the fused norm processes at a time with float32 accumulation: a destination register holds so many.
 _FUSED_BLOCK_TILES = 4
-# Tiles of heads on a chip up to which it keeps a row of all heads in L1. With more it works head by head, and then
-# takes the wrong rows of the tables of rotation (dit_rmsnorm_fused_compute.cpp, lines 675 to 714).
+# Largest number of head tiles on a chip for which the fused norm keeps a row of all heads in L1. With more tiles it
+# works head by head, and then reads the wrong rows of the rotation tables (dit_rmsnorm_fused_compute.cpp, lines 675 to
+# 714).
 _FUSED_ROTATION_TILES = 60
-# Features of a chip up to which ttnn's layer norm on gathered statistics fits L1: its circular buffers take 26 KB for
-# each tile of a row (ttnn 0.81.1 names 2,497,888 bytes for 96 tiles, and allows 1,499,136).
+# Largest number of features on a chip for which ttnn's layer norm on gathered statistics fits L1. Its circular buffers
+# take 26 KB for each tile of a row (ttnn 0.81.1 reports 2,497,888 bytes for 96 tiles, and allows 1,499,136).
 _LAYER_NORM_WIDTH = 56 * TILE
 
 
@@ -26,14 +27,14 @@ def rms_norm(
     eps: float,
     dtype: ttnn.DataType = ttnn.bfloat16,
 ) -> ttnn.Tensor:
-    """Root-mean-square norm over features fractured over TP, times ``weight``.
+    """Compute the root-mean-square norm over features fractured over TP, times `weight`.
 
-    x [1, B, M, width / TP] fractured over TP, weight [1, 1, 1, width / TP] likewise -> like x, in ``dtype``. The weight
-    must carry `Width.norm_factor`. Formula: ``x / sqrt(mean(x^2) + eps) * weight`` (arXiv:1910.07467), statistics in
-    float32.
+    It maps x [1, B, M, width / TP], fractured over TP, and weight [1, 1, 1, width / TP], fractured over TP, to a tensor
+    with the shape and placement of x, in `dtype`. The weight must include `Width.norm_factor`. Formula: `x /
+    sqrt(mean(x^2) + eps) * weight` (arXiv:1910.07467), with statistics in float32.
     """
     config = compute.accurate()
-    if mesh.fused and (mesh.tp.size == 1 or mesh.tp.size % 2 == 0):  # the fused op adds the chips' sums in pairs
+    if mesh.fused and (mesh.tp.size == 1 or mesh.tp.size % 2 == 0):  # The fused op adds the chips' sums in pairs.
         return fused_rms_norm(x, weight, mesh, eps * width.eps_factor, dtype)
     stats = ttnn.rms_norm_pre_all_gather(x, dtype=ttnn.float32, compute_kernel_config=config)
     stats = gather(stats, dim=3, over=mesh.tp)
@@ -46,7 +47,7 @@ def rms_norm(
 def fused_rms_norm(
     x: ttnn.Tensor, weight: ttnn.Tensor, mesh: Mesh, eps: float, dtype: ttnn.DataType = ttnn.bfloat16
 ) -> ttnn.Tensor:
-    """`rms_norm` in one op, statistics exchanged inside it; ``eps`` already corrected for padding."""
+    """Compute `rms_norm` in one op that also exchanges the statistics. `eps` is already corrected for padding."""
     axis = mesh.tp.index if mesh.tp.size > 1 else None
     links = _norm_links(x, mesh.tp.links)
     stats = None
@@ -73,10 +74,12 @@ def fused_rms_norm(
 
 
 def _norm_links(x: ttnn.Tensor, links: int) -> int:
-    """Links that the fused norm can share its rows of tiles among: one group of rows each, none of them empty.
+    """Return the number of links among which the fused norm can share its rows of tiles.
 
-    The op cuts groups of equal size, rounded up, and does not see that nothing is left for the last one (5 rows over 4
-    links: 2, 2, 1 and -1). So its kernel does not compile for 129 to 160 tokens on a Galaxy.
+    No link's group of rows is empty.
+
+    The op cuts groups of equal size, rounded up. It does not notice that nothing is left for the last group (5 rows
+    over 4 links: 2, 2, 1 and -1). Its kernel then does not compile, as for 129 to 160 tokens on a Galaxy.
     """
     rows = -(-x.shape[2] // TILE) * x.shape[1]
     return max(count for count in range(1, links + 1) if -(-rows // count) * (count - 1) < rows)
@@ -85,15 +88,15 @@ def _norm_links(x: ttnn.Tensor, links: int) -> int:
 def layer_norm(
     x: ttnn.Tensor, weight: ttnn.Tensor, bias: ttnn.Tensor, mesh: Mesh, width: Width, eps: float
 ) -> ttnn.Tensor:
-    """Layer norm over features fractured over TP, times ``weight`` plus ``bias``.
+    """Compute the layer norm over features fractured over TP, times `weight` plus `bias`.
 
-    x [1, B, M, width / TP] fractured over TP, weight and bias [1, 1, 1, width / TP] likewise -> like x. The weight
-    must carry `Width.norm_factor`.
+    It maps x [1, B, M, width / TP], fractured over TP, and weight and bias [1, 1, 1, width / TP], fractured over TP, to
+    a tensor with the shape and placement of x. The weight must include `Width.norm_factor`.
     """
     config = compute.accurate()
     if width.is_padded or x.shape[3] > _LAYER_NORM_WIDTH:
-        # The op's statistics would count padding as data, and its buffers hold whole rows: centre first, which leaves a
-        # root-mean-square norm.
+        # The statistics of the op would count padding as data, and its buffers hold whole rows. Centring x first leaves
+        # a root-mean-square norm.
         return ttnn.add(rms_norm(_centred(x, mesh, width), weight, mesh, width, eps), bias, dtype=ttnn.bfloat16)
     stats = ttnn.layer_norm_pre_all_gather(x, dtype=ttnn.float32, compute_kernel_config=config)
     stats = gather(stats, dim=3, over=mesh.tp)
@@ -113,7 +116,10 @@ def _centred(x: ttnn.Tensor, mesh: Mesh, width: Width) -> ttnn.Tensor:
 
 
 class HeadRMSNorm(Module):
-    """Split into attention heads and norm each with a learned weight, then optionally rotate; local to every chip."""
+    """Split into attention heads and RMS norm of each head with a learned weight, then an optional rotation.
+
+    Everything is local to a chip.
+    """
 
     def __init__(
         self,
@@ -130,19 +136,19 @@ class HeadRMSNorm(Module):
             mesh: the mesh.
             name: checkpoint module of the weight.
             heads: attention heads over all shards.
-            head_width: one head.
-            eps: added to the mean square.
-            dtype: of the output.
+            head_width: width of one head.
+            eps: value added to the mean square.
+            dtype: type of the output.
         """
         super().__init__(mesh)
         self.heads = heads // mesh.tp.size
         self.dtype = dtype
         self.eps = eps * head_width.eps_factor
-        # The fused op wants at least two heads, and never ends where their tiles are no whole blocks.
+        # The fused op needs at least two heads. It hangs if the tiles of the heads are not whole blocks.
         tiles = self.heads * head_width.padded_group // TILE
         self.fused = mesh.fused and self.heads > 1 and tiles % _FUSED_BLOCK_TILES == 0
         self.rotates = tiles <= _FUSED_ROTATION_TILES
-        # It wants the weight once per head of the chip.
+        # The fused op needs one copy of the weight for each head of the chip.
         repeats = self.heads if self.fused else 1
         self.weight = Parameter(
             {f"{name}.weight": (head_width.size,)},
@@ -150,7 +156,7 @@ class HeadRMSNorm(Module):
         )
 
     def __call__(self, x: ttnn.Tensor, rope: RotaryTable | None = None) -> ttnn.Tensor:
-        """x [1, 1, M, H E / TP] fractured over TP -> [1, H / TP, M, E], normed over E and rotated by ``rope``."""
+        """Norm x [1, 1, M, H E / TP], fractured over TP, over E and rotate it by `rope`, to [1, H / TP, M, E]."""
         if not self.fused:
             normed = ttnn.rms_norm(
                 split_heads(x, self.heads),
@@ -179,12 +185,12 @@ class HeadRMSNorm(Module):
         return self._finished(normed, behind)
 
     def _finished(self, x: ttnn.Tensor, rope: RotaryTable | None) -> ttnn.Tensor:
-        """Rotate x [1, H / TP, M, E] if there is a table left to apply, and give it the output's type."""
+        """Rotate x [1, H / TP, M, E] if there is a table left to apply, and convert it to the type of the output."""
         x = x if rope is None else rope.apply(x)
         return x if x.dtype == self.dtype else ttnn.typecast(x, self.dtype)
 
 
 def split_heads(x: ttnn.Tensor, heads: int) -> ttnn.Tensor:
-    """[1, 1, M, heads E] -> [1, heads, M, E]."""
+    """Reshape [1, 1, M, heads E] to [1, heads, M, E]."""
     split, *_ = ttnn.experimental.nlp_create_qkv_heads(x, num_heads=heads, num_kv_heads=0, transpose_k_heads=False)
     return split

@@ -1,7 +1,7 @@
-"""Elementwise work on activations that do not fit L1, part by part in L1, so that DRAM is read and written once.
+"""Elementwise work on activations that do not fit L1, done part by part in L1 so that DRAM is read and written once.
 
-An op on a whole activation reads it from DRAM and writes its result there. A chain of them on a part that lies in L1
-costs one read and one write in all.
+An op on a whole activation reads it from DRAM and writes its result there. A chain of ops on a part in L1 costs one
+read and one write of DRAM in all.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,23 +11,23 @@ import ttnn
 
 from models.parallel.rows import copy_rows, write_rows
 
-# L1 that stays free for the circular buffers of the ops that work on a part: at most 3 of 64 KiB in the elementwise
-# ops and the sums of `models.layers`, as ttnn allocates them, and as much again.
+# Bytes of L1 that stay free for the circular buffers of the ops that work on a part. The elementwise ops and the sums
+# of `models.layers` use at most 3 buffers of 64 KiB, as ttnn allocates them. As much again stays free.
 _CIRCULAR_BUFFERS = 384 * 1024
-# Parts that lie in L1 at once: what an op reads and what it gives.
+# Number of parts in L1 at once: the input and the output of an op.
 _LIVE = 2
 
 
 @dataclass(frozen=True)
 class Part:
-    """Frames and rows of a shard x_BTHWC, each from a start to a stop."""
+    """A range of frames and a range of rows of a shard x_BTHWC, each (start, stop)."""
 
     frames: tuple[int, int]
     rows: tuple[int, int]
 
     @property
     def begin(self) -> tuple[int, int, int]:
-        """Its first frame, row and column."""
+        """First frame, row and column of the part."""
         return self.frames[0], self.rows[0], 0
 
     @property
@@ -37,21 +37,21 @@ class Part:
 
 
 def frames_of(x_BTHWC: ttnn.Tensor) -> ttnn.Tensor:
-    """View x [1, T, H, W, C] as [T, H, W, C], the form in which parts are taken and put."""
+    """View x [1, T, H, W, C] as [T, H, W, C], the form that `take` and `put` use."""
     return ttnn.reshape(x_BTHWC, list(x_BTHWC.shape)[1:])
 
 
 def l1_share(device: ttnn.MeshDevice) -> int:
-    """Bytes that one part may take of a chip's L1, over all its cores."""
+    """Return the bytes that one part may take of a chip's L1, over all its cores."""
     view = ttnn.get_memory_view(device, ttnn.BufferType.L1)
     return (view.total_bytes_per_bank - _CIRCULAR_BUFFERS) // _LIVE * view.num_banks
 
 
 def parts(x_THWC: ttnn.Tensor, *, rows: int = 1) -> Iterator[Part]:
-    """Cut x [T, H, W, C] row-major into parts that fit L1 twice, in order of frames and rows.
+    """Cut x [T, H, W, C], row-major, into parts that fit L1 twice, in order of frames and rows.
 
-    The rule: as many whole frames as fit, in parts of nearly equal size; where not even one frame fits, as many
-    multiples of ``rows`` rows of it as fit (at least one multiple), ``rows`` being a divisor of H.
+    The rule: a part holds as many whole frames as fit, and parts have nearly equal sizes. If not even one frame fits, a
+    part holds as many multiples of `rows` rows of it as fit, at least one. `rows` must divide H.
     """
     frames, height, width, channels = x_THWC.shape
     share = l1_share(x_THWC.device())
@@ -66,23 +66,23 @@ def parts(x_THWC: ttnn.Tensor, *, rows: int = 1) -> Iterator[Part]:
 
 
 def _spans(size: int, most: int) -> Iterator[tuple[int, int]]:
-    """Cut ``size`` into the fewest spans of at most ``most``, all but the last of one size."""
+    """Cut `size` into the fewest spans of at most `most`. All spans but the last have the same size."""
     step = -(-size // -(-size // most))
     for start in range(0, size, step):
         yield start, min(start + step, size)
 
 
 def take(x_THWC: ttnn.Tensor, part: Part) -> ttnn.Tensor:
-    """Copy a part to L1: [t, h, W, C]."""
+    """Copy a part [t, h, W, C] of x to L1."""
     begin = [*part.begin, 0]
     end = [part.frames[1], part.rows[1], *list(x_THWC.shape)[2:]]
     return copy_rows(x_THWC, begin, end, memory_config=ttnn.L1_MEMORY_CONFIG)
 
 
 def put(x_THWC: ttnn.Tensor, value: ttnn.Tensor, begin: Sequence[int], *, keep: bool = False) -> None:
-    """Write ``value`` [t, h, w, C] into x from frame, row and column ``begin`` on, in place.
+    """Write `value` [t, h, w, C] into x in place, from frame, row and column `begin` on.
 
-    It is freed unless ``keep``.
+    `value` is freed unless `keep` is set.
     """
     write_rows(x_THWC, value, [*begin, 0])
     if not keep:
@@ -90,13 +90,16 @@ def put(x_THWC: ttnn.Tensor, value: ttnn.Tensor, begin: Sequence[int], *, keep: 
 
 
 def take_frames(table_T11C: ttnn.Tensor, part: Part) -> ttnn.Tensor:
-    """The rows [t, 1, 1, C] of a table that belong to the frames of a part; the table itself if those are all."""
+    """Return the rows [t, 1, 1, C] of a table that belong to the frames of a part.
+
+    If these are all rows, it is the table itself.
+    """
     start, stop = part.frames
     return ttnn.slice(table_T11C, [start, 0, 0, 0], [stop, 1, 1, table_T11C.shape[-1]])
 
 
 def then(step: Callable[..., ttnn.Tensor], value: ttnn.Tensor, *others, **options) -> ttnn.Tensor:
-    """``step(value, *others, **options)``, freeing ``value``."""
+    """Return `step(value, *others, **options)` and free `value`."""
     result = step(value, *others, **options)
     ttnn.deallocate(value)
     return result

@@ -1,10 +1,12 @@
-"""Feature widths as the device stores them: padded to whole tiles and whole shards, with exact zeros.
+"""Feature widths as the device stores them: padded with exact zeros to whole tiles and whole shards.
 
-Legend of shape suffixes used throughout the model code: B batch (always 1 on the mesh), N visual tokens (padded to
-whole tiles per SP shard), L text tokens, D visual width, P text width, H heads, E head width, I values of a latent
-patch, S denoising steps, F feed-forward width. ``x_1BND`` has shape [1, B, N, D]. "Fractured" names a dim that is
-split over a mesh axis, "replicated" a tensor that every chip of the axis holds whole.
+Legend of the shape suffixes in the model code: B batch (always 1 on the mesh), N visual tokens (padded to whole tiles
+per SP shard), L text tokens, D visual width, P text width, H heads, E head width, I values of a latent patch, S
+denoising steps, F feed-forward width. `x_1BND` has shape [1, B, N, D]. A dim is "fractured" over a mesh axis if it is
+split over it. A tensor is "replicated" over an axis if every chip of the axis holds all of it.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
@@ -14,10 +16,11 @@ from models.parallel import TILE, round_up
 
 @dataclass(frozen=True)
 class Width:
-    """``groups`` groups of features, each padded with zeros to ``padded_group``, and ``extra_groups`` of zeros.
+    """A width of `groups` groups of features, each padded with zeros to `padded_group`, and `extra_groups` groups of
+    zeros.
 
-    Zero weights make the padding exact: padded features stay zero through linear layers, SwiGLU and modulation.
-    A mean over the padded group is too small by ``size / padded``, which `eps_factor` and `norm_factor` undo.
+    Zero weights make the padding exact: padded features stay zero through linear layers, SwiGLU and modulation. A mean
+    over the padded group is too small by the factor `size / padded`. `eps_factor` and `norm_factor` correct this.
     """
 
     size: int
@@ -26,45 +29,45 @@ class Width:
     extra_groups: int = 0
 
     @classmethod
-    def sharded(cls, size: int, tp: int) -> "Width":
-        """One group, padded so that each of ``tp`` shards is whole tiles."""
+    def sharded(cls, size: int, tp: int) -> Width:
+        """Return one group, padded so that each of `tp` shards is whole tiles."""
         return cls(size, 1, round_up(size, TILE * tp))
 
     @classmethod
-    def heads(cls, heads: int, head_width: int, tp: int = 1) -> "Width":
-        """One group per attention head, each padded to whole tiles; shards are whole heads, ``tp`` of them.
+    def heads(cls, heads: int, head_width: int, tp: int = 1) -> Width:
+        """Return one group per attention head, each padded to whole tiles. Each of the `tp` shards holds whole heads.
 
-        Where the shards do not divide the heads there are heads of zeros, which attend to zeros and yield zeros.
+        If `tp` does not divide the heads, heads of zeros are added. They attend to zeros and return zeros.
         """
         return cls(heads * head_width, heads, round_up(head_width, TILE), round_up(heads, tp) - heads)
 
     @classmethod
-    def plain(cls, size: int) -> "Width":
-        """No padding but the tile padding that ttnn adds by itself; never sharded."""
+    def plain(cls, size: int) -> Width:
+        """Return a width without padding, apart from the tile padding that ttnn adds by itself. It is never sharded."""
         return cls(size, 1, size)
 
     @property
     def padded(self) -> int:
-        """Features as stored, over all shards."""
+        """Number of features as stored, over all shards."""
         return (self.groups + self.extra_groups) * self.padded_group
 
     @property
     def is_padded(self) -> bool:
-        """Whether there is any padding."""
+        """Whether the width has padding."""
         return self.padded != self.size
 
     @property
     def eps_factor(self) -> float:
-        """What epsilon must be multiplied by in a root mean square over a padded group."""
+        """Factor on epsilon in a root mean square over a padded group."""
         return self.size / self.groups / self.padded_group
 
     @property
     def norm_factor(self) -> float:
-        """What the weight of a root-mean-square norm over a padded group must be multiplied by."""
+        """Factor on the weight of a root-mean-square norm over a padded group."""
         return sqrt(self.eps_factor)
 
     def pad(self, tensor, dim: int):
-        """Pad dim ``dim`` of a host tensor from `size` to `padded`, group by group."""
+        """Pad dim `dim` of a host tensor from `size` to `padded`, group by group."""
         if not self.is_padded:
             return tensor
         dim %= tensor.ndim

@@ -1,1 +1,3 @@
-"""The ground under everything: which machines there are, what is in this one, ttnn's ops seen from outside."""
+"""Facts about machines: known systems, the cards and environment of this host, child processes, and a search for device
+tensors.
+"""

@@ -1,4 +1,4 @@
-"""This computer: its cards, the cluster that this process is bound to, and ttnn's logs."""
+"""This computer: its cards, the cluster that this process is bound to, and the logs of ttnn."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ from typing import Literal
 from loguru import logger
 
 CARD_DIRECTORY = Path("/dev/tenstorrent")
-"""Where the Tenstorrent kernel driver lists its cards."""
+"""Directory in which the Tenstorrent kernel driver lists its cards."""
 
 
 def cards(directory: Path | None = None) -> list[str]:
-    """Device nodes of the Tenstorrent cards in this machine, in numeric order; empty if there are none.
+    """Return the device nodes of the Tenstorrent cards in this machine, in numeric order; empty if there are none.
 
     Args:
-        directory: where to look; `CARD_DIRECTORY` by default.
+        directory: directory to search; `CARD_DIRECTORY` by default.
     """
     directory = CARD_DIRECTORY if directory is None else directory
     if not directory.is_dir():
@@ -28,10 +28,10 @@ def cards(directory: Path | None = None) -> list[str]:
 
 
 def refuse_cards(*, beside_cards: bool, directory: Path | None = None) -> None:
-    """Refuse to go on with a mock on a machine that has cards, unless `beside_cards` says that is wanted.
+    """Refuse to continue with a mock on a machine that has cards, unless `beside_cards` is set.
 
     Raises:
-        RuntimeError: there are cards and the mock was not asked for by name.
+        RuntimeError: there are cards, and the mock was not requested by name.
     """
     found = cards(directory)
     if found and not beside_cards:
@@ -42,13 +42,16 @@ def refuse_cards(*, beside_cards: bool, directory: Path | None = None) -> None:
 
 
 def log_level(level: str) -> dict[str, str]:
-    """Environment that sets the level of ttnn's C++ log, unless the user has set one."""
+    """Return the environment variable that sets the level of ttnn's C++ log, or nothing if the user has set one."""
     return {} if os.environ.get("TT_LOGGER_LEVEL") else {"TT_LOGGER_LEVEL": level}
 
 
 @contextlib.contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment for a block; ttnn reads it at the first device query, and no child process inherits it."""
+    """Set environment variables for a block.
+
+    ttnn reads them at the first device query. Child processes started after the block do not inherit them.
+    """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -62,10 +65,10 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def quiet_ttnn() -> ModuleType:
-    """Import ttnn without the configuration it logs at import, and return it.
+    """Import ttnn without the configuration that it logs at import, and return it.
 
-    A program that imports ttnn elsewhere calls this first. The log stays if the user set TT_LOGGER_LEVEL, and
-    what ttnn logs later (its warnings) is always let through.
+    A program that imports ttnn elsewhere calls this first. The log stays if the user has set TT_LOGGER_LEVEL. Later log
+    lines of ttnn (its warnings) are never suppressed.
     """
     silence = "ttnn" not in sys.modules and not os.environ.get("TT_LOGGER_LEVEL")
     if silence:

@@ -1,4 +1,4 @@
-"""What the watchers of ops (golden execution, op traces) ask about their arguments and results."""
+"""Search for device tensors, used by golden execution and op traces."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import ttnn
 
 
 def device_tensors(value: Any) -> list[ttnn.Tensor]:
-    """All tensors on a device in a value or in lists and tuples of values, in order."""
+    """Return all tensors on a device in a value, or in lists and tuples of values, in order."""
     if isinstance(value, ttnn.Tensor):
         return [value] if ttnn.is_tensor_storage_on_device(value) else []
     if isinstance(value, (list, tuple)):

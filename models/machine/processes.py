@@ -1,4 +1,4 @@
-"""Work in processes of its own: what a mock mesh took, only the end of its process gives back."""
+"""Work in separate processes, because only the end of a process frees the memory of a mock mesh."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from models.device import quiet_ttnn
 
 @contextmanager
 def fresh_processes(jobs: int = 1) -> Iterator[Executor]:
-    """An executor that runs each task in a new process, ``jobs`` at a time.
+    """Yield an executor that runs each task in a new process, `jobs` at a time.
 
-    After an error or an interrupt nothing goes on: what has not begun is dropped, what runs is killed.
+    After an error or an interrupt nothing continues: waiting tasks are dropped and running tasks are killed.
     """
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, spawn, initializer=quiet_ttnn, max_tasks_per_child=1)

@@ -1,7 +1,7 @@
 """Tenstorrent systems as data: chips, cores, memory, links, with a source for every number (`systems.toml`).
 
-What describes a machine is read here by whoever stands outside the model: the mock, the cost model, the command line.
-Model code asks the open mesh instead.
+Code outside the model reads the facts about a machine here: the mock, the cost model, the command line. Model code asks
+the open mesh instead.
 """
 
 import functools
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 DATA = Path(__file__).with_name("systems.toml")
-# Fields that name something; all others are figures and need a source.
+# Fields that are names. All other fields are figures and need a source.
 _NAMES = frozenset({"name", "aliases", "architecture", "layout", "mock", "verified", "ring", "source"})
 
 
@@ -22,25 +22,25 @@ class Architecture:
     name: str
     clock_hz: float
     flops_per_core_cycle: int
-    """At LoFi; a multiply-add is two."""
+    """FLOPs of one core in one cycle at LoFi; a multiply-add is two."""
     fidelity_passes: dict[str, int]
     """Math fidelity, such as HiFi2 -> passes of the matrix engine."""
     l1_bytes: int
-    """L1 of one core that circular buffers and L1 tensors share."""
+    """Bytes of L1 of one core that circular buffers and L1 tensors share."""
     dram_banks: int
     dram_bank_bytes: int
     dram_bytes_per_second: float
     link_bytes_per_second: float
-    """One Ethernet link, one direction."""
+    """Bandwidth of one Ethernet link in one direction."""
     source: dict[str, str]
 
     @property
     def dram_bytes(self) -> int:
-        """DRAM of one chip."""
+        """Bytes of DRAM of one chip."""
         return self.dram_banks * self.dram_bank_bytes
 
     def peak_flops(self, cores: int, fidelity: str) -> float:
-        """Matrix FLOP per second of ``cores`` cores.
+        """Return the matrix FLOP per second of `cores` cores.
 
         Raises:
             ValueError: there is no such fidelity.
@@ -54,7 +54,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class System:
-    """One machine: its chips and how they are joined."""
+    """One machine: its chips and their connections."""
 
     name: str
     aliases: tuple[str, ...]
@@ -66,14 +66,14 @@ class System:
     links: tuple[int, int]
     """Ethernet links between neighbours along (axis 0, axis 1)."""
     ring: bool
-    """Whether both axes are closed to rings; lines otherwise."""
+    """Whether both axes are closed to rings; otherwise they are lines."""
     layout: str
     """Default layout of the whole mesh, such as sp0tp1."""
     verified: bool
-    """Whether anything here opens such a system, if only as a mock."""
+    """Whether any code here opens such a system, at least as a mock."""
     source: dict[str, str]
     mock: str | None = None
-    """The mock system that stands for it."""
+    """The mock system that stands for this one."""
 
     @property
     def chips(self) -> int:
@@ -82,11 +82,11 @@ class System:
 
     @property
     def cores(self) -> int:
-        """Compute cores of one chip."""
+        """Number of compute cores of one chip."""
         return self.grid[0] * self.grid[1]
 
     def peak_flops(self, fidelity: str, cores: int | None = None) -> float:
-        """Matrix FLOP per second of one chip, or of ``cores`` of its cores.
+        """Return the matrix FLOP per second of one chip, or of `cores` of its cores.
 
         Raises:
             ValueError: there is no such fidelity.
@@ -96,7 +96,7 @@ class System:
 
 @functools.cache
 def systems() -> dict[str, System]:
-    """Every system by name.
+    """Return every system by name.
 
     Raises:
         ValueError: the data file has a figure without a source, or an unknown field.
@@ -110,10 +110,10 @@ def systems() -> dict[str, System]:
 
 
 def system(name: str) -> System:
-    """The system called ``name``, by its own name or an alias.
+    """Return the system called `name`, by its own name or an alias.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such system.
     """
     wanted = name.strip().lower()
     for candidate in systems().values():
@@ -123,10 +123,10 @@ def system(name: str) -> System:
 
 
 def mock_of(mock: str) -> System:
-    """The system that the mock system ``mock`` stands for.
+    """Return the system that the mock system `mock` stands for.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such system.
     """
     for candidate in systems().values():
         if candidate.mock == mock:
@@ -135,7 +135,7 @@ def mock_of(mock: str) -> System:
 
 
 def chip_dram() -> int:
-    """DRAM bytes of the smallest chip of any verified system."""
+    """Return the DRAM bytes of the smallest chip of all verified systems."""
     return min(found.architecture.dram_bytes for found in systems().values() if found.verified)
 
 

@@ -1,10 +1,13 @@
-"""Configuration of the AsymmDiT, as Diffusers writes it to ``transformer/config.json``."""
+"""Configuration of the AsymmDiT, as Diffusers writes it to `transformer/config.json`."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-# The caption pool's heads are fixed in the architecture (Diffusers `MochiCombinedTimestepCaptionEmbedding` call).
+# Number of heads of the caption pool, which the architecture fixes (Diffusers `MochiCombinedTimestepCaptionEmbedding`
+# call).
 POOL_HEADS = 8
 # Settings of the reference that the port does not vary.
 _FIXED = {"qk_norm": "rms_norm", "activation_fn": "swiglu"}
@@ -12,7 +15,7 @@ _FIXED = {"qk_norm": "rms_norm", "activation_fn": "swiglu"}
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes of the AsymmDiT; names and defaults are Diffusers' (the defaults are Mochi 1 preview)."""
+    """Sizes of the AsymmDiT. Names and defaults are those of Diffusers; the defaults are Mochi 1 preview's."""
 
     patch_size: int = 2
     num_attention_heads: int = 24
@@ -26,11 +29,11 @@ class TransformerConfig:
     max_sequence_length: int = 256
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "TransformerConfig":
-        """Read the dictionary of a ``config.json``.
+    def from_dict(cls, config: Mapping[str, Any]) -> TransformerConfig:
+        """Read the dictionary of a `config.json`.
 
         Raises:
-            ValueError: a setting that this port does not implement.
+            ValueError: the port does not implement a setting.
         """
         for name, value in _FIXED.items():
             if config.get(name, value) != value:
@@ -49,7 +52,7 @@ class TransformerConfig:
 
     @property
     def output_channels(self) -> int:
-        """Channels of the prediction."""
+        """Number of channels of the prediction."""
         return self.out_channels or self.in_channels
 
     @property
@@ -69,19 +72,19 @@ class TransformerConfig:
 
     @property
     def patch_values(self) -> int:
-        """Values in one latent patch."""
+        """Number of values in one latent patch."""
         return self.patch_size**2 * self.in_channels
 
 
-# Model configurations by name, for plans and dry runs without a checkpoint; "preview" is genmo/mochi-1-preview.
+# Model configurations by name, for plans and dry runs without a checkpoint. "preview" is genmo/mochi-1-preview.
 CONFIGS = {"preview": TransformerConfig()}
 
 
 def config_named(name: str) -> TransformerConfig:
-    """The configuration of that name.
+    """Return the configuration called `name`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no configuration with that name.
     """
     if name not in CONFIGS:
         raise ValueError(f"model config {name!r} does not exist: choose one of {', '.join(sorted(CONFIGS))}")

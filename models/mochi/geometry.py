@@ -1,7 +1,7 @@
-"""From pixels and frames to latents and tokens.
+"""Sizes of a video in pixels and frames, in latents and in tokens.
 
-Sources: Diffusers `MochiPipeline.prepare_latents` and `AutoencoderKLMochi._decode`; Genmo `pipelines.py`
-(github genmoai/mochi).
+Sources: Diffusers `MochiPipeline.prepare_latents` and `AutoencoderKLMochi._decode`; Genmo `pipelines.py` (github
+genmoai/mochi).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ FPS = 30
 
 @dataclass(frozen=True)
 class Scales:
-    """How much a checkpoint's VAE and transformer compress; the defaults are Mochi 1's.
+    """Compression factors of a checkpoint's VAE and transformer. The defaults are Mochi 1's.
 
     Attributes:
         temporal: frames per latent frame.
         spatial: pixels per latent pixel, along height and along width.
         patch: latent pixels per visual token, along height and along width.
-        channels: latent channels.
+        channels: number of latent channels.
     """
 
     temporal: int = 6
@@ -54,16 +54,16 @@ class Scales:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The size of one video and all that follows from it.
+    """Sizes of one video and the sizes that follow from them.
 
     Attributes:
         height: pixels, a multiple of `spatial * patch` (16).
         width: pixels, a multiple of `spatial * patch` (16).
-        num_frames: `temporal * k + 1` (6k + 1).
+        num_frames: number of frames, `temporal * k + 1` (6k + 1).
         scales: the checkpoint's compression factors.
 
     Raises:
-        ValueError: a size breaks its rule; the message has the value, the rule and the nearest valid sizes.
+        ValueError: a size breaks its rule; the message gives the value, the rule and the nearest valid sizes.
     """
 
     height: int
@@ -80,17 +80,17 @@ class Geometry:
 
     @property
     def latent_frames(self) -> int:
-        """Frames of the latent, T = k + 1."""
+        """Number of frames of the latent, T = k + 1."""
         return (self.num_frames - 1) // self.scales.temporal + 1
 
     @property
     def latent_height(self) -> int:
-        """Rows of the latent."""
+        """Number of rows of the latent."""
         return self.height // self.scales.spatial
 
     @property
     def latent_width(self) -> int:
-        """Columns of the latent."""
+        """Number of columns of the latent."""
         return self.width // self.scales.spatial
 
     @property
@@ -100,32 +100,36 @@ class Geometry:
 
     @property
     def token_grid(self) -> tuple[int, int, int]:
-        """Visual tokens along (frames, rows, columns)."""
+        """Numbers of visual tokens along (frames, rows, columns)."""
         patch = self.scales.patch
         return (self.latent_frames, self.latent_height // patch, self.latent_width // patch)
 
     @property
     def num_tokens(self) -> int:
-        """Visual tokens of the sequence."""
+        """Number of visual tokens of the sequence."""
         return prod(self.token_grid)
 
     @property
     def decoded_frames(self) -> int:
-        """Frames that the VAE decoder computes: `temporal` for each latent frame."""
+        """Number of frames that the VAE decoder computes: `temporal` for each latent frame."""
         return self.latent_frames * self.scales.temporal
 
     @property
     def surplus_frames(self) -> int:
-        """Leading frames of the decoder's output that are not part of the video (168 - 163 = 5)."""
+        """Number of leading frames of the decoder's output that are not part of the video (168 - 163 = 5)."""
         return self.decoded_frames - self.num_frames
 
     def seconds(self, fps: float = FPS) -> float:
-        """Playing time in seconds."""
+        """Return the playing time in seconds."""
         return self.num_frames / fps
 
 
 def _check(name: str, value: int, step: int, offset: int, rule: str) -> None:
-    """Raise ValueError unless `value` is an integer `step * k + offset`, positive."""
+    """Check that `value` is a positive integer of the form `step * k + offset`.
+
+    Raises:
+        ValueError: it is not.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{name} {value!r} must be an integer ({rule})")
     if value > 0 and value % step == offset % step:

@@ -1,7 +1,7 @@
-"""Precision policies of the transformer: what its large matrices are stored in, and how its arithmetic is done.
+"""Precision policies of the transformer: storage types of its large matrices, and the arithmetic.
 
-A policy speaks of the work that time goes into: attention and the matrices of attention and feed-forward. Everything
-else (norms, modulation, embeddings, the final layer, float32 state of the sampler) is the same in all of them.
+A policy covers the work that takes the time: attention, and the matrices of attention and feed-forward. Everything else
+(norms, modulation, embeddings, the final layer, the sampler's float32 state) is the same in all policies.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Precision:
-    """A policy; ttnn's names for types and fidelities.
+    """A precision policy, with ttnn's names for types and fidelities.
 
     Attributes:
-        name: what the user calls it.
-        weights: how the large matrices are stored, a name of `weight_cache.precision`; all that the store of weights
-            sees of a policy.
-        attended: type of queries, keys and values; bfloat8_b halves what the ring carries. ttnn's ring attention
-            takes one type for all three.
-        inputs: type of what the large matrices are multiplied with, and of partial sums over chips; bfloat8_b halves
-            what the links carry.
+        name: name that the user gives.
+        weights: storage form of the large matrices, a name of `weight_cache.precision`. The weight store sees nothing
+            else of a policy.
+        attended: type of queries, keys and values. bfloat8_b halves the bytes that the ring carries. ttnn's ring
+            attention takes one type for all three.
+        inputs: type of the tensors that the large matrices are multiplied with, and of partial sums over chips.
+            bfloat8_b halves the bytes that the links carry.
         matmul: math fidelity of the products with the large matrices.
         attention: math fidelity of both products of attention.
-        streaming: whether attention takes ttnn's streaming kernel. It is the faster one
-            (models/performance/cost_model.toml); its exponential is off by up to 3% either way, and it accumulates in
-            bfloat16.
+        streaming: whether attention uses ttnn's streaming kernel. It is faster (models/performance/cost_model.toml),
+            but its exponential has errors of up to 3% in both directions, and it accumulates in bfloat16.
     """
 
     name: str
@@ -45,19 +44,19 @@ class Precision:
 
     @classmethod
     def named(cls, name: str) -> Precision:
-        """The policy of that name.
+        """Return the policy called `name`.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no policy with that name.
         """
         if name not in PRECISIONS:
             raise ValueError(f"precision {name!r} does not exist: choose one of {', '.join(PRECISIONS)}")
         return PRECISIONS[name]
 
 
-# From the most exact to the fastest. What bfloat8_b costs in accuracy differs by what is stored in it: least for the
-# matrices of the feed-forwards, which are also the largest, most for those of q, k and v (tests/mochi/transformer/
-# test_precision.py; README).
+# Policies from the most exact to the fastest. The accuracy that bfloat8_b costs depends on the matrices stored in it.
+# It is least for the matrices of the feed-forwards, which are also the largest, and most for those of q, k and v
+# (tests/mochi/transformer/test_precision.py; README).
 PRECISIONS = {
     policy.name: policy
     for policy in (

@@ -1,4 +1,4 @@
-"""The mock Tenstorrent mesh: real ttnn on a cluster that only a descriptor describes.
+"""The mock Tenstorrent mesh: the real ttnn library on a cluster that only a descriptor file describes.
 
-Known to tests and to the command line; model code never imports it.
+Tests and the command line choose it. Model code never imports it; `models.device` imports it to open a mesh.
 """

@@ -1,9 +1,8 @@
-"""Mock systems: the Tenstorrent machines the mock mesh can pretend to be, and their descriptors.
+"""Mock systems: the Tenstorrent machines that the mock mesh can stand for, and their cluster descriptors.
 
-A cluster descriptor is a YAML file that tells the runtime which chips exist, which of them sit on PCIe, which
-Ethernet channel of one is wired to which channel of another, and which tensix rows are switched off. The
-files are written from the wiring rules below, into a directory the caller names, under a name that is the
-hash of their content.
+A cluster descriptor is a YAML file for the runtime. It lists the chips, the chips on PCIe, the wiring of Ethernet
+channels between chips, and the tensix rows that are switched off. The files are written from the wiring rules below
+into a directory that the caller gives. The hash of its content is part of a file's name.
 """
 
 import hashlib
@@ -17,26 +16,26 @@ from models.machine.systems import block_within, mock_of
 
 Coord = tuple[int, int]
 Link = tuple[tuple[int, int], tuple[int, int]]
-"""Two (chip, Ethernet channel) ends."""
+"""A link: two ends, each (chip, Ethernet channel)."""
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """Chips of one system and how they are connected."""
+    """Chips of one system and their connections."""
 
     coords: dict[int, Coord]
     """Chip id -> (row, column) in the system's natural mesh."""
     links: tuple[Link, ...]
     mmio: tuple[int, ...]
-    """Chips that sit on PCIe; the rest are reached over Ethernet."""
+    """Chips on PCIe; the others are reached over Ethernet."""
     boards: tuple[tuple[int, ...], ...]
     bus_ids: dict[int, int] | None = None
-    """Chip id -> PCIe bus, for the Galaxy's trays; None elsewhere."""
+    """Chip id -> PCIe bus, for the Galaxy's trays; None for other systems."""
 
 
 @dataclass(frozen=True)
 class System:
-    """One machine the mock can stand for."""
+    """One machine that the mock can stand for."""
 
     name: str
     shape: Coord
@@ -46,7 +45,7 @@ class System:
     board: str
     """Board type word of the descriptor: n150, n300 or ubb."""
     harvest_mask: int
-    """One bit per tensix row that is switched off."""
+    """Bit mask of the tensix rows that are switched off, one bit per row."""
     wire: Callable[[], Wiring]
     ring: bool = False
     """Whether rows and columns are closed to rings."""
@@ -57,7 +56,7 @@ class System:
         return self.shape[0] * self.shape[1]
 
     def block(self, rows: int, cols: int) -> Coord | None:
-        """The rectangle of this system that a rows x cols mesh is made from, or None if it does not fit."""
+        """Return the rectangle of this system that a rows x cols mesh is made from, or None if it does not fit."""
         return block_within(self.shape, rows, cols)
 
 
@@ -70,10 +69,11 @@ def _n150() -> Wiring:
 
 
 def _n300_cards(columns: int) -> Wiring:
-    """`columns` x 1 or 2 x 2..4 chips made of n300 cards, each card a left (PCIe) and a right (remote) chip.
+    """Return the wiring of `columns` n300 cards, each with a left (PCIe) and a right (remote) chip.
 
-    A lone card is a row of two. Otherwise cards stand in two rows with their remote chips on the outside:
-    of four columns the two in the middle are PCIe chips, as in a T3000; of two columns the left half of it.
+    One card is a row of two chips. Two or four cards stand in two rows, with their remote chips on the outside. Of four
+    columns of chips, the two in the middle are PCIe chips, as in a T3000. Two columns of chips are the left half of
+    that.
     """
     if columns == 1:
         return Wiring(
@@ -103,10 +103,10 @@ def _n300_cards(columns: int) -> Wiring:
     )
 
 
-# Galaxy: four trays of 2x4 chips, each tray a mirror image of its neighbour, so that the channel group that
-# points away from the middle of the machine is the same on every chip.
+# The Galaxy has four trays of 2x4 chips. Each tray is a mirror image of its neighbour, so the channel group that points
+# away from the middle of the machine is the same on every chip.
 _OUTWARD_Y, _OUTWARD_X, _INWARD_X, _INWARD_Y = (tuple(range(4 * g, 4 * g + 4)) for g in range(4))
-_BOARD_CODE = {"n150": 0x18, "n300": 0x14, "ubb": 0x35}  # bits 36-55 of a board id name its type
+_BOARD_CODE = {"n150": 0x18, "n300": 0x14, "ubb": 0x35}  # Bits 36-55 of a board id give its type.
 _TRAY_BUS = (0xC0, 0x40, 0x00, 0x80)
 _ROWS, _COLS = 4, 8
 
@@ -148,7 +148,7 @@ def _galaxy(ring: bool = False) -> Wiring:
 
 
 def _system(name: str, board: str, harvest_mask: int, wire: Callable[[], Wiring]) -> System:
-    """A mock system; shape, grid and ring are those of the machine it stands for."""
+    """Return a mock system with the shape, grid and ring of the machine that it stands for."""
     machine = mock_of(name)
     return System(name, machine.mesh, machine.grid, board, harvest_mask, wire, machine.ring)
 
@@ -164,18 +164,22 @@ SYSTEMS: dict[str, System] = {
         _system("galaxy-torus", "ubb", 0b1, lambda: _galaxy(ring=True)),
     )
 }
-"""Every mock system by name, smallest first."""
+"""All mock systems by name, smallest first."""
 
 
 def system_named(name: str) -> System:
-    """The system called `name`; ValueError if there is none."""
+    """Return the system called `name`.
+
+    Raises:
+        ValueError: there is no system with that name.
+    """
     if name not in SYSTEMS:
         raise ValueError(f"mock system {name!r} does not exist; choose one of {', '.join(SYSTEMS)}")
     return SYSTEMS[name]
 
 
 def system_for(rows: int, cols: int, *, ring: bool = False) -> System:
-    """The smallest system that holds a rows x cols mesh, with wrap-around links if `ring`.
+    """Return the smallest system that holds a rows x cols mesh, with wrap-around links if `ring`.
 
     Raises:
         ValueError: no system holds it.
@@ -192,7 +196,7 @@ def system_for(rows: int, cols: int, *, ring: bool = False) -> System:
 
 
 def descriptor(system: System) -> str:
-    """The system's cluster descriptor as YAML text."""
+    """Return the system's cluster descriptor as YAML text."""
     wiring = system.wire()
     chips = sorted(wiring.coords)
     lines = [f"# {system.name}: {system.shape[0]}x{system.shape[1]} mock cluster", "arch:"]
@@ -228,9 +232,10 @@ def descriptor(system: System) -> str:
 
 
 def write_descriptor(system: System, directory: Path) -> Path:
-    """Write the system's descriptor into `directory` (made if absent) and return its path.
+    """Write the system's descriptor into `directory` (created if absent) and return its path.
 
-    The name carries the hash of the content and the file appears by rename, so processes may race.
+    The name contains the hash of the content, and a rename makes the file visible, so processes may write it at the
+    same time.
     """
     text = descriptor(system).encode()
     path = directory / f"{system.name}-{hashlib.sha256(text).hexdigest()[:16]}.yaml"

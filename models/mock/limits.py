@@ -1,8 +1,10 @@
-"""Arguments that ttnn's host code accepts and that a kernel then gets wrong, never ends on, or does not compile with.
+"""Arguments that ttnn's host code accepts, but with which a kernel computes wrong values, never ends or does not
+compile.
 
-A mock mesh runs no kernel, so nothing else would notice: golden execution would compute what was meant, and a dry run
-would pass. So every op on a mock mesh, with numbers or without, is held to these limits first. Each was read from the
-kernel that it names, in the wheel of ttnn 0.81.1; paths start at ``ttnn/ttnn/cpp/ttnn/operations`` there.
+A mock mesh runs no kernel, so nothing else would notice them: golden execution would compute the intended values, and a
+dry run would pass. Therefore every op on a mock mesh, with numbers or without, is first checked against these limits.
+Each limit was read from the kernel that it names, in the wheel of ttnn 0.81.1. Paths are relative to
+`ttnn/ttnn/cpp/ttnn/operations` there.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ if TYPE_CHECKING:
     import ttnn
 
 _TILE = 32
-# What the fused norm puts into L1 besides whole rows, and how much there is (upstream
+# Bytes that the fused norm puts into L1 besides whole rows, and bytes of L1 that it has (upstream
 # dit_fused_distributed_rmsnorm_program_factory.cpp, decide_block_major_post): 1,499,136 bytes less 112,640.
 _NORM_OTHER_BYTES, _NORM_L1_BYTES = 225_000, 1_386_496
-# Rows of tiles from which on it uses more than one core for each link (there, kMuxRowsThreshold).
+# Number of rows of tiles from which on the fused norm uses more than one core for each link (same file,
+# kMuxRowsThreshold).
 _NORM_SINGLE_WORKER = 4
 _NORM = "experimental/ccl/dit_fused_distributed_rmsnorm/device/kernels"
 _ATTENTION = "transformer/sdpa"
@@ -32,11 +35,11 @@ _original: list[Callable[..., Any]] = []
 
 
 class KernelLimit(RuntimeError):
-    """A kernel cannot do what an op is asked for, although ttnn's host code accepts it."""
+    """Error for an op whose arguments ttnn's host code accepts but its kernel cannot handle."""
 
 
 def limit(*names: str) -> Callable:
-    """Register a limit of the ops ``names``: a function of their arguments that says what is wrong, or None."""
+    """Register a limit of the ops `names`: a function of their arguments that returns what is wrong, or None."""
 
     def decorator(function: Callable[..., str | None]) -> Callable[..., str | None]:
         _LIMITS.update(dict.fromkeys(names, function))
@@ -46,7 +49,7 @@ def limit(*names: str) -> Callable:
 
 
 def attach() -> None:
-    """Hold every op of this process to the limits; golden execution and traces go on top."""
+    """Check every op of this process against the limits. Golden execution and traces are attached after this."""
     from ttnn.decorators import FastOperation
 
     if _original:
@@ -63,10 +66,10 @@ def attach() -> None:
 
 
 def check(op: str, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Hold one call to the limits.
+    """Check one call against the limits.
 
     Raises:
-        KernelLimit: its kernel would compute something else, not end, or not compile.
+        KernelLimit: the kernel would compute wrong values, never end, or not compile.
     """
     wrong = _LIMITS[op](*args, **kwargs) if op in _LIMITS else None
     if wrong is not None:
@@ -74,7 +77,7 @@ def check(op: str, args: tuple, kwargs: dict[str, Any]) -> None:
 
 
 def detach() -> None:
-    """Give ttnn's op entry point back. Golden execution and traces must have given it back before."""
+    """Restore ttnn's op entry point. Golden execution and traces must be detached before this."""
     from ttnn.decorators import FastOperation
 
     if _original:
@@ -158,7 +161,10 @@ def _slice_write(input_tensor: ttnn.Tensor, *_: Any, **__: Any) -> str | None:
 
 
 def _moved_rows(sizes: list[int], x: ttnn.Tensor, source: str) -> str | None:
-    """Walk a core with the fewer rows through its buffer, which was made for those with more."""
+    """Simulate how a core with fewer rows moves them through its buffer, whose size fits the cores with more rows.
+
+    Returns what is wrong if the core would write past the end of the buffer, else None.
+    """
     grid = x.device().compute_with_storage_grid_size()
     cores, stride = grid.x * grid.y, -(-sizes[-1] * x.element_size() // 32) * 32
     rows = math.prod(sizes[:-1])

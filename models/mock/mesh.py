@@ -1,10 +1,11 @@
 """Opening mock meshes: one cluster per process, any number of meshes on it.
 
-ttnn binds a process to the first cluster it sees. The mock therefore opens the whole of one system, once, and
-every mesh handed out is a submesh of it: cut out as a rectangle, then laid out anew where the shape asked for
-is its transpose or a line. Each submesh has allocators of its own, so meshes on the same chips do not share
-memory.
+ttnn binds a process to the first cluster it sees. The mock therefore opens the whole of one system, once. Every mesh is
+a submesh of it: a rectangle is cut out, and reshaped if the requested shape is its transpose or a line. Each submesh
+has its own allocators, so meshes on the same chips do not share memory.
 """
+
+from __future__ import annotations
 
 import atexit
 import contextlib
@@ -24,18 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Opened:
-    mesh: "ttnn.MeshDevice"
+    mesh: ttnn.MeshDevice
     numbers: bool
 
 
 @dataclass
 class _Process:
-    """The one cluster of this process."""
+    """State of the one cluster of this process."""
 
     system: System | None = None
     beside_cards: bool = False
     seen_by_ttnn: bool = False
-    parent: "ttnn.MeshDevice | None" = None
+    parent: ttnn.MeshDevice | None = None
 
     def __post_init__(self) -> None:
         self.opened: dict[int, _Opened] = {}
@@ -46,11 +47,13 @@ _lock = threading.RLock()
 
 
 def set_process_system(name: str, *, beside_cards: bool = False) -> None:
-    """Choose this process's mock system before its first mesh is opened; the same name again is no error.
+    """Choose the mock system of this process before its first mesh is opened.
+
+    Choosing the same system again is no error.
 
     Args:
-        name: one of `models.mock.cluster.SYSTEMS`, e.g. "t3000" or "galaxy".
-        beside_cards: go on although the machine has real cards.
+        name: name of a system in `models.mock.cluster.SYSTEMS`, e.g. "t3000" or "galaxy".
+        beside_cards: continue although the machine has real cards.
 
     Raises:
         ValueError: no system has that name.
@@ -65,29 +68,30 @@ def set_process_system(name: str, *, beside_cards: bool = False) -> None:
 
 
 def process_system() -> System | None:
-    """This process's mock system, or None before it is chosen."""
+    """Return the mock system of this process, or None if it is not chosen yet."""
     return _process.system
 
 
 def open_mock_mesh(
     rows: int, cols: int, *, numbers: bool = True, system: str | None = None, beside_cards: bool = False
-) -> "ttnn.MeshDevice":
+) -> ttnn.MeshDevice:
     """Open a rows x cols mock mesh.
 
-    The first open chooses the process's system: the one named, else the one set by `set_process_system`, else
-    the smallest that holds the mesh. Later meshes come from the same system and may be open side by side.
+    The first open chooses the system of the process: `system` if given, else the one set by `set_process_system`, else
+    the smallest that holds the mesh. Later meshes come from the same system. Several may be open at the same time.
 
     Args:
         rows: chips along mesh axis 0.
         cols: chips along mesh axis 1.
-        numbers: run torch golden functions beside every op while this mesh is open; without them every device
-            tensor reads back as zeros. Golden execution is per process, not per mesh.
-        system: name of a system in `models.mock.cluster.SYSTEMS`. "galaxy-torus" gives ring topology.
-        beside_cards: go on although the machine has real cards.
+        numbers: run torch golden functions beside every op while this mesh is open. Without them every device tensor
+            reads back as zeros. Golden execution applies to the whole process, not to one mesh.
+        system: name of a system in `models.mock.cluster.SYSTEMS`. "galaxy-torus" has ring topology.
+        beside_cards: continue although the machine has real cards.
 
     Raises:
         ValueError: no system holds such a mesh.
-        RuntimeError: the process's system does not hold it, or there are cards and they were not waved off.
+        RuntimeError: the system of the process does not hold it, or the machine has cards and `beside_cards` is not
+            set.
         FileNotFoundError: ttnn or ziglang is not installed.
     """
     with _lock:
@@ -95,7 +99,7 @@ def open_mock_mesh(
         chosen = system_named(system) if system is not None else _process.system or system_for(rows, cols)
         block = chosen.block(rows, cols)
         if block is None:
-            best = system_for(rows, cols)  # refuses what no system holds
+            best = system_for(rows, cols)  # Raises if no system holds the mesh.
         if _process.system is not None and (chosen is not _process.system or block is None):
             raise _bound_elsewhere(f"mesh {rows}x{cols}" + (f" of {system!r}" if system else ""))
         if block is None:
@@ -119,13 +123,13 @@ def open_mock_mesh(
         return mesh
 
 
-def close_mock_mesh(mesh: "ttnn.MeshDevice") -> None:
-    """Close a mesh that `open_mock_mesh` gave.
+def close_mock_mesh(mesh: ttnn.MeshDevice) -> None:
+    """Close a mesh from `open_mock_mesh`.
 
     The cluster stays open for the next mesh until the process ends or `release_cluster` is called.
 
     Raises:
-        ValueError: the mesh is not from `open_mock_mesh` or is closed already.
+        ValueError: the mesh is not from `open_mock_mesh`, or is already closed.
     """
     with _lock:
         opened = _process.opened.pop(id(mesh), None)
@@ -141,8 +145,8 @@ def close_mock_mesh(mesh: "ttnn.MeshDevice") -> None:
 @contextlib.contextmanager
 def mock_mesh(
     rows: int, cols: int, *, numbers: bool = True, system: str | None = None, beside_cards: bool = False
-) -> Iterator["ttnn.MeshDevice"]:
-    """`open_mock_mesh` for a `with` block."""
+) -> Iterator[ttnn.MeshDevice]:
+    """Open a mock mesh for a `with` block, with the arguments of `open_mock_mesh`."""
     mesh = open_mock_mesh(rows, cols, numbers=numbers, system=system, beside_cards=beside_cards)
     try:
         yield mesh
@@ -175,8 +179,8 @@ def _limits():  # type: ignore[no-untyped-def]
     return limits
 
 
-def _open_parent(system: System) -> "ttnn.MeshDevice":
-    """The whole system as one mesh, with a fabric where there is more than one chip, as on hardware."""
+def _open_parent(system: System) -> ttnn.MeshDevice:
+    """Open the whole system as one mesh. With more than one chip it has a fabric, as on hardware."""
     ttnn = quiet_ttnn()
     variables: dict[str, str] = {}
     if not _process.seen_by_ttnn:

@@ -1,10 +1,12 @@
-"""A private runtime root for the mock mesh, with a placeholder where ttnn expects the RISC-V compiler.
+"""A private runtime root for the mock mesh, with a placeholder in place of the RISC-V compiler.
 
-`ttnn` builds every kernel before it runs an op, also on a mock mesh, and the wheel carries no compiler. This
-module builds, once per machine and in the user's cache directory, a directory of symbolic links to everything
-in the installed package plus `runtime/sfpi/compiler/bin/riscv-tt-elf-g++`, a small native program (see
-`placeholder.c`) that hands out one loadable ELF. Nothing is ever written into the installed package, and
-kernels built this way go to a kernel cache of their own: `mock_variables` is the only thing that leads there.
+`ttnn` builds every kernel before it runs an op, also on a mock mesh, but the wheel has no compiler. This module builds
+a runtime root in the user's cache directory, once per machine. It contains symbolic links to everything in the
+installed package, and the placeholder compiler `runtime/sfpi/compiler/bin/riscv-tt-elf-g++`. This is a small native
+program (see `placeholder.c`) that always outputs the same loadable ELF.
+
+Nothing is ever written into the installed package. Kernels built this way go to a separate kernel cache. Only
+`mock_variables` makes a process use them.
 """
 
 import contextlib
@@ -24,7 +26,7 @@ from pathlib import Path
 import platformdirs
 
 COMPILER = Path("runtime/sfpi/compiler/bin/riscv-tt-elf-g++")
-"""Where ttnn looks for the compiler, below a runtime root."""
+"""Path of the compiler that ttnn calls, below a runtime root."""
 
 _SUPPORT = Path("placeholder")
 _OBJECT = _SUPPORT / "kernel.o"
@@ -32,7 +34,7 @@ _LINKS = _SUPPORT / "links"
 _MANIFEST = _SUPPORT / "complete.json"
 _HERE = Path(__file__).parent
 _SOURCES = ("placeholder.c", "kernel.c")
-_LAYOUT = "1"  # raise when what this module builds changes otherwise than through its sources
+_LAYOUT = "1"  # Raise it when the result of this module changes for another reason than its sources.
 
 _KERNEL_TARGET = ("-target", "riscv32-freestanding-none", "-mcpu=generic_rv32+m", "-ffreestanding")
 _KERNEL_FLAGS = (*_KERNEL_TARGET, "-fno-sanitize=all", "-fno-asynchronous-unwind-tables", "-g0", "-O1", "-c")
@@ -40,32 +42,32 @@ _KERNEL_FLAGS = (*_KERNEL_TARGET, "-fno-sanitize=all", "-fno-asynchronous-unwind
 
 @dataclass(frozen=True)
 class Toolchain:
-    """Where the mock's runtime root and its caches are."""
+    """Paths of the mock's runtime root and its caches."""
 
     root: Path
-    """Runtime root: links to the installed package and the placeholder compiler."""
+    """Runtime root: links to the installed package, and the placeholder compiler."""
     kernels: Path
     """Kernel cache of mock runs, never shared with a card."""
     version: str
-    """What the placeholder answers to `--version`."""
+    """The placeholder's answer to `--version`."""
     package: Path
-    """The installed ttnn package the root links to."""
+    """The installed ttnn package that the root links to."""
     zig: Path
-    """The program that links on the placeholder's behalf."""
+    """The program that links kernels for the placeholder."""
 
     @property
     def compiler(self) -> Path:
-        """The placeholder compiler."""
+        """Path of the placeholder compiler."""
         return self.root / COMPILER
 
 
 def cache_directory() -> Path:
-    """The user's cache directory for everything the mock writes (not created here)."""
+    """Return the user's cache directory for everything that the mock writes. It is not created here."""
     return platformdirs.user_cache_path("mochi-tt") / "mock"
 
 
 def package_directory() -> Path:
-    """Directory of the installed ttnn package, found without importing it.
+    """Return the directory of the installed ttnn package, without importing the package.
 
     Raises:
         FileNotFoundError: ttnn is not installed.
@@ -77,7 +79,7 @@ def package_directory() -> Path:
 
 
 def zig_program() -> Path:
-    """The zig program of the ziglang package.
+    """Return the zig program of the ziglang package.
 
     Raises:
         FileNotFoundError: ziglang is not installed.
@@ -94,14 +96,14 @@ def zig_program() -> Path:
 
 
 def compiler_banner(package: Path) -> str:
-    """The line the compiler that fits this ttnn answers to `--version`.
+    """Return the answer to `--version` of the compiler that fits this ttnn.
 
-    It has to name the release in the package's `tt_metal/sfpi-version`, or the wheel's pre-compiled firmware
-    is not used.
+    It has to name the release in the package's `tt_metal/sfpi-version`. Otherwise ttnn does not use the wheel's
+    pre-compiled firmware.
 
     Raises:
-        FileNotFoundError: the package carries no such file.
-        ValueError: the file names no version.
+        FileNotFoundError: the package has no such file.
+        ValueError: the file contains no version.
     """
     path = package / "tt_metal" / "sfpi-version"
     if not path.exists():
@@ -118,10 +120,10 @@ def compiler_banner(package: Path) -> str:
 
 
 def locate_toolchain(cache: Path | None = None, *, package: Path | None = None, zig: Path | None = None) -> Toolchain:
-    """Where the mock's runtime root is or would be. Builds nothing.
+    """Return the paths of the mock's runtime root, whether it exists or not. Nothing is built.
 
     Args:
-        cache: directory it is built in; the user's cache directory by default.
+        cache: directory for the root; the user's cache directory by default.
         package: installed ttnn package; found by default.
         zig: zig program; that of the ziglang package by default.
 
@@ -137,9 +139,9 @@ def locate_toolchain(cache: Path | None = None, *, package: Path | None = None, 
 
 
 def prepare_toolchain(cache: Path | None = None, *, package: Path | None = None, zig: Path | None = None) -> Toolchain:
-    """Build the mock's runtime root, or return the complete one that is already there.
+    """Build the mock's runtime root, or return an existing complete one.
 
-    A root that is damaged or incomplete is built anew; processes that race wait for one another. The
+    A damaged or incomplete root is built again. Processes that build at the same time wait for one another. The
     arguments are those of `locate_toolchain`.
 
     Raises:
@@ -156,10 +158,10 @@ def prepare_toolchain(cache: Path | None = None, *, package: Path | None = None,
 
 
 def mock_variables(chain: Toolchain, descriptor: Path) -> dict[str, str]:
-    """Environment that makes ttnn open `descriptor`'s cluster with the placeholder compiler.
+    """Return the environment variables that make ttnn open the cluster of `descriptor` with the placeholder compiler.
 
-    It must be in force at the process's first device query, and only then. Commands are written by the host (slow
-    dispatch): a mock has no memory that a dispatch core could poll, and ops on part of a mesh would write to it.
+    They must be set at the process's first device query, and only then. The host writes the commands (slow dispatch),
+    because a mock has no memory that a dispatch core could poll, and ops on a part of a mesh would write to it.
     """
     return {
         "TT_METAL_RUNTIME_ROOT": str(chain.root),
@@ -170,7 +172,7 @@ def mock_variables(chain: Toolchain, descriptor: Path) -> dict[str, str]:
 
 
 def _key(package: Path, zig: Path, banner: str) -> str:
-    """Everything the root's content depends on."""
+    """Return a hash of everything that the content of the root depends on."""
     try:
         version = importlib.metadata.version("ttnn")
     except importlib.metadata.PackageNotFoundError:
@@ -181,7 +183,7 @@ def _key(package: Path, zig: Path, banner: str) -> str:
 
 
 def _wanted_links(package: Path) -> dict[str, Path]:
-    """Name under the root -> what it points to: all of the package, but with room for our own sfpi."""
+    """Return name under the root -> target of the link: everything in the package except sfpi, which is built here."""
     links = {entry.name: entry for entry in package.iterdir() if entry.name != "runtime"}
     runtime = package / "runtime"
     if runtime.is_dir():
@@ -194,7 +196,7 @@ def _digest(path: Path) -> str:
 
 
 def is_complete(chain: Toolchain) -> bool:
-    """Whether every link of the runtime root is in place and the placeholder is the one that was built."""
+    """Return whether every link of the runtime root is in place and the placeholder is the one that was built."""
     try:
         manifest = json.loads((chain.root / _MANIFEST).read_text())
         links = _wanted_links(chain.package)
@@ -218,7 +220,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _build(chain: Toolchain) -> None:
-    """Build beside the final place and rename, so that a root is never seen half made."""
+    """Build the root beside its final place, then rename it, so that no process sees a half-built root."""
     parent = chain.root.parent
     with tempfile.TemporaryDirectory(dir=parent, prefix=f".{chain.root.name}-") as scratch:
         new = Path(scratch) / "root"

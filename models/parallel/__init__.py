@@ -1,4 +1,4 @@
-"""Mesh layouts and what moves between chips."""
+"""Mesh layouts and the exchange of tensors between chips."""
 
 from models.parallel.collectives import all_reduce, gather, reduce_scatter
 from models.parallel.halves import Halves, place

@@ -1,4 +1,4 @@
-"""Collectives as one word. On a mesh axis of size 1 each is a no-op, so 1x1 runs the same code as 4x8."""
+"""Collective operations over one mesh axis. On an axis of size 1 each is a no-op, so 1x1 runs the same code as 4x8."""
 
 import ttnn
 
@@ -6,9 +6,9 @@ from models.parallel.mesh import Axis
 
 
 def gather(x: ttnn.Tensor, *, dim: int, over: Axis) -> ttnn.Tensor:
-    """Concatenate the shards of ``x`` along ``dim`` over one mesh axis.
+    """Concatenate the shards of `x` along `dim` over one mesh axis.
 
-    ``x`` fractured over the axis on ``dim`` -> replicated over it.
+    `x` is fractured over the axis on `dim`. The result is replicated over it.
     """
     if over.size == 1:
         return x
@@ -16,9 +16,9 @@ def gather(x: ttnn.Tensor, *, dim: int, over: Axis) -> ttnn.Tensor:
 
 
 def reduce_scatter(x: ttnn.Tensor, *, dim: int, over: Axis) -> ttnn.Tensor:
-    """Sum partial values over one mesh axis; each chip keeps its chunk of ``dim``.
+    """Sum partial values over one mesh axis; each chip keeps its chunk of `dim`.
 
-    ``x`` a partial sum of full size on every chip -> fractured over the axis on ``dim``.
+    `x` is a partial sum of full size on every chip. The result is fractured over the axis on `dim`.
     """
     if over.size == 1:
         return x

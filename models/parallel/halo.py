@@ -1,10 +1,14 @@
 """Dims of a video that are sharded in order, and the halos that neighbouring shards exchange.
 
-Legend of shape suffixes here and in the VAE: B batch (always 1), T frames, H rows, W columns, C channels of one chip's
-shard. ``x_BTHWC`` and its view ``x_THWC`` are row-major, the layout that ttnn's 3D convolution reads. Shards have equal
-sizes; where the real size does not divide, the last shards end in padding, or hold nothing else. What lies in padding
-is never meaningful: `HaloExchange` makes the one row of it that a convolution can see equal to the true edge.
+Legend of the shape suffixes here and in the VAE: B batch (always 1), T frames, H rows, W columns, C channels of one
+chip's shard. `x_BTHWC` and its view `x_THWC` are row-major, the layout that ttnn's 3D convolution reads.
+
+All shards of a dim have the same size. If the real size does not divide, the last shards end in padding or hold only
+padding. Values in padding have no meaning, with one exception: a convolution can see the first row of padding, and
+`HaloExchange` makes that row equal to the true edge.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping
@@ -15,21 +19,23 @@ import ttnn
 from models.parallel.mesh import Axis, Mesh
 from models.parallel.rows import copy_rows, write_rows
 
-# Position of the sharded dims in x_BTHWC.
+# Positions of the sharded dims in x_BTHWC.
 TIME, HEIGHT, WIDTH = 1, 2, 3
 
 
 @dataclass(frozen=True)
 class ShardedDim:
-    """One dim over all shards: ``real`` positions, ``local`` of them stored per shard, split over ``axis`` (or not)."""
+    """One dim over all shards: `real` positions, `local` stored positions per shard, split over `axis` (None: not
+    split).
+    """
 
     real: int
     local: int
     axis: Axis | None = None
 
     @classmethod
-    def split(cls, real: int, axis: Axis | None, *, minimum: int = 1) -> "ShardedDim":
-        """Split ``real`` positions into equal shards of at least ``minimum``; an axis of size 1 splits nothing."""
+    def split(cls, real: int, axis: Axis | None, *, minimum: int = 1) -> ShardedDim:
+        """Split `real` positions into equal shards of at least `minimum`. An axis of size 1 splits nothing."""
         if axis is None or axis.size == 1:
             return cls(real, real)
         return cls(real, max(-(-real // axis.size), minimum), axis)
@@ -41,26 +47,26 @@ class ShardedDim:
 
     @property
     def padded(self) -> int:
-        """Positions stored over all shards."""
+        """Number of positions stored over all shards."""
         return self.local * self.shards
 
     @property
     def is_uneven(self) -> bool:
-        """Whether there is padding."""
+        """Whether the shards hold padding."""
         return self.padded != self.real
 
     @property
     def last_shard(self) -> int:
-        """The last shard that holds a real position."""
+        """Index of the last shard that holds a real position."""
         return (self.real - 1) // self.local
 
     @property
     def last_size(self) -> int:
-        """Real positions of `last_shard`."""
+        """Number of real positions in `last_shard`."""
         return self.real - self.last_shard * self.local
 
-    def times(self, factor: int) -> "ShardedDim":
-        """The dim after each position became ``factor``."""
+    def times(self, factor: int) -> ShardedDim:
+        """Return the dim after each position became `factor` positions."""
         return replace(self, real=self.real * factor, local=self.local * factor)
 
 
@@ -75,14 +81,14 @@ class Extent:
     def __getitem__(self, dim: int) -> ShardedDim:
         return {TIME: self.time, HEIGHT: self.height, WIDTH: self.width}[dim]
 
-    def times(self, time: int, height: int, width: int) -> "Extent":
-        """The extent after an upsampling."""
+    def times(self, time: int, height: int, width: int) -> Extent:
+        """Return the extent after an upsampling by these factors."""
         return Extent(self.time.times(time), self.height.times(height), self.width.times(width))
 
 
 @dataclass(frozen=True)
 class Border:
-    """Positions around a shard that belong to its neighbours, (before, after) in time, rows and columns."""
+    """Numbers of positions around a shard that belong to its neighbours: (before, after) in time, rows and columns."""
 
     time: tuple[int, int] = (0, 0)
     height: tuple[int, int] = (0, 0)
@@ -93,23 +99,26 @@ class Border:
 
     @property
     def origin(self) -> tuple[int, int, int]:
-        """Where the shard itself begins: frame, row, column."""
+        """Frame, row and column where the shard itself begins."""
         return self.time[0], self.height[0], self.width[0]
 
     def around(self, extent: Extent, channels: int) -> list[int]:
-        """Shape [T, H, W, C] of a shard with its border."""
+        """Return the shape [T, H, W, C] of a shard with its border."""
         return [*(extent[dim].local + sum(self[dim]) for dim in (TIME, HEIGHT, WIDTH)), channels]
 
 
 class HaloExchange:
-    """Fills the borders of a video's shards with what their neighbours hold; only the halos are read and travel."""
+    """The exchange that fills the borders of a video's shards with their neighbours' values.
+
+    Only the halos are read and sent.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
         self._masks: dict[tuple[int, int, int], ttnn.Tensor] = {}
 
     def room(self, extent: Extent, border: Border, channels: int) -> ttnn.Tensor:
-        """Room for bfloat16 shards with their borders, [T, H, W, C]; what is in it is undefined.
+        """Allocate bfloat16 shards with their borders, [T, H, W, C]. Their values are undefined.
 
         Raises:
             ValueError: a halo is wider than a shard.
@@ -127,14 +136,14 @@ class HaloExchange:
     def fill(self, padded_THWC: ttnn.Tensor, extent: Extent, border: Border) -> None:
         """Fill the borders in the split dims, in place.
 
-        Beyond the first and the last real position the edge is repeated, exactly, wherever the last one lies. The
-        borders of dims that are not split are left as they are: those in time must be there before, since the halos in
-        space reach over them.
+        Before the first and after the last real position the edge is repeated exactly, on whatever chip the last
+        position is. The borders of dims that are not split stay as they are. Fill those in time before the call,
+        because the halos in space include them.
 
         Args:
-            padded_THWC: [T, H, W, C] of each shard with its border, fractured as ``extent`` says.
+            padded_THWC: [T, H, W, C] of each shard with its border, fractured as `extent` says.
             extent: the sizes without borders.
-            border: how wide they are. In time only what comes before; in space one row or column.
+            border: widths of the borders. In time there is only a border before; in space it is one row or column.
         """
         for dim in (TIME, HEIGHT, WIDTH):
             before, after = border[dim]
@@ -145,9 +154,9 @@ class HaloExchange:
                 self._repeat_edge(padded_THWC, dim, before, extent[dim])
 
     def _exchange(self, padded: ttnn.Tensor, extent: Extent, border: Border, dim: int) -> None:
-        """Send both ends of every shard along ``dim`` and write what comes to the borders."""
+        """Send both ends of every shard along `dim` and write the received ends to the borders."""
         (before, after), size = border[dim], extent[dim].local
-        first = read(padded, dim, before, before + max(after, 1))  # The first position is also what an edge repeats.
+        first = read(padded, dim, before, before + max(after, 1))  # An edge repeats the first position too.
         last = read(padded, dim, before + size - max(before, 1), before + size)
         ends = ttnn.concat([first, last], dim=dim - 1)
         axis = extent[dim].axis
@@ -162,7 +171,7 @@ class HaloExchange:
             self.mesh.semaphores("halo", 1),
             self.mesh.semaphores("halo barrier", 1),
             num_links=[_links(list(ends.shape), dim - 1, axis)],
-            topology=ttnn.Topology.Linear,  # the first and the last chip have no common border
+            topology=ttnn.Topology.Linear,  # The first and the last chip have no common border.
         )
         if before:
             write(padded, read(padded_ends, dim, 0, before), dim, 0)
@@ -173,7 +182,7 @@ class HaloExchange:
             ttnn.deallocate(tensor)
 
     def _repeat_edge(self, padded: ttnn.Tensor, dim: int, before: int, size: ShardedDim) -> None:
-        """Overwrite the first position past the real end by the last real one, on the chip where that lies."""
+        """Overwrite the first position after the real end with the last real position, on the chip that holds it."""
         source = before + size.last_size - 1
         edge = read(padded, dim, source, source + 1)
         self.overwrite(padded, edge, dim, source + 1, size.axis, size.last_shard)
@@ -182,9 +191,9 @@ class HaloExchange:
     def overwrite(
         self, x_THWC: ttnn.Tensor, new: ttnn.Tensor, dim: int, start: int, axis: Axis | None, shard: int
     ) -> None:
-        """Write ``new`` into x from position ``start`` of ``dim`` on the chips of one ``shard``, in place.
+        """Write `new` into x in place, from position `start` of `dim` on, on the chips of one `shard`.
 
-        The other chips write back what lies there. The choice is made by products with 0 and 1 and one sum, which are
+        The other chips write their old values back. The choice is made by products with 0 and 1 and one sum, which are
         exact.
         """
         here, elsewhere = (self._mask(axis, shard, x_THWC.shape[-1], value) for value in (1, 0))
@@ -195,7 +204,7 @@ class HaloExchange:
             ttnn.deallocate(tensor)
 
     def _mask(self, axis: Axis | None, shard: int, channels: int, value: int) -> ttnn.Tensor:
-        """[1, 1, 1, C]: ``value`` on the chips of ``shard`` along ``axis``, 1 - value on the others."""
+        """Return the mask [1, 1, 1, C]: `value` on the chips of `shard` along `axis`, 1 - `value` on the others."""
         import torch
 
         assert axis is not None
@@ -214,7 +223,10 @@ class HaloExchange:
 
 
 def _links(shape: list[int], dim: int, axis: Axis) -> int:
-    """Links that the op can share a halo among: by what lies before ``dim``, or by positions where nothing does."""
+    """Return the number of links among which the op can share a halo.
+
+    The op shares the dims before `dim`, or the positions if there are no such dims.
+    """
     return min(axis.links, math.prod(shape[:dim]) if dim else math.prod(shape[1:-1]))
 
 
@@ -226,17 +238,20 @@ def upload(
     dtype: ttnn.DataType = ttnn.bfloat16,
     layout: ttnn.Layout = ttnn.ROW_MAJOR_LAYOUT,
 ) -> ttnn.Tensor:
-    """Put a host tensor on the mesh, ``dims`` saying which of its dims each mesh axis splits, by axis index."""
+    """Upload a host tensor to the mesh.
+
+    `dims` gives the dim of the tensor that each mesh axis splits, by axis index.
+    """
     return mesh.upload(host, dtype=dtype, layout=layout, sp=dims.get(mesh.sp.index), tp=dims.get(mesh.tp.index))
 
 
 def download(mesh: Mesh, x: ttnn.Tensor, dims: Mapping[int, int]):
-    """Bring a tensor to the host, ``dims`` saying which of its dims each mesh axis splits, by axis index."""
+    """Download a tensor to the host. `dims` gives the dim of the tensor that each mesh axis splits, by axis index."""
     return mesh.download(x, sp=dims.get(mesh.sp.index), tp=dims.get(mesh.tp.index))
 
 
 def read(x_THWC: ttnn.Tensor, dim: int, start: int, stop: int) -> ttnn.Tensor:
-    """Copy positions ``start`` to ``stop`` of ``dim`` of each shard."""
+    """Copy positions `start` to `stop` of `dim` of each shard."""
     begin, end = [0] * 4, list(x_THWC.shape)
     if (start, stop) == (0, end[dim - 1]):
         return ttnn.clone(x_THWC)  # A slice of everything would be x itself, and freed with it.
@@ -245,7 +260,7 @@ def read(x_THWC: ttnn.Tensor, dim: int, start: int, stop: int) -> ttnn.Tensor:
 
 
 def write(x_THWC: ttnn.Tensor, part: ttnn.Tensor, dim: int, start: int) -> None:
-    """Write ``part`` (freed) into x from position ``start`` of ``dim``, in place."""
+    """Write `part` into x in place, from position `start` of `dim` on; `part` is freed."""
     begin = [0] * 4
     begin[dim - 1] = start
     write_rows(x_THWC, part, begin)

@@ -1,4 +1,4 @@
-"""Two halves of a mesh that run the two branches of guidance side by side, and the swap of what they computed."""
+"""Two halves of a mesh that run the two branches of guidance side by side, and the swap of their results."""
 
 from typing import cast
 
@@ -8,24 +8,25 @@ from models.parallel.collectives import gather
 from models.parallel.layout import Layout
 from models.parallel.mesh import Axis, Mesh
 
-# Packets of a tensor pass through a queue in the receiving core's L1. It is small, because every core keeps that much
-# of its L1 free for it, and attention's buffers fill L1 but for 9 KB (`models.layers.attention_chunks.L1_BUDGET`).
+# Bytes of the queue in the receiving core's L1 through which the packets of a tensor pass. It is small because every
+# core reserves this much of its L1, and attention's buffers leave only 9 KB of L1 free
+# (`models.layers.attention_chunks.L1_BUDGET`).
 _QUEUE_BYTES = 8192
 _Sockets = tuple["ttnn.MeshSocket", "ttnn.MeshSocket"]
 
 
 class Halves:
-    """A mesh cut in two along the layout's CFG axis; each half is a `Mesh` with the layout's SP and TP.
+    """A mesh cut in two along the layout's CFG axis. Each half is a `Mesh` with the layout's SP and TP.
 
-    Submeshes have memory allocators of their own, so nothing may be put on the whole mesh while the halves are in use.
+    Submeshes have memory allocators of their own, so allocate nothing on the whole mesh while the halves are in use.
     """
 
     def __init__(self, device: ttnn.MeshDevice, layout: Layout, *, fused: bool = True) -> None:
-        """Cut ``device``.
+        """Cut `device` into halves.
 
         Args:
             device: an open mesh.
-            layout: with a CFG axis.
+            layout: a layout with a CFG axis.
             fused: see `Mesh`.
 
         Raises:
@@ -42,23 +43,24 @@ class Halves:
         self._sockets: tuple[_Sockets, _Sockets] | None = None
 
     def swap(self, x: ttnn.Tensor, y: ttnn.Tensor) -> tuple[ttnn.Tensor, ttnn.Tensor]:
-        """Give each half the other's tensor.
+        """Give each half the tensor of the other half.
 
-        Neighbouring chips on either side of the cut exchange whole tensors and spread them over their half: a fabric of
-        lines carries sockets between neighbours only.
+        Neighbouring chips on the two sides of the cut exchange whole tensors and spread them over their half, because a
+        fabric of lines carries sockets between neighbours only.
 
         Args:
-            x: on the conditional half, [1, 1, N / SP, I] fractured over SP, replicated over TP.
-            y: the same on the unconditional half.
+            x: tensor on the conditional half, [1, 1, N / SP, I], fractured over SP, replicated over TP.
+            y: tensor on the unconditional half, with the shape and placement of x.
 
         Returns:
-            y on the conditional half and x on the unconditional half, shaped and placed like x and y.
+            y on the conditional half and x on the unconditional half, with the shapes and placements of x and y.
         """
         there, back = self.connect()
         whole_x, whole_y = self._whole(x, self.conditional), self._whole(y, self.unconditional)
         got_y, got_x = _like(whole_y, self.conditional), _like(whole_x, self.unconditional)
-        # Not send_direct_async: its kernel addresses DRAM as its own core's NOC sees it, and the fabric's router, which
-        # writes, uses the other NOC (ttnn 0.81.1, sender_direct_writer.cpp, lines 145, 157, 170 and 182).
+        # `send_direct_async` is not used. Its kernel addresses DRAM from the view of its own core's NOC, but the
+        # fabric's router does the write and uses the other NOC (ttnn 0.81.1, sender_direct_writer.cpp, lines 145, 157,
+        # 170 and 182).
         ttnn.experimental.send_async(whole_x, there[0])
         ttnn.experimental.recv_async(got_x, there[1])
         ttnn.experimental.send_async(whole_y, back[0])
@@ -67,16 +69,16 @@ class Halves:
         return self._spread(got_y, self.conditional, last), self._spread(got_x, self.unconditional, 0)
 
     def release(self) -> None:
-        """Free both halves' persistent buffers and the sockets."""
+        """Free the persistent buffers of both halves and the sockets."""
         self._sockets = None
         self.conditional.release()
         self.unconditional.release()
 
     def connect(self) -> tuple[_Sockets, _Sockets]:
-        """Make the sockets either way between the chips next to the cut, once.
+        """Create the sockets in both directions between the chips next to the cut; later calls return the same ones.
 
-        Their queues lie in L1 from then on. Connect before the first forward, so that every program is built beside
-        them, and one that needs the room is refused at once and not in the second step.
+        Their queues stay in L1 from then on. Connect before the first forward pass, so that every program is built with
+        the queues present. A program that needs their room is then refused at once and not in the second step.
         """
         if self._sockets is None:
             self._sockets = self._pairs()
@@ -92,11 +94,11 @@ class Halves:
         return there, back
 
     def _whole(self, x: ttnn.Tensor, mesh: Mesh) -> ttnn.Tensor:
-        """Make x the same along the cut axis: gather it over SP where that is the axis."""
+        """Make x the same along the cut axis, by a gather over SP if SP is that axis."""
         return gather(x, dim=2, over=mesh.sp) if mesh.sp.index == self._axis.index else x
 
     def _spread(self, x: ttnn.Tensor, mesh: Mesh, edge: int) -> ttnn.Tensor:
-        """Give all chips along the cut axis what the one at ``edge`` holds, and each its SP shard again."""
+        """Copy the tensor of the chip at `edge` to all chips along the cut axis, then cut it to SP shards again."""
         axis = mesh.sp if mesh.sp.index == self._axis.index else mesh.tp
         if axis.size == 1:
             return x
@@ -107,7 +109,7 @@ class Halves:
 
 
 def place(device: ttnn.MeshDevice, layout: Layout) -> Mesh | Halves:
-    """``device`` with its layout: one mesh, or two halves where the layout has a CFG axis.
+    """Return `device` with its layout: one mesh, or two halves if the layout has a CFG axis.
 
     Raises:
         ValueError: the layout is for another mesh.

@@ -1,10 +1,12 @@
 """Mesh layouts: which mesh axis carries sequence parallelism (SP) and which tensor parallelism (TP).
 
-A layout is written ``2x4sp0tp1``: a mesh of 2 rows and 4 columns, SP over axis 0 (2 shards), TP over axis 1 (4).
-``4x8cfg1sp1tp0`` cuts axis 1 in two halves of 4x4, one for each branch of classifier-free guidance, each with SP over
-axis 1 (4 shards) and TP over axis 0 (4). ``2x4sp1tp0fsdp`` keeps the weights sharded over SP as well and gathers each
-before its use (FSDP, arXiv:2304.11277).
+A layout is written `2x4sp0tp1`: a mesh of 2 rows and 4 columns, SP over axis 0 (2 shards), TP over axis 1 (4 shards).
+`4x8cfg1sp1tp0` cuts axis 1 into two halves of 4x4, one for each branch of classifier-free guidance. Each half has SP
+over axis 1 (4 shards) and TP over axis 0 (4 shards). `2x4sp1tp0fsdp` shards the weights over SP as well and gathers
+each weight before its use (FSDP, arXiv:2304.11277).
 """
+
+from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
@@ -15,10 +17,10 @@ _FORM = "write it as sp0tp1 or sp1tp0, if need be with mesh and cfg in front and
 
 @dataclass(frozen=True)
 class Layout:
-    """Assignment of the mesh axes: ``sp_axis`` and ``tp_axis`` are the two axes of ``mesh_shape`` in some order.
+    """An assignment of the mesh axes: `sp_axis` and `tp_axis` are the two axes of `mesh_shape` in some order.
 
-    ``cfg_axis``: the axis that is cut in two halves, one for each branch of guidance; None runs the branches in turn.
-    ``fsdp``: whether weights are sharded over SP too.
+    `cfg_axis` is the axis that is cut into two halves, one for each branch of guidance; with None the branches run in
+    turn. `fsdp` says whether weights are sharded over SP too.
     """
 
     mesh_shape: tuple[int, int]
@@ -28,10 +30,11 @@ class Layout:
     fsdp: bool = False
 
     def __post_init__(self) -> None:
-        """Check that the axes fit.
+        """Check that the axes fit the mesh.
 
         Raises:
-            ValueError: SP and TP name the same mesh axis, the mesh is empty, or the axis to halve is odd.
+            ValueError: SP and TP name the same mesh axis, the mesh is empty, or the axis to cut in halves has an odd
+                size.
         """
         if {self.sp_axis, self.tp_axis} != {0, 1}:
             raise ValueError(f"layout sp{self.sp_axis}tp{self.tp_axis}: SP and TP need different mesh axes; {_FORM}")
@@ -45,8 +48,8 @@ class Layout:
             )
 
     @property
-    def branch(self) -> "Layout":
-        """The layout of the mesh that one branch of guidance runs on: this one, or one half of it."""
+    def branch(self) -> Layout:
+        """Layout of the mesh that one branch of guidance runs on: this layout, or one half of it."""
         if self.cfg_axis is None:
             return self
         rows, cols = self.mesh_shape
@@ -69,11 +72,11 @@ class Layout:
         return f"{rows}x{cols}{cfg}sp{self.sp_axis}tp{self.tp_axis}{'fsdp' if self.fsdp else ''}"
 
     @classmethod
-    def parse(cls, text: str, mesh_shape: tuple[int, int] | None = None) -> "Layout":
-        """Read a layout such as ``sp0tp1`` (with ``mesh_shape``) or ``4x8cfg1sp1tp0fsdp``.
+    def parse(cls, text: str, mesh_shape: tuple[int, int] | None = None) -> Layout:
+        """Read a layout such as `sp0tp1` (with `mesh_shape`) or `4x8cfg1sp1tp0fsdp`.
 
         Raises:
-            ValueError: the text is not a layout, names another mesh than ``mesh_shape``, or names none at all.
+            ValueError: the text is not a layout, names another mesh than `mesh_shape`, or no mesh is given.
         """
         match = _PATTERN.fullmatch(text.strip().lower())
         if match is None:
@@ -92,17 +95,19 @@ class Layout:
         return cls((shape[0], shape[1]), int(sp_axis), int(tp_axis), cfg, fsdp is not None)
 
     @classmethod
-    def default(cls, mesh_shape: tuple[int, int], heads: int | None = None) -> "Layout":
-        """Choose a layout: TP over the shorter axis of more than one chip, SP over the other.
+    def default(cls, mesh_shape: tuple[int, int], heads: int | None = None) -> Layout:
+        """Choose a layout: TP over the shorter axis that has more than one chip, SP over the other axis.
 
-        What TP exchanges in a block grows with its width; SP exchanges keys and values only, and beside attention's own
-        arithmetic. TP=1 would put all weights on every chip. It is what `models.performance.layouts` finds to be
-        the fastest that fits on the systems of ``systems.toml`` and needs no sockets: a layout with halves for the
-        branches of guidance may be faster, but no card has run the sockets between them, so a user asks for it.
+        TP exchanges more per block the wider it is. SP exchanges only keys and values, and does so while attention
+        computes. TP=1 would put all weights on every chip.
+
+        On the systems of `systems.toml`, `models.performance.layouts` finds this layout to be the fastest that fits and
+        needs no sockets. A layout with halves for the branches of guidance may be faster, but no card has run the
+        sockets between the halves, so a user must ask for it.
 
         Args:
             mesh_shape: (rows, columns) of chips.
-            heads: an axis that does not divide them is not taken for TP if the other one does.
+            heads: number of attention heads; an axis that does not divide it is not used for TP if the other axis does.
         """
         candidates = [cls(mesh_shape, 0, 1), cls(mesh_shape, 1, 0)]
         if heads is not None:
@@ -113,7 +118,7 @@ class Layout:
         """Check that TP divides the attention heads.
 
         Raises:
-            ValueError: it does not; the message names both numbers and the layouts that would do.
+            ValueError: TP does not divide them; the message gives both numbers and a layout that works.
         """
         if heads % self.tp:
             rows, cols = self.mesh_shape

@@ -1,4 +1,6 @@
-"""A mesh device with its layout: where tensors lie, and the resources that collectives need."""
+"""A mesh device with its layout: the placement of tensors, and the resources that collectives need."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -13,16 +15,16 @@ _T = TypeVar("_T")
 
 
 def round_up(value: int, multiple: int) -> int:
-    """Smallest multiple of ``multiple`` that is at least ``value``."""
+    """Return the smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One mesh axis in its role: ``index`` in the mesh, ``size`` in chips, Ethernet ``links`` between neighbours.
+    """One mesh axis in its role: `index` in the mesh, `size` in chips, Ethernet `links` between neighbours.
 
-    ``topology``: a ring where the last chip is the first one's neighbour and the fabric was started so, else a line.
-    Two chips are a line: the gather of ring attention counts on a third chip in a ring, and never ends without.
+    `topology` is a ring if the last chip is a neighbour of the first and the fabric was started as a ring, else a line.
+    Two chips are a line: in a ring, the gather of ring attention expects a third chip and would wait for it forever.
     """
 
     index: int
@@ -32,16 +34,16 @@ class Axis:
 
 
 class Mesh:
-    """A ttnn mesh device, its `Layout`, and the collective resources that live as long as it does."""
+    """A ttnn mesh device, its `Layout`, and the collective resources that live as long as the mesh."""
 
     def __init__(self, device: ttnn.MeshDevice, layout: Layout, *, fused: bool = True) -> None:
-        """Bind ``device`` to ``layout``.
+        """Bind `device` to `layout`.
 
         Args:
             device: an open mesh.
-            layout: which axis does what.
-            fused: let layers use fused ops (a gather inside a matrix product, a norm with its exchange); otherwise
-                they compose the same from single ops, which is what the fused ones are tested against.
+            layout: the roles of the axes.
+            fused: let layers use fused ops (a gather inside a matrix product, a norm with its exchange). Otherwise they
+                compute the same with single ops; tests compare the fused ops with these.
 
         Raises:
             ValueError: the layout is for another mesh shape, or for halves.
@@ -60,12 +62,14 @@ class Mesh:
         self.grid = (grid.x, grid.y)
         self._alternating: dict[Hashable, tuple[list, int]] = {}
 
-    def relaid(self, layout: Layout) -> "Mesh":
-        """The same chips in another layout; this very mesh where it is its own."""
+    def relaid(self, layout: Layout) -> Mesh:
+        """Return the same chips in another layout, or this mesh itself if the layout is its own."""
         return self if layout == self.layout else type(self)(self.device, layout, fused=self.fused)
 
     def _axis(self, index: int) -> Axis:
-        """One axis of the layout, with as many links as the fabric has between its chips, and its topology."""
+        """Return one axis of the layout, with the number of links that the fabric has between its chips, and its
+        topology.
+        """
         size = self.layout.mesh_shape[index]
         if size == 1:
             return Axis(index, size)
@@ -83,7 +87,7 @@ class Mesh:
         sp: int | None = None,
         tp: int | None = None,
     ) -> ttnn.Tensor:
-        """Put a host tensor or array on the mesh: dim ``sp`` split over SP, dim ``tp`` over TP, the rest replicated.
+        """Upload a host tensor or array to the mesh: dim `sp` split over SP, dim `tp` over TP, the rest replicated.
 
         Raises:
             ValueError: a split dim is not divisible by its axis.
@@ -99,7 +103,7 @@ class Mesh:
         sp: int | None = None,
         tp: int | None = None,
     ) -> ttnn.Tensor:
-        """What `upload` would put on the mesh, as a ttnn host tensor of one shard per chip.
+        """Return the ttnn host tensor that `upload` sends to the mesh, with one shard per chip.
 
         Raises:
             ValueError: a split dim is not divisible by its axis.
@@ -114,7 +118,7 @@ class Mesh:
         return ttnn.from_torch(torch.as_tensor(host), dtype=dtype, layout=layout, mesh_mapper=mapper)
 
     def _split_dims(self, host, sp: int | None, tp: int | None) -> list[int | None]:
-        """The dim of ``host`` that each mesh axis splits."""
+        """Return the dim of `host` that each mesh axis splits."""
         dims: list[int | None] = [None, None]
         for axis, dim, name in ((self.sp, sp, "SP"), (self.tp, tp, "TP")):
             if dim is None or axis.size == 1:
@@ -127,10 +131,10 @@ class Mesh:
         return dims
 
     def download(self, tensor: ttnn.Tensor, *, sp: int | None = None, tp: int | None = None):
-        """Bring a tensor to the host: dim ``sp`` joined over SP, dim ``tp`` over TP, one replica of the rest.
+        """Download a tensor to the host: dim `sp` joined over SP, dim `tp` over TP, one replica of the rest.
 
         Returns:
-            A ``torch.Tensor`` of the tensor's own dtype.
+            A `torch.Tensor` of the tensor's own dtype.
         """
         parts = ttnn.get_device_tensors(ttnn.from_device(tensor))
         rows, cols = self.layout.mesh_shape
@@ -140,10 +144,11 @@ class Mesh:
         return _join(joined_rows, by_axis[0])
 
     def alternating(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """One of two long-lived resources under ``key``, the other one at the next call; ``make`` makes each once.
+        """Return one of two long-lived resources under `key`, and the other one at the next call; `make` makes each
+        once.
 
-        A chip may be a collective ahead of its neighbour: with one resource its next message could overwrite what the
-        neighbour still reads. With two, the barrier of the collective in between keeps them apart.
+        A chip may be one collective ahead of its neighbour. With one resource, its next message could overwrite values
+        that the neighbour still reads. With two, the barrier of the collective in between prevents this.
         """
         made, turn = self._alternating.get(key, ([], 0))
         if len(made) < 2:
@@ -152,7 +157,7 @@ class Mesh:
         return made[turn % 2]
 
     def semaphores(self, name: str, count: int) -> list:
-        """``count`` global semaphores for the collective ``name``, in turn from two sets."""
+        """Return `count` global semaphores for the collective `name`, alternating between two sets."""
         columns, rows = self.grid
 
         def make() -> list:
@@ -163,9 +168,9 @@ class Mesh:
         return self.alternating(("semaphores", name, count), make)
 
     def buffer(self, name: str, shape: Sequence[int], dtype: ttnn.DataType) -> ttnn.Tensor:
-        """A persistent DRAM buffer of one device's ``shape``, in turn from two.
+        """Return a persistent DRAM buffer of one device's `shape`, alternating between two.
 
-        A result that lies in it is overwritten at the second next call with the same name, shape and dtype.
+        A result in this buffer is overwritten after two more calls with the same name, shape and dtype.
         """
         return self.alternating(
             ("buffer", name, tuple(shape), dtype),
@@ -173,7 +178,10 @@ class Mesh:
         )
 
     def free_buffers(self) -> None:
-        """Free the persistent buffers, which the next user makes anew; semaphores stay, since programs know them."""
+        """Free the persistent buffers; the next use makes them again.
+
+        Semaphores stay, because programs hold their addresses.
+        """
         for key, (made, _) in list(self._alternating.items()):
             if all(isinstance(resource, ttnn.Tensor) for resource in made):
                 for buffer in made:

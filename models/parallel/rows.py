@@ -1,10 +1,10 @@
-"""Copies between row-major activations x_THWC, in calls that ttnn's kernels get right.
+"""Copies between row-major activations x_THWC, in calls that ttnn's kernels handle correctly.
 
-ttnn's slices deal rows to the cores, some of which get one row more. In 0.81.1 a core moves its rows in groups through
-a buffer that was made for the groups of the cores with more rows. Where a core with fewer rows has groups of another
-size, its last group would run over the end of the buffer (``slice_program_factory_rm.cpp``: 128, 274, 352, and
-``slice_write_rm_interleaved_program_factory.cpp``, which does the same). Only short rows of 64 or 192 bytes, hundreds
-on each core, get there; such a copy is cut in two.
+ttnn's slices distribute rows to the cores, and some cores get one row more than the others. In ttnn 0.81.1 a core moves
+its rows in groups through a buffer whose size fits the groups of the cores with more rows. If a core with fewer rows
+has groups of another size, its last group would run over the end of the buffer (`slice_program_factory_rm.cpp`: 128,
+274, 352, and `slice_write_rm_interleaved_program_factory.cpp`, which does the same). This happens only for hundreds of
+short rows (64 or 192 bytes) on each core. Such a copy is cut in two.
 """
 
 import math
@@ -14,14 +14,14 @@ import ttnn
 
 from models.parallel.mesh import TILE, round_up
 
-# Bytes that a group of rows may have.
+# Largest size in bytes of a group of rows.
 _GROUP_BYTES = 4096
 
 
 def copy_rows(
     x: ttnn.Tensor, begin: Sequence[int], end: Sequence[int], *, memory_config: ttnn.MemoryConfig | None = None
 ) -> ttnn.Tensor:
-    """Copy the box from ``begin`` to ``end`` of x [T, H, W, C], whole rows of C, to new memory."""
+    """Copy the box from `begin` to `end` of x [T, H, W, C], with whole rows of C, to new memory."""
     spans = _spans([stop - start for start, stop in zip(begin, end, strict=True)], x)
     pieces = []
     for dim, first, last in spans:
@@ -37,7 +37,7 @@ def copy_rows(
 
 
 def write_rows(x: ttnn.Tensor, value: ttnn.Tensor, begin: Sequence[int]) -> None:
-    """Write ``value`` [t, h, w, C] into x [T, H, W, C] from ``begin`` on, in place; ``value`` stays."""
+    """Write `value` [t, h, w, C] into x [T, H, W, C] in place, from `begin` on; `value` is not freed."""
     sizes = list(value.shape)
     for dim, first, last in (spans := _spans(sizes, value)):
         start, stop = [0] * 4, list(sizes)
@@ -51,10 +51,10 @@ def write_rows(x: ttnn.Tensor, value: ttnn.Tensor, begin: Sequence[int]) -> None
 
 
 def _spans(sizes: list[int], x: ttnn.Tensor) -> list[tuple[int, int, int]]:
-    """The one piece, or the two, that a copy of [t, h, w, C] is made in: its dim, start and stop there.
+    """Return the one or two pieces in which [t, h, w, C] is copied, each as (dim, start, stop).
 
     Raises:
-        ValueError: no cut in two would do.
+        ValueError: no cut in two works.
     """
     grid = x.device().compute_with_storage_grid_size()
     stride, cores = round_up(sizes[3] * x.element_size(), 32), grid.x * grid.y
@@ -69,7 +69,7 @@ def _spans(sizes: list[int], x: ttnn.Tensor) -> list[tuple[int, int, int]]:
 
 
 def fits(rows: int, stride: int, cores: int) -> bool:
-    """Whether every core moves its share of ``rows`` rows of ``stride`` bytes within its buffer."""
+    """Return whether every core moves its share of `rows` rows of `stride` bytes within its buffer."""
     fewer, more = rows // cores, -(-rows // cores)
     buffer = 2 * _group(more, stride)
     group = _group(fewer, stride) if fewer else buffer
@@ -77,6 +77,9 @@ def fits(rows: int, stride: int, cores: int) -> bool:
 
 
 def _group(rows: int, stride: int) -> int:
-    """Rows that a core with ``rows`` rows moves at a time: the most that divide them, rounded up to a tile."""
+    """Return the rows that a core with `rows` rows moves at a time.
+
+    It is the largest divisor of `rows`, rounded up to a tile, that fits `_GROUP_BYTES`.
+    """
     padded = round_up(rows, TILE)
     return max(size for size in range(1, max(_GROUP_BYTES // stride, 1) + 1) if padded % size == 0)

@@ -1,1 +1,3 @@
-"""Counting what the program does: ops, FLOPs, bytes and memory, seen from outside the model."""
+"""Performance of the program: ops, FLOPs, bytes and memory counted from outside the model, and times from a cost model
+or from measurements.
+"""

@@ -1,4 +1,6 @@
-"""Two reports side by side: ratios per stage and kind of op, and whether the second is worse by more than allowed."""
+"""Comparison of two reports: ratios per stage and kind of op, and whether the second is worse by more than a
+threshold.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,9 +10,9 @@ from typing import Any
 
 from models.performance.report import Report, typical
 
-# What a report must agree on to be compared at all.
+# Fields that two reports must have in common to be compared.
 _SUBJECT = ("system", "layout", "precision", "height", "width", "num_frames")
-# Counts that may not grow; fewer of any is no regression.
+# Counts that may not grow. A smaller count is never a regression.
 COUNTED = ("device_calls", "flops", "dram_bytes", "link_bytes", "exposed_link_bytes", "dram_peak_bytes")
 THRESHOLD = 0.02
 
@@ -25,7 +27,7 @@ class Ratio:
 
     @property
     def growth(self) -> float:
-        """After over before, less one; infinite where there was nothing before."""
+        """After over before, minus one; infinite if only the second report has a value."""
         if self.before:
             return self.after / self.before - 1
         return float("inf") if self.after else 0.0
@@ -39,7 +41,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a report of `mochi-tt measure`.
+        ValueError: the file is not a report of `mochi-tt measure`.
     """
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -51,12 +53,12 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def baseline(report: Report) -> dict[str, Any]:
-    """The exact part of a report, which is the same on every host: what tests keep."""
+    """Return the exact part of a report, which is the same on every host. Tests store it."""
     return {name: report[name] for name in (*_SUBJECT, "counts")}
 
 
 def ratios(before: Report, after: Report) -> list[Ratio]:
-    """Every figure that both reports have: seconds per stage and kind, then counts per traced stretch.
+    """Return every figure that both reports have: seconds per stage and kind, then counts per traced part.
 
     Raises:
         ValueError: the reports are of different systems, layouts, precisions or videos.
@@ -68,7 +70,7 @@ def ratios(before: Report, after: Report) -> list[Ratio]:
 
 
 def regressions(compared: list[Ratio], threshold: float = THRESHOLD) -> list[Ratio]:
-    """Those that grew by more than ``threshold`` (a share: 0.02 is 2%)."""
+    """Return the ratios that grew by more than `threshold` (a fraction: 0.02 is 2%)."""
     return [ratio for ratio in compared if ratio.growth > threshold]
 
 

@@ -1,19 +1,22 @@
-"""Seconds of a device call from what it counts: matrix work, DRAM, L1 and link bytes.
+"""Cost model: seconds of a device call from its counts of matrix work and of DRAM, L1 and link bytes.
 
-Of one call, per chip:
+The time of one call, per chip:
 
-* matrix time = FLOPs / (peak of the op's cores at its fidelity x efficiency), corrected by `_matrix_share` where the
-  published efficiency is for another fidelity or operand type; attention in chunks is steps x cycles a step instead;
-* DRAM time = bytes / (bandwidth x efficiency); link time = bytes of the busiest link / (links x bandwidth x
-  efficiency);
-* DRAM, L1 and matrix time overlap inside an op (kernels double-buffer): the longest counts. Plain collectives stream
-  from memory to links. Elsewhere link time overlaps only what the op itself overlaps (`Cost.exposed_link_bytes` says
-  what it does not), and of that a part shows all the same;
-* each call takes a launch besides.
+- Matrix time = FLOPs / (peak of the op's cores at its fidelity x efficiency). `_matrix_share` corrects it if the
+  published efficiency is for another fidelity or operand type. For attention in chunks it is steps x cycles per step
+  instead.
+- DRAM time = bytes / (bandwidth x efficiency).
+- Link time = bytes of the busiest link / (links x bandwidth x efficiency).
+- DRAM, L1 and matrix time overlap inside an op (kernels double-buffer), so the longest counts. Plain collectives stream
+  from memory to links. In other ops link time overlaps only with what the op itself overlaps (`Cost.exposed_link_bytes`
+  is the part without overlap). A part of the overlapped link time adds to the op's time nevertheless.
+- Each call takes a launch in addition.
 
-Every constant is in `cost_model.toml` with its source, as a range (fast, expected, slow); so is every time.
-The model knows nothing of power limits, of congestion between ops, or of re-reads that the counts leave out.
+Every constant is in `cost_model.toml` with its source, as a range (fast, expected, slow). Every time is such a range
+too. The model does not know power limits, congestion between ops, or re-reads that the counts leave out.
 """
+
+from __future__ import annotations
 
 import functools
 import tomllib
@@ -39,18 +42,18 @@ class Seconds:
     expected: float = 0.0
     high: float = 0.0
 
-    def __add__(self, other: "Seconds") -> "Seconds":
+    def __add__(self, other: Seconds) -> Seconds:
         return Seconds(self.low + other.low, self.expected + other.expected, self.high + other.high)
 
-    def __mul__(self, factor: float) -> "Seconds":
+    def __mul__(self, factor: float) -> Seconds:
         return Seconds(self.low * factor, self.expected * factor, self.high * factor)
 
-    def at_least(self, other: "Seconds") -> "Seconds":
-        """The longer of the two, case by case."""
+    def at_least(self, other: Seconds) -> Seconds:
+        """Return the longer of the two times, case by case."""
         return Seconds(max(self.low, other.low), max(self.expected, other.expected), max(self.high, other.high))
 
     def to_json(self) -> dict[str, float]:
-        """The range as plain data, to a microsecond."""
+        """Return the range as plain data, rounded to a microsecond."""
         return {case: round(getattr(self, case), 6) for case in CASES}
 
     def __str__(self) -> str:
@@ -58,13 +61,16 @@ class Seconds:
 
 
 def total(parts: Iterable[Seconds]) -> Seconds:
-    """Sum of ranges: all fast, all expected, all slow. The errors of a model have one sign, so they do not average."""
+    """Return the sum of ranges: all fast, all expected, all slow.
+
+    The errors of a model have one sign, so they do not average out.
+    """
     return sum(parts, Seconds())
 
 
 @dataclass(frozen=True)
 class OpTime:
-    """What one call takes, and its largest expected part: ``matrix``, ``dram``, ``L1``, ``link`` or ``launch``."""
+    """Time of one call, and its largest expected part: `matrix`, `dram`, `L1`, `link` or `launch`."""
 
     kind: str
     seconds: Seconds
@@ -73,7 +79,7 @@ class OpTime:
 
 @functools.cache
 def constants() -> dict[str, Any]:
-    """The constants as read from the data file."""
+    """Return the constants of the data file."""
     return tomllib.loads(DATA.read_text(encoding="utf-8"))
 
 
@@ -83,12 +89,12 @@ def _kinds() -> dict[str, str]:
 
 
 def kind_of(op: str) -> str:
-    """Kind of an op by its full name, such as matmul; elementwise where no other kind lists it."""
+    """Return the kind of an op with this full name, such as matmul. It is elementwise if no kind lists the op."""
     return _kinds().get(op, _FALLBACK)
 
 
 def op_time(record: Record, system: System) -> OpTime:
-    """Time of one traced call on one chip of a system."""
+    """Return the time of one traced call on one chip of a system."""
     kind = kind_of(record.name)
     cases = [_case(record, system, constants()["kind"][kind], index) for index in range(len(CASES))]
     seconds = Seconds(*(sum_ for sum_, _ in cases))
@@ -123,7 +129,9 @@ def _matrix_seconds(record: Record, system: System, kind: dict[str, Any], index:
 
 
 def _takes_older_kernel(record: Record) -> bool:
-    """Whether attention takes the kernel that overlaps no softmax with products; see `models.layers.attention`."""
+    """Return whether attention uses the kernel that does not overlap softmax with products; see
+    `models.layers.attention`.
+    """
     return bool(record.settings.float32_sums) or record.name == "ttnn.transformer.joint_scaled_dot_product_attention"
 
 
@@ -135,7 +143,10 @@ def _attention_seconds(cost: Cost, share: float, system: System, kind: dict[str,
 
 
 def _matrix_share(fidelity: str, operand_bytes: float, system: System) -> float:
-    """Time of a product as a share of the same in HiFi2 on bfloat16: the unpacker or the matrix unit paces it."""
+    """Return the time of a product relative to HiFi2 on bfloat16.
+
+    The slower of unpacker and matrix unit determines it.
+    """
     data = constants()["matrix"]
     passes = system.architecture.fidelity_passes[fidelity]
     fpu = (data["fpu_pass_cycles"] * passes + data["fpu_fixed_cycles"]) / data["step_cycles"]
@@ -143,7 +154,9 @@ def _matrix_share(fidelity: str, operand_bytes: float, system: System) -> float:
 
 
 def _link_seconds(record: Record, system: System, kind: dict[str, Any], index: int) -> tuple[float, float]:
-    """Seconds on the busiest link that the op does not overlap with its own work, and those that it does."""
+    """Return seconds on the busiest link: those that the op does not overlap with its own work, and those that it
+    does.
+    """
     cost = record.cost
     if not cost.link_bytes:
         return 0.0, 0.0
@@ -153,7 +166,7 @@ def _link_seconds(record: Record, system: System, kind: dict[str, Any], index: i
 
 
 def dispatch(calls: int, system: System) -> Seconds:
-    """Host time of sending ``calls`` ops to all chips of a system, without trace capture."""
+    """Return the host time of sending `calls` ops to all chips of a system, without trace capture."""
     data = constants()["dispatch"]
     pairs = zip(data["call_seconds"], data["chip_seconds"], strict=True)
     return Seconds(*(calls * (call + chip * system.chips) for call, chip in pairs))

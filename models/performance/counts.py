@@ -1,13 +1,14 @@
-"""What one op costs one chip: FLOPs, DRAM bytes and link bytes, from the shapes of the real call.
+"""Cost of one op on one chip: FLOPs, DRAM bytes and link bytes, from the shapes of the real call.
 
-Conventions, stated once:
+Conventions:
 
-* FLOPs are those of matrix products (a multiply-add is two), on padded shapes, as the chip computes them.
-* DRAM bytes: every tensor operand that lies in DRAM read once and every output there written once, on padded shapes.
-  Ops that touch only part of an operand count that part; re-reads inside an op are not counted. So this is a lower
-  bound. L1 bytes: the same of tensors that lie in L1, spread over the cores.
-* Link bytes: bytes over the busiest directed link. On a line of n chips the last link carries all other chips' shards,
-  n - 1 of them; on a ring either direction carries half as many.
+- FLOPs are those of matrix products (a multiply-add is two), on padded shapes, as the chip computes them.
+- DRAM bytes: every tensor operand in DRAM is read once and every output in DRAM is written once, on padded shapes. For
+  an op that uses only a part of an operand, that part counts. Re-reads inside an op are not counted, so this is a lower
+  bound.
+- L1 bytes: the same count for tensors in L1, spread over the cores.
+- Link bytes: bytes over the busiest directed link. On a line of n chips the last link carries the shards of all other
+  chips, n - 1 of them. On a ring each direction carries half as many.
 """
 
 import math
@@ -17,7 +18,7 @@ from typing import Any
 
 import ttnn
 
-# Gives no tensor back.
+# This op returns no tensor.
 SEND = "ttnn.experimental.send_async"
 _BYTES = {
     ttnn.bfloat16: 2.0,
@@ -33,12 +34,18 @@ _BYTES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Per chip: matrix ``flops``, ``dram_bytes`` and ``l1_bytes`` read and written, ``link_bytes`` on the busiest
-    directed link.
+    """Cost of one call per chip.
 
-    ``exposed_link_bytes`` is the part of the link bytes that the op does not overlap with its own arithmetic. For
-    attention in chunks, ``steps`` is how many pairs of a query chunk and a key chunk the busiest core works through,
-    ``step_tiles`` the 32 x 32 scores of one, ``step_keys`` its tiles of keys, each over a head of 128.
+    Attributes:
+        flops: FLOPs of matrix products.
+        dram_bytes: bytes read from and written to DRAM.
+        l1_bytes: bytes read from and written to L1.
+        link_bytes: bytes on the busiest directed link.
+        exposed_link_bytes: the part of the link bytes that the op does not overlap with its own arithmetic.
+        steps: for attention in chunks, number of pairs of a query chunk and a key chunk that the busiest core
+            processes.
+        step_tiles: number of 32 x 32 tiles of scores in one step, for a head of 128.
+        step_keys: number of tiles of keys in one step, for a head of 128.
     """
 
     flops: float = 0.0
@@ -53,7 +60,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Call:
-    """One call as counting rules see it: tensor operands and outputs on the device, and the raw arguments."""
+    """One call in the form that counting rules take: tensor operands and outputs on the device, and the raw
+    arguments.
+    """
 
     name: str
     args: tuple
@@ -62,13 +71,13 @@ class Call:
     outputs: list[ttnn.Tensor]
 
     def chips(self) -> int:
-        """Chips in the line that a collective works over."""
+        """Return the number of chips in the line or ring of a collective."""
         axis = self.kwargs.get("cluster_axis")
         mesh = self.outputs[0].device().shape
         return math.prod(mesh) if axis is None else mesh[axis]
 
     def hops(self) -> int:
-        """Shards that pass the busiest link when every chip's shard reaches every chip."""
+        """Return the number of shards that pass the busiest link when every chip's shard reaches every chip."""
         others = self.chips() - 1
         return math.ceil(others / 2) if self.kwargs.get("topology") == ttnn.Topology.Ring else others
 
@@ -78,7 +87,7 @@ _RULES: dict[str, Rule] = {}
 
 
 def cost_rule(*names: str):
-    """Register a counting rule for ops ``names``; ops without one count operands and outputs as DRAM traffic."""
+    """Register a counting rule for ops `names`. An op without a rule counts operands and outputs as memory traffic."""
 
     def decorator(function: Rule) -> Rule:
         for name in names:
@@ -89,27 +98,27 @@ def cost_rule(*names: str):
 
 
 def cost(call: Call) -> Cost:
-    """Cost of one call."""
+    """Return the cost of one call."""
     return _RULES.get(call.name, elementwise)(call)
 
 
 def element_bytes(dtype: ttnn.DataType) -> float:
-    """Bytes of one element, block exponents included."""
+    """Return the bytes of one element, including block exponents."""
     return _BYTES[dtype]
 
 
 def nbytes(tensor: ttnn.Tensor) -> float:
-    """Bytes of a device tensor on one chip, padding included."""
+    """Return the bytes of a device tensor on one chip, including padding."""
     return math.prod(tensor.padded_shape) * element_bytes(tensor.dtype)
 
 
 def traffic(*tensors: ttnn.Tensor) -> float:
-    """DRAM bytes of several tensors, each moved once; those in L1 count nothing."""
+    """Return the DRAM bytes of several tensors, each moved once. Tensors in L1 do not count."""
     return sum(nbytes(tensor) for tensor in tensors if not _in_l1(tensor))
 
 
 def moved(moves: Iterable[tuple[ttnn.Tensor, float]]) -> dict[str, float]:
-    """DRAM bytes and L1 bytes, as `Cost` takes them, of moves of so many bytes to or from tensors."""
+    """Return DRAM bytes and L1 bytes, as arguments of `Cost`, of moves of (tensor, bytes)."""
     moves = list(moves)
     return {
         "dram_bytes": sum(count for tensor, count in moves if not _in_l1(tensor)),
@@ -122,7 +131,7 @@ def _in_l1(tensor: ttnn.Tensor) -> bool:
 
 
 def elementwise(call: Call) -> Cost:
-    """Operands in, outputs out."""
+    """Count operands in and outputs out."""
     return Cost(**moved((tensor, nbytes(tensor)) for tensor in [*call.inputs, *call.outputs]))
 
 
@@ -163,13 +172,13 @@ def _reduce_scatter(call: Call) -> Cost:
 
 @cost_rule(SEND)
 def _send(call: Call) -> Cost:
-    """Chips next to the cut read their tensor and send it over one link, whatever the number of links."""
+    """Count a send: chips next to the cut read their tensor and send it over one link, whatever the number of links."""
     return Cost(dram_bytes=nbytes(call.inputs[0]), **_exposed(nbytes(call.inputs[0])))
 
 
 @cost_rule("ttnn.experimental.recv_async")
 def _receive(call: Call) -> Cost:
-    """What arrives in the queue is written to memory."""
+    """Count a receive: the data that arrives in the queue is written to memory."""
     return Cost(dram_bytes=nbytes(call.inputs[0]))
 
 
@@ -181,7 +190,9 @@ def _all_reduce(call: Call) -> Cost:
 
 @cost_rule("ttnn.experimental.all_gather_minimal_matmul_async")
 def _gathered_matmul(call: Call) -> Cost:
-    """The gathered input is written to its buffer as it arrives, beside the product, and read from there."""
+    """Count a fused gather and product: the gathered input is written to its buffer beside the product, and read from
+    there.
+    """
     x, weight = call.inputs[:2]
     chips = call.chips()
     flops = 2 * chips * math.prod(x.padded_shape) * weight.padded_shape[-1]
@@ -191,7 +202,7 @@ def _gathered_matmul(call: Call) -> Cost:
 
 @cost_rule("ttnn.experimental.dit_fused_distributed_rmsnorm")
 def _fused_norm(call: Call) -> Cost:
-    """One float32 statistic per row travels; the exchange is between the op's two passes."""
+    """Count a fused norm: it sends one float32 statistic per row, between its two passes."""
     axis = call.args[1] if len(call.args) > 1 else call.kwargs.get("cluster_axis")
     if axis is None:
         return elementwise(call)
@@ -201,10 +212,11 @@ def _fused_norm(call: Call) -> Cost:
 
 
 def _attention_work(call: Call, queries: list[int], keys: list[int]) -> dict[str, float]:
-    """FLOPs of attention between stretches of ``queries`` and ``keys``, and its steps where the call has chunk sizes.
+    """Return the FLOPs of attention between sequences of `queries` and `keys`, and its steps if the call has chunk
+    sizes.
 
-    The unit of work of the kernels is one chunk of queries of one head against all keys, chunk by chunk; whole units
-    are dealt to the cores (upstream ``sdpa/device/ring_joint_sdpa_program_factory.cpp``).
+    The kernels' unit of work is one chunk of queries of one head against all keys, chunk by chunk. Whole units are
+    distributed to the cores (upstream `sdpa/device/ring_joint_sdpa_program_factory.cpp`).
     """
     heads, width = call.inputs[0].padded_shape[1], call.inputs[0].padded_shape[3]
     work = {"flops": 4.0 * heads * width * sum(queries) * sum(keys)}
@@ -234,6 +246,6 @@ def _ring_attention(call: Call) -> Cost:
     extra = [joint[0].padded_shape[2]] if joint else []
     work = _attention_work(call, [q.padded_shape[2], *extra], [k.padded_shape[2]] * chips + extra)
     moved = traffic(k, v) * (chips - 1)
-    # Keys and values of the others are written to the persistent buffers as they arrive, and read from there.
+    # Keys and values of the other chips are written to the persistent buffers as they arrive, and read from there.
     dram = traffic(q, k, v, *joint, *call.outputs[:2]) + 2 * moved
     return Cost(dram_bytes=dram, link_bytes=traffic(k, v) * call.hops(), **work)

@@ -1,4 +1,4 @@
-"""Full-size dry runs of the VAE decoder, and how its ops are counted."""
+"""Full-size dry runs of the VAE decoder, and the counting rules of its ops."""
 
 import math
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def _conv3d(call: Call) -> Cost:
 @cost_rule("ttnn.experimental.neighbor_pad_async")
 def _neighbor_pad(call: Call) -> Cost:
     x, out = call.inputs[0], call.outputs[0]
-    dims, before, after = call.args[1:4]  # as HaloExchange calls it
+    dims, before, after = call.args[1:4]  # This is the order of HaloExchange's call.
     links = sum(
         max(left, right) * nbytes(x) / x.padded_shape[dim] for dim, left, right in zip(dims, before, after, strict=True)
     )
@@ -47,7 +47,9 @@ def _reshape(call: Call) -> Cost:
 
 @dataclass(frozen=True)
 class DecodeRun:
-    """What a dry run of the decoder found, per chip: its trace, its split, and its chunks of latent frames."""
+    """Result of a dry run of the decoder, per chip: its trace, its split, and the sizes of its chunks in latent
+    frames.
+    """
 
     trace: Trace
     split: Split
@@ -55,7 +57,7 @@ class DecodeRun:
     weight_bytes: int
 
     def to_json(self) -> dict:
-        """The report as plain data."""
+        """Return the report as plain data."""
         return {
             **self.trace.summary(),
             "split": str(self.split),
@@ -73,17 +75,17 @@ def dry_run_decode(
     split: Split | str | None = None,
     chunk: int | None = None,
 ) -> DecodeRun:
-    """Build the decoder at full size and decode a video, beside whatever lies on the mesh already.
+    """Build the decoder at full size and decode a video, beside the tensors that are already on the mesh.
 
     Args:
         mesh: an open mock mesh without golden execution.
-        geometry: the video.
+        geometry: size of the video.
         config: model sizes; Mochi 1 preview's by default.
         split: see `MochiVaeDecoder`.
-        chunk: latent frames at a time; from the DRAM left by default.
+        chunk: number of latent frames at a time; computed from the free DRAM by default.
 
     Raises:
-        RuntimeError: what the device would raise: out of memory, an unsupported shape.
+        RuntimeError: an error that the device would raise too: out of memory, an unsupported shape.
         ValueError: the video does not fit.
     """
     before = dram_allocated(mesh.device)

@@ -1,4 +1,4 @@
-"""Full-size dry runs: the real program with parameters of the true shapes, no weights and no numbers."""
+"""Full-size dry runs: the real program with parameters of the real shapes, without weights and numbers."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -28,10 +28,10 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a dry run found, per chip.
+    """Result of a dry run, per chip. Memory is in bytes.
 
-    ``weights`` maps a component to its bytes, all resident through the whole run; ``stages`` a stage to its trace;
-    ``details`` a stage to what else there is to say of it. Memory is in bytes.
+    `weights` maps a component to its bytes; all weights are resident through the whole run. `stages` maps a stage to
+    its trace. `details` maps a stage to further facts about it.
     """
 
     mesh: str
@@ -44,11 +44,11 @@ class DryRun:
 
     @property
     def dram_peak_bytes(self) -> int:
-        """Most DRAM allocated in any stage."""
+        """Largest number of DRAM bytes allocated in any stage."""
         return max(stage.dram_peak_bytes for stage in self.stages.values())
 
     def to_json(self) -> dict:
-        """The report as plain data."""
+        """Return the report as plain data."""
         return {
             "mode": "dry run",
             "layout": self.mesh,
@@ -67,7 +67,7 @@ class DryRun:
         }
 
     def lines(self) -> list[str]:
-        """The report as text lines."""
+        """Return the report as text lines."""
         g = self.geometry
         weights = ", ".join(f"{name} {size / GB:.2f}" for name, size in self.weights.items())
         lines = [
@@ -105,27 +105,27 @@ def dry_run(
 ) -> DryRun:
     """Put all three models on the mesh at full size and run stages of one video on it.
 
-    The weights of all models are resident whatever stages run. ``encode`` is one prompt. ``denoise`` has three traces:
-    ``prepare`` (rotation tables, both captions, all modulations), ``denoise`` (one forward) and ``guide`` (the rest of
-    a guided step: the second forward, guidance and the Euler step). ``decode`` is the whole video. On two halves the
-    conditional one is traced: it holds the text encoder and the decoder, and the second forward is not its work.
+    The weights of all models are resident, whatever stages run. `encode` is one prompt. `denoise` has three traces:
+    `prepare` (rotation tables, both captions, all modulations), `denoise` (one forward) and `guide` (the rest of a
+    guided step: the second forward, guidance and the Euler step). `decode` is the whole video. On two halves the
+    conditional half is traced: it holds the text encoder and the decoder, and the second forward does not run on it.
 
     Args:
         placed: an open mock mesh without golden execution, with its layout, or its halves.
-        geometry: the video.
+        geometry: size of the video.
         stages: some of `STAGES`.
         config: transformer sizes; the other models are Mochi 1 preview's.
-        precision: of the transformer.
-        blocks: build only so many transformer blocks; all by default.
-        text_tokens: tokens of each prompt, 1 to 256.
-        steps: denoising steps that modulations are prepared for.
-        split: of the decoder over the mesh; see `models.mochi.vae.Split`.
-        chunks: of attention; by rule if None.
-        on_stage: called with each stage's name as it begins.
+        precision: precision of the transformer.
+        blocks: number of transformer blocks to build; all by default.
+        text_tokens: number of tokens of each prompt, 1 to 256.
+        steps: number of denoising steps that modulations are prepared for.
+        split: split of the decoder over the mesh; see `models.mochi.vae.Split`.
+        chunks: chunks of attention; chosen by rule if None.
+        on_stage: called with each stage's name when it begins.
 
     Raises:
         ValueError: there is no such stage.
-        RuntimeError: what the device would raise: out of memory, an unsupported shape.
+        RuntimeError: an error that the device would raise too: out of memory, an unsupported shape.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
@@ -154,14 +154,14 @@ def dry_run(
     if "encode" in stages:
         tell("encode")
         ids = np.arange(text_tokens) + 2
-        encoder(ids)  # Programs are built on the first call; the second shows what a prompt costs the host.
+        encoder(ids)  # The first call builds programs; the second is the host's cost of a prompt.
         with trace(mesh.device) as traces["encode"]:
             encoder(ids)
     if "denoise" in stages:
         traces |= _denoise(transformer, parallel, geometry, text_tokens, steps, tell)
     if "decode" in stages:
         tell("decode")
-        mesh.free_buffers()  # As `denoise` does at its end.
+        mesh.free_buffers()  # The sampler does the same at its end.
         decoded = trace_decode(decoder, geometry)
         traces["decode"] = decoded.trace
         details["decode"] = {"split": str(decoded.split), "chunks": list(decoded.chunks)}
@@ -211,5 +211,5 @@ def _denoise(
 
 
 def preview_geometry(height: int = 480, width: int = 848, num_frames: int = 163) -> Geometry:
-    """A geometry of Mochi 1 preview: 8 x 8 pixels and 6 frames per latent, patches of 2."""
+    """Return a geometry of Mochi 1 preview: 8 x 8 pixels and 6 frames per latent, patches of 2."""
     return Geometry(height, width, num_frames, Scales())

@@ -1,4 +1,4 @@
-"""Candidate layouts of a system compared by the time and memory that a dry run and the cost model give them."""
+"""Comparison of candidate layouts of a system, by the time and memory that a dry run and the cost model give them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
@@ -16,17 +16,19 @@ from models.performance.cost_model import Seconds
 from models.performance.dry_run import DryRun, dry_run
 from models.performance.projection import Projection
 
-# Blocks are alike but for the last one, so all counts grow linearly with their number from here on.
+# Numbers of blocks in the two dry runs. Blocks are alike except the last one, so from here on all counts grow linearly
+# with their number.
 _FEW, _MORE = 2, 4
-# DRAM of a chip that weights and denoising may take: 11.5 of 12.85 GB, the rest is for what the counts do not see.
+# DRAM of a chip that weights and denoising may take: 11.5 of 12.85 GB. The rest is for memory that the counts do not
+# see.
 BUDGET_BYTES = 11.5e9
-# How ttnn says that DRAM or L1 is too small.
+# Words in ttnn's error when DRAM or L1 is too small.
 _TOO_LARGE = ("Out of Memory", "beyond max L1 size")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One layout and precision, per chip; ``video`` is the whole video with ``steps`` guided steps."""
+    """One layout and precision, per chip. `video` is the time of the whole video with `steps` guided steps."""
 
     layout: Layout
     precision: Precision
@@ -40,11 +42,11 @@ class Candidate:
 
     @property
     def fits(self) -> bool:
-        """Whether everything stays within `BUDGET_BYTES`."""
+        """Whether the peak stays within `BUDGET_BYTES`."""
         return self.peak_bytes <= BUDGET_BYTES
 
     def to_json(self) -> dict:
-        """The row as plain data."""
+        """Return the row as plain data."""
         return {
             "layout": str(self.layout),
             "precision": self.precision.name,
@@ -60,7 +62,7 @@ class Candidate:
 
 
 def layouts_of(mesh_shape: tuple[int, int], heads: int) -> Iterator[Layout]:
-    """Every layout of a mesh whose TP divides the heads, weights over SP only where there is SP."""
+    """Yield every layout of a mesh whose TP divides the heads. Weights are sharded over SP only if there is SP."""
     for cfg in (None, 0, 1):
         if cfg is not None and mesh_shape[cfg] % 2:
             continue
@@ -82,20 +84,21 @@ def compare(
     jobs: int = 1,
     on_message: Callable[[str], None] | None = None,
 ) -> list[Candidate]:
-    """Dry-run layouts of a system at every precision; those that fit first, fastest first.
+    """Dry-run layouts of a system at every precision. Candidates that fit come first, the fastest first.
 
-    Each runs with a few blocks and a few more, from which the whole model follows linearly; the decoder runs whole,
-    once per shape of the mesh that it works on. What cannot even be put on the chips with few blocks has no times.
-    Every run has a process of its own: what a mock mesh took, only the end of its process gives back.
+    Each candidate runs with a few blocks and with a few more; the whole model follows from these linearly. The decoder
+    runs whole, once per shape of the mesh that it works on. A candidate that does not fit the chips even with few
+    blocks has no times. Every run has its own process, because only the end of a process frees the memory of a mock
+    mesh.
 
     Args:
         system: the machine.
-        layouts: of its mesh, such as `layouts_of` gives.
-        precisions: of the transformer.
-        geometry: the video.
+        layouts: layouts of its mesh, such as those of `layouts_of`.
+        precisions: precisions of the transformer.
+        geometry: size of the video.
         config: transformer sizes.
-        steps: guided steps of the video.
-        jobs: processes at a time.
+        steps: number of guided steps of the video.
+        jobs: number of processes at a time.
         on_message: called with a line for each run that ends.
 
     Raises:
@@ -124,7 +127,7 @@ def compare(
 
 
 def _decoding(system: System, layout: Layout, precision: Precision, geometry: Geometry, steps: int) -> Seconds:
-    """Seconds of decoding on the mesh of ``layout``, beside models of few blocks."""
+    """Return the seconds of decoding on the mesh of `layout`, beside models of few blocks."""
     run = _run(system, replace(layout, fsdp=layout.sp > 1), precision, geometry, CONFIGS["preview"], _FEW, ["decode"])
     return Projection(system, run, steps).seconds()["decode"]
 
@@ -132,7 +135,7 @@ def _decoding(system: System, layout: Layout, precision: Precision, geometry: Ge
 def _measure(
     system: System, layout: Layout, precision: Precision, geometry: Geometry, config: TransformerConfig, steps: int
 ) -> Candidate | None:
-    """One row without decoding; None where ttnn says that memory is too small for a few blocks."""
+    """Return one candidate without decoding, or None if ttnn reports that memory is too small for a few blocks."""
     try:
         few, more = (
             _run(system, layout, precision, geometry, config, blocks, ["encode", "denoise"]) for blocks in (_FEW, _MORE)
@@ -187,7 +190,7 @@ def _candidate(system: System, layout: Layout, few: DryRun, more: DryRun, blocks
 
 
 def lines(candidates: Sequence[Candidate]) -> list[str]:
-    """The comparison as a Markdown table."""
+    """Return the comparison as a Markdown table."""
     table = [
         "| layout | precision | peak DRAM GB | s per guided step | decode s | video s | DRAM GB | link GB (exposed) |",
         "|---|---|---|---|---|---|---|---|",
@@ -206,10 +209,11 @@ def lines(candidates: Sequence[Candidate]) -> list[str]:
 
 
 def advice(candidates: Sequence[Candidate]) -> list[str]:
-    """What to take: for each precision the fastest layout that fits and, if that has halves, the fastest without.
+    """Return the best layout for each precision: the fastest that fits and, if that has halves, the fastest without
+    halves.
 
     Args:
-        candidates: as `compare` gives them, fastest first.
+        candidates: result of `compare`, fastest first.
     """
     made = []
     for precision in dict.fromkeys(row.precision.name for row in candidates):

@@ -1,4 +1,4 @@
-"""Timing the pipeline where it runs: whole videos after a warm-up, and one traced video for the counts."""
+"""Timing of the pipeline on its mesh: whole videos after a warm-up, and one traced video for the counts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ _STAGES = ("encode", "denoise", "decode")
 
 @dataclass
 class _Marks:
-    """Where in a trace the stages of a run begin, and where each denoising step ends."""
+    """Positions in a trace where the stages of a run begin, and where each denoising step ends."""
 
     made: Trace
     starts: dict[str, int] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class _Marks:
             self.steps.append(self.made.device_calls)
 
     def parts(self) -> dict[str, list[Record]]:
-        """Calls of each stage; denoising is a second, warm step and what comes before the first one."""
+        """Return the calls of each stage. Denoising is a second, warm step, and the calls before the first step."""
         records, starts = self.made.records, self.starts
         first, second = self.steps[:2]
         step = second - first
@@ -61,24 +61,25 @@ def measure(
 ) -> dict:
     """Make videos with a loaded pipeline and time them.
 
-    First a warm-up of two steps, which compiles every program; its time over a warm one's is what is reported as
-    compiling. Then ``runs`` whole videos. Last two traced steps, untimed, for counts and peak DRAM.
+    First comes a warm-up of two steps, which compiles every program. The compile time in the report is its time minus
+    that of a warm video. Then come `runs` whole videos. Last come two traced steps without timing, for counts and peak
+    DRAM.
 
     Args:
         pipe: an open pipeline; its mode goes into the report.
-        system: what the mesh is, for utilisation.
-        geometry: the video.
-        num_steps: denoising steps, at least 2.
-        runs: timed videos, at least 1.
-        precision: of the pipeline, for the report.
-        prompt: what to make; the negative prompt is empty, guidance is on.
+        system: the machine of the mesh, for utilisation.
+        geometry: size of the video.
+        num_steps: number of denoising steps, at least 2.
+        runs: number of timed videos, at least 1.
+        precision: precision of the pipeline, for the report.
+        prompt: prompt of the videos; the negative prompt is empty, guidance is on.
         on_message: called with a line before each part of the work.
 
     Returns:
-        A report as `models.performance.report` describes it.
+        A report as described in `models.performance.report`.
 
     Raises:
-        ValueError: fewer steps or runs than that.
+        ValueError: there are too few steps or runs.
     """
     if num_steps < 2 or runs < 1:
         raise ValueError(f"{num_steps} steps and {runs} runs: a measurement needs at least 2 steps and 1 run")
@@ -94,7 +95,7 @@ def measure(
             output_type="np",
             progress=progress,
         )
-        assert isinstance(out, MochiOutput)  # the default return type
+        assert isinstance(out, MochiOutput)  # This is the default return type.
         return {**out.seconds, "total": sum(out.seconds[stage] for stage in _STAGES)}
 
     on_message("warm-up")
@@ -140,12 +141,12 @@ def measure(
 def utilisation(
     parts: dict[str, Trace], seconds: dict[str, dict[str, float]], num_steps: int, system: System
 ) -> dict[str, dict[str, float]]:
-    """Shares of a chip's HiFi2 peak, DRAM and link bandwidth that the median run used, per stage.
+    """Return the fractions of a chip's HiFi2 peak, DRAM and link bandwidth that the median run used, per stage.
 
     Args:
-        parts: traces of ``encode``, ``prepare``, one ``step`` and ``decode``.
-        seconds: per stage, with ``median``.
-        num_steps: denoising steps of a run.
+        parts: traces of `encode`, `prepare`, one `step` and `decode`.
+        seconds: times per stage, with `median`.
+        num_steps: number of denoising steps of a run.
         system: the machine.
     """
     chip = system.architecture

@@ -1,4 +1,4 @@
-"""Pictures of a report: time by stage and kind of op, and the ops on the roofline of their system."""
+"""Plots of a report: time by stage and kind of op, and the ops on the roofline of their system."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ SUFFIXES = (".png", ".svg")
 
 
 def plot(report: Report, path: str | Path) -> None:
-    """Draw a projection; the file appears under its name when complete.
+    """Draw a projection. The file appears under its name when it is complete.
 
     Args:
-        report: of `Projection.to_json`.
-        path: ends with one of `SUFFIXES`; its folder exists.
+        report: result of `Projection.to_json`.
+        path: output file; it ends with one of `SUFFIXES`, and its folder exists.
 
     Raises:
-        ValueError: another suffix, or a report without times per op.
+        ValueError: the suffix is another, or the report has no times per op.
         OSError: the file cannot be written.
     """
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ def plot(report: Report, path: str | Path) -> None:
 
 
 def check_suffix(path: str | Path) -> Path:
-    """The path, if it ends with one of `SUFFIXES`.
+    """Return the path if it ends with one of `SUFFIXES`.
 
     Raises:
         ValueError: it does not.
@@ -50,7 +50,10 @@ def check_suffix(path: str | Path) -> Path:
 
 
 def _stages(axes, report: Report) -> None:
-    """One bar per stage, stacked by kind of op; shares, because denoising would dwarf the other stages."""
+    """Draw one bar per stage, stacked by kind of op.
+
+    Bars show shares, because denoising is much longer than the other stages.
+    """
     tables = {stage: kinds for stage, kinds in report["by_kind"].items() if kinds}
     kinds = list(dict.fromkeys(kind for table in tables.values() for kind in table))
     colours = {kind: matplotlib.colormaps["tab10"](index) for index, kind in enumerate(kinds)}
@@ -71,7 +74,7 @@ def _stages(axes, report: Report) -> None:
 
 
 def _roofline(axes, report: Report) -> None:
-    """FLOP/s against FLOP per DRAM byte of every op with matrix work; area is time."""
+    """Draw FLOP/s against FLOP per DRAM byte for every op with matrix work. The area of a point is its time."""
     machine = system(report["system"])
     peak, bandwidth = machine.peak_flops("HiFi2"), machine.architecture.dram_bytes_per_second
     intensities = [1.0, peak / bandwidth, 1e5]

@@ -1,4 +1,4 @@
-"""A video's time on a system that nobody measured: the dry run's op trace through the cost model."""
+"""Projected time of a video on a system that nobody measured: the dry run's op trace through the cost model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from models.performance.dry_run import DryRun
 from models.performance.trace import Record, Trace
 
 FIRST_LINE = "PROJECTION: no card was used; op trace of a full-size dry run on a mock mesh, times from a cost model"
-# Stages of the report, and how often each traced stretch runs in one video of n guided steps.
+# Stages of the report, and the number of runs of each traced part in one video of n guided steps.
 _PARTS = {
     "encode": {"encode": "once"},
     "denoise": {"prepare": "once", "denoise": "steps", "guide": "steps"},
@@ -38,27 +38,28 @@ class OpRow:
     bound: str
 
     def to_json(self) -> dict:
-        """The row as plain data."""
+        """Return the row as plain data."""
         return {**vars(self), "seconds": self.seconds.to_json()}
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Projected seconds of one video with guidance in every step, and what they are made of."""
+    """Projected seconds of one video with guidance in every step, and their parts."""
 
     system: System
     run: DryRun
     num_steps: int
 
     def repeats(self, part: str) -> int:
-        """How often a traced stretch runs in one video."""
+        """Return the number of runs of a traced part in one video."""
         return next(self.num_steps if parts[part] == "steps" else 1 for parts in _PARTS.values() if part in parts)
 
     def part_seconds(self, part: str) -> Seconds:
-        """One traced stretch, once: its calls in a row, or the host's dispatch of them where that takes longer.
+        """Return the seconds of one run of a traced part: its calls in a row, or the host's dispatch of them if that is
+        longer.
 
-        A denoising step is captured and replayed on cards (`models.parallel.Replay`), so that only the slow case waits
-        for the host there.
+        A denoising step is captured and replayed on cards (`models.parallel.Replay`), so only the slow case waits for
+        the host there.
         """
         trace = self.run.stages[part]
         device = total(time.seconds for _, time in self._times(trace))
@@ -66,7 +67,7 @@ class Projection:
         return replace(device, high=sent.high) if part in _CAPTURED else sent
 
     def seconds(self) -> dict[str, Seconds]:
-        """Seconds of ``encode``, ``denoise``, ``decode`` and ``total``, and of one denoising step."""
+        """Return the seconds of `encode`, `denoise`, `decode` and `total`, and of one denoising step."""
         stages = {
             stage: total(self.part_seconds(part) * self.repeats(part) for part in parts if part in self.run.stages)
             for stage, parts in _PARTS.items()
@@ -75,7 +76,7 @@ class Projection:
         return {**stages, "total": total(stages.values()), "step": step}
 
     def rows(self) -> list[OpRow]:
-        """Where the time of the whole video goes, longest first."""
+        """Return the time of the whole video by stage and op, longest first."""
         made: dict[tuple[str, str], list[tuple[Record, OpTime, int]]] = {}
         for stage, parts in _PARTS.items():
             for part in parts:
@@ -86,7 +87,7 @@ class Projection:
         return sorted(rows, key=lambda row: -row.seconds.expected)
 
     def by_kind(self) -> dict[str, dict[str, Seconds]]:
-        """Seconds per stage and kind of op, longest kind first."""
+        """Return the seconds per stage and kind of op. Kinds are in the order of `rows`, longest op first."""
         table: dict[str, dict[str, Seconds]] = {stage: {} for stage in _PARTS}
         for row in self.rows():
             stage = table[row.stage]
@@ -94,7 +95,7 @@ class Projection:
         return table
 
     def to_json(self) -> dict:
-        """The report as plain data."""
+        """Return the report as plain data."""
         geometry = self.run.geometry
         return {
             "mode": "projection",

@@ -1,8 +1,8 @@
-"""What a report says, as text: the same for a projection and for a measurement.
+"""Reports as text, the same for a projection and for a measurement.
 
-A report is plain data. ``mode`` is ``projection``, ``hardware`` or ``golden``; ``seconds`` has a range per stage: low /
-expected / high in a projection, min / median / max in a measurement; ``counts`` are exact per traced stretch;
-``per_op`` has one row per stage and op.
+A report is plain data. `mode` is `projection`, `hardware` or `golden`. `seconds` has a range per stage: low / expected
+/ high in a projection, min / median / max in a measurement. `counts` are exact, per traced part. `per_op` has one row
+per stage and op.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ _GB = 1e9
 
 
 def typical(seconds: Mapping[str, float]) -> float:
-    """The middle of a range: expected, or median."""
+    """Return the middle of a range: expected, or median."""
     return seconds["expected"] if "expected" in seconds else seconds["median"]
 
 
 def markdown(report: Report, *, most: int = 12) -> list[str]:
-    """A report as Markdown: what it is, seconds per stage, and the ``most`` ops that take longest."""
+    """Return a report as Markdown: its subject, seconds per stage, and the `most` ops that take longest."""
     lines = [report["note"], "", _subject(report), ""]
     low, middle, high = ("low", "expected", "high") if report["mode"] == "projection" else ("min", "median", "max")
     lines += [f"| stage | {middle} | {low} | {high} |", "|---|---|---|---|"]

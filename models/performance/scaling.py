@@ -1,4 +1,4 @@
-"""How projected time and memory grow with the video and shrink with the mesh, and what stops them."""
+"""Growth of projected time and memory with the video and with smaller meshes, and the limiting part of each."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,14 +19,14 @@ from models.performance.trace import Record, Trace
 FRAMES = (25, 61, 109, 163, 217, 289)
 SIZES = ((480, 848), (576, 1024), (720, 1280))
 MESHES = ((1, 2), (1, 4), (2, 4), (4, 4), (4, 8))
-# Machines of several Galaxies: (Galaxies, links between two of them), from tt-metal fabric/mesh_graph_descriptors:
-# dual_galaxy (8x8, 4 channels) and quad_galaxy (8x16, 1 channel). Each has a host of its own.
+# Machines of several Galaxies as (Galaxies, links between two of them), from tt-metal fabric/mesh_graph_descriptors:
+# dual_galaxy (8x8, 4 channels) and quad_galaxy (8x16, 1 channel). Each Galaxy has its own host.
 SEVERAL = ((2, 4), (4, 1))
 
 
 @dataclass(frozen=True)
 class Point:
-    """One projection of a sweep: seconds per stage and peak DRAM bytes, or why there are none."""
+    """One projection of a sweep: seconds per stage and peak DRAM bytes, or the reason why there are none."""
 
     name: str
     seconds: dict[str, Seconds]
@@ -34,7 +34,7 @@ class Point:
     note: str = ""
 
     def row(self) -> str:
-        """The point as a row of the table of `table`."""
+        """Return the point as a row for `table`."""
         if not self.seconds:
             return f"| {self.name} | - | - | - | - | {self.note} |"
         cells = [f"{self.seconds[stage].expected:.3g}" for stage in ("total", "step", "decode")]
@@ -43,7 +43,7 @@ class Point:
 
 
 def table(points: list[Point]) -> list[str]:
-    """Points as a Markdown table."""
+    """Return points as a Markdown table."""
     head = ["| | total, s | one step, s | decode, s | peak DRAM, GB | |", "|---|---|---|---|---|---|"]
     return head + [point.row() for point in points]
 
@@ -59,10 +59,10 @@ def sweep(
 
     Args:
         system: the machine; smaller meshes are parts of it.
-        num_steps: denoising steps.
-        precision: of the transformer.
-        geometry: of (height, width, frames).
-        pool: where the dry runs go, each a task; see `models.machine.processes`.
+        num_steps: number of denoising steps.
+        precision: precision of the transformer.
+        geometry: function of (height, width, frames) that returns a geometry.
+        pool: executor of the dry runs, one task each; see `models.machine.processes`.
     """
     usual = (*SIZES[0], 163)
     videos = [(*SIZES[0], frames) for frames in FRAMES] + [(*size, usual[2]) for size in SIZES[1:]]
@@ -106,7 +106,9 @@ def _point(
 
 
 def _limit(made: Projection) -> str:
-    """What the largest part of a step is, or that the host would be, did it send every step."""
+    """Describe the largest part of a step, or the host's dispatch if it would take longer than the chips without
+    capture.
+    """
     trace = made.run.stages["denoise"]
     device = total(op_time(record, made.system).seconds for record in trace.records)
     host = dispatch(trace.device_calls, made.system)
@@ -121,11 +123,11 @@ def _limit(made: Projection) -> str:
 
 
 def on_paper(made: Projection, count: int, links: int) -> Point:
-    """A projection of one Galaxy spread over ``count`` of them by sequence parallelism: arithmetic, no dry run.
+    """Project one Galaxy's video on `count` Galaxies with sequence parallelism over all of them. No dry run is made.
 
-    Work per visual row divides by ``count``, and so does decoding; work on text stays; the ring of attention carries
-    every chip's keys and values past every other, over ``links`` links where two Galaxies meet. Each Galaxy has a host
-    of its own. Peak memory is not estimated.
+    Work per visual row is divided by `count`, and so is decoding. Work on text stays the same. The ring of attention
+    carries every chip's keys and values past every other chip, over `links` links between two Galaxies. Each Galaxy has
+    its own host. Peak memory is not estimated.
     """
     layout = Layout.parse(made.run.mesh)
     tokens = math.ceil(made.run.geometry.num_tokens / layout.sp)

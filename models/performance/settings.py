@@ -1,4 +1,6 @@
-"""How an op was told to compute: math fidelity, cores, links, operand types; read from the arguments of the call."""
+"""Settings of an op, read from the arguments of the call: math fidelity, cores, links, operand types."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +12,15 @@ from models.performance.counts import Call, element_bytes
 
 @dataclass(frozen=True)
 class Settings:
-    """What the cost model needs besides bytes and FLOPs; None where the call does not say.
+    """Settings that the cost model needs besides bytes and FLOPs. A setting is None if the call does not give it.
 
-    ``fidelity`` is a name such as HiFi2; ``cores`` those of the op's own grid; ``links`` the Ethernet links used per
-    direction; ``operand_bytes`` the mean bytes per element of the two matrix operands; ``float32_sums`` whether
-    products accumulate in float32 (None: the op's default), which is what chooses between attention's kernels.
+    Attributes:
+        fidelity: name of the math fidelity, such as HiFi2.
+        cores: number of cores of the op's own grid.
+        links: number of Ethernet links used per direction.
+        operand_bytes: mean bytes per element of the two matrix operands.
+        float32_sums: whether products accumulate in float32 (None: the op's default). It decides between attention's
+            kernels.
     """
 
     fidelity: str | None = None
@@ -24,7 +30,7 @@ class Settings:
     float32_sums: bool | None = None
 
     @classmethod
-    def of(cls, call: Call) -> "Settings":
+    def of(cls, call: Call) -> Settings:
         """Read the settings of one call."""
         config = call.kwargs.get("compute_kernel_config")
         own = getattr(call.kwargs.get("program_config"), "matmul_math_fidelity", None)

@@ -1,4 +1,4 @@
-"""A trace of the ops that a program runs: what each costs a chip, and the DRAM in use around it."""
+"""Trace of the ops that a program runs: the cost of each on a chip, and the DRAM in use around it."""
 
 import functools
 import time
@@ -14,7 +14,7 @@ from models.machine.ops import device_tensors
 from models.performance.counts import SEND, Call, Cost, cost
 from models.performance.settings import Settings
 
-# Host work: building or reading tensors outside the device's queue.
+# Work on the host: building or reading tensors outside the device's queue.
 _HOST = frozenset(
     {
         "ttnn.from_torch",
@@ -30,13 +30,13 @@ _HOST = frozenset(
         "ttnn.experimental.dit_fused_distributed_rmsnorm_create_stats_buffer",
     }
 )
-# Scratch that a caller hands over is not an operand.
+# Scratch buffers that the caller gives are not operands.
 _SCRATCH = ("persistent", "semaphore")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One device call: its name, its outputs' shapes on one chip, its cost, how it computes."""
+    """One device call: its name, the shapes of its outputs on one chip, its cost and its settings."""
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
@@ -46,9 +46,9 @@ class Record:
 
 @dataclass
 class Trace:
-    """All device calls of a stretch of program, per chip.
+    """All device calls of a part of the program, per chip.
 
-    ``dram_peak_bytes`` is the most DRAM allocated after any op of the stretch; memory that a composite op takes and
+    `dram_peak_bytes` is the most DRAM allocated after any op of the part. Memory that a composite op allocates and
     frees inside one call is not seen.
     """
 
@@ -58,15 +58,15 @@ class Trace:
 
     @property
     def device_calls(self) -> int:
-        """Ops sent to the device."""
+        """Number of ops sent to the device."""
         return len(self.records)
 
     def total(self, what: str) -> float:
-        """Sum of one field of `Cost`, such as ``flops``."""
+        """Return the sum of one field of `Cost`, such as `flops`."""
         return sum(getattr(record.cost, what) for record in self.records)
 
     def counts(self) -> dict[str, float]:
-        """Exact totals under the names that reports use: the same on every host."""
+        """Return exact totals under the names that reports use. They are the same on every host."""
         return {
             "device_calls": self.device_calls,
             "flops": self.total("flops"),
@@ -78,11 +78,11 @@ class Trace:
         }
 
     def summary(self) -> dict[str, float]:
-        """`counts`, and the host time of tracing."""
+        """Return `counts` and the host time of tracing."""
         return {**self.counts(), "host_dispatch_seconds": round(self.host_seconds, 4)}
 
     def by_op(self) -> dict[str, dict[str, float]]:
-        """Calls and costs per op name, most called first."""
+        """Return calls and costs per op name, most called first."""
         table: dict[str, dict[str, float]] = {}
         for record in self.records:
             row = table.setdefault(record.name, {"calls": 0, "flops": 0.0, "dram_bytes": 0.0, "link_bytes": 0.0})
@@ -93,14 +93,14 @@ class Trace:
 
 
 def dram_allocated(device: ttnn.MeshDevice) -> int:
-    """DRAM bytes allocated on one chip of the mesh."""
+    """Return the DRAM bytes allocated on one chip of the mesh."""
     view = ttnn.get_memory_view(device, ttnn.BufferType.DRAM)
     return view.total_bytes_allocated_per_bank * view.num_banks
 
 
 @contextmanager
 def trace(device: ttnn.MeshDevice) -> Iterator[Trace]:
-    """Record the outermost ops of this process on ``device`` while the block runs. Not re-entrant."""
+    """Record the outermost ops of this process on `device` while the block runs. It is not re-entrant."""
     made = Trace(dram_peak_bytes=dram_allocated(device))
     original = FastOperation.__call__
     inside = False
@@ -133,14 +133,14 @@ def trace(device: ttnn.MeshDevice) -> Iterator[Trace]:
 def _record(device: ttnn.MeshDevice, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> Record | None:
     outputs = device_tensors(result)
     if name == SEND:
-        outputs = device_tensors(args)  # It gives nothing back; what it sent stands for it.
+        outputs = device_tensors(args)  # It returns nothing, so the sent tensor counts as its output.
     if name in _HOST or not outputs or outputs[0].device().id() != device.id():
         return None
     operands = {k: v for k, v in kwargs.items() if not any(word in k for word in _SCRATCH)}
     inputs = [t for t in device_tensors([*args, *operands.values()]) if t.is_allocated()]
     buffers = {t.buffer_unique_id() for t in inputs}
     if name == "ttnn.reshape" and outputs[0].buffer_unique_id() in buffers:
-        return None  # a view: nothing runs
+        return None  # It is a view: nothing runs.
     shapes = tuple(tuple(t.shape) for t in outputs)
     call = Call(name, args, kwargs, inputs, outputs)
     return Record(name, shapes, cost(call), Settings.of(call))

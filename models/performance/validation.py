@@ -1,4 +1,7 @@
-"""The cost model against published times of real cards (`published.toml`): errors stated, nothing tuned away."""
+"""The cost model compared with published times of real cards (`published.toml`).
+
+It states the errors and tunes nothing.
+"""
 
 import tomllib
 from dataclasses import dataclass
@@ -28,17 +31,17 @@ class Case:
 
     @property
     def error(self) -> float:
-        """Expected over published, less one."""
+        """Expected over published time, minus one."""
         return self.modelled.expected / self.published - 1
 
     @property
     def is_within(self) -> bool:
-        """Whether the published time lies in the model's range."""
+        """Whether the published time is in the model's range."""
         return self.modelled.low <= self.published <= self.modelled.high
 
 
 def cases() -> list[Case]:
-    """Every published case through the cost model.
+    """Return every published case with its time from the cost model.
 
     Raises:
         ValueError: a case names a field that is neither a count nor a setting.
@@ -68,7 +71,7 @@ def _record(op: dict) -> Record:
 
 
 def table() -> list[str]:
-    """The cases as a Markdown table, fitted ones last."""
+    """Return the cases as a Markdown table, fitted ones last."""
     lines = ["| case | published | model, expected (range) | error | in range |", "|---|---|---|---|---|"]
     for case in sorted(cases(), key=lambda case: case.fitted):
         name = f"{case.name} (fitted)" if case.fitted else case.name

@@ -1,4 +1,4 @@
-"""The PyTorch oracle: random Diffusers models and the metrics that compare with them.
+"""The PyTorch reference: random Diffusers models, reference models on the host, and the metrics for comparison.
 
-Known to tests and to the maker of the `tiny` checkpoint; never to code that runs on a mesh.
+Only tests and the makers of test data use it. Code that runs on a mesh never does.
 """

@@ -1,4 +1,4 @@
-"""How close two tensors are: correlation and relative error, both in float64."""
+"""Metrics of how close two tensors are: correlation and relative error, both in float64."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 
 
 def pcc(expected: torch.Tensor, actual: torch.Tensor) -> float:
-    """Pearson correlation coefficient over all elements (1.0 is a perfect match up to scale and offset).
+    """Return the Pearson correlation coefficient over all elements (1.0 is a perfect match up to scale and offset).
 
     Args:
         expected: the reference, any shape.
         actual: the tensor under test, the same shape.
 
     Raises:
-        ValueError: shapes differ, a value is not finite, or one side is constant (correlation undefined)
-            while the two are not equal. Equal constants give 1.0.
+        ValueError: shapes differ, a value is not finite, or one side is constant (correlation undefined) while the two
+            are not equal. Equal constants give 1.0.
     """
     e, a = _pair(expected, actual)
     e_centred, a_centred = e - e.mean(), a - a.mean()
@@ -30,13 +30,13 @@ def pcc(expected: torch.Tensor, actual: torch.Tensor) -> float:
 
 
 def relative_rmse(expected: torch.Tensor, actual: torch.Tensor) -> float:
-    """`rms(actual - expected) / rms(expected)`, rms taken about zero (no unit; 0.0 is a perfect match).
+    """Return `rms(actual - expected) / rms(expected)`, with the rms about zero (no unit; 0.0 is a perfect match).
 
     For an expected tensor of zero mean this is the error in units of its standard deviation.
 
     Raises:
-        ValueError: shapes differ, a value is not finite, or the expected tensor is all zeros while the
-            actual one is not.
+        ValueError: shapes differ, a value is not finite, or the expected tensor is all zeros while the actual one is
+            not.
     """
     e, a = _pair(expected, actual)
     error, scale = (a - e).square().mean().sqrt(), e.square().mean().sqrt()

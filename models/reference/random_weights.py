@@ -1,7 +1,7 @@
 """Random weights that exercise every parameter of a PyTorch model and keep activations of order one.
 
-PyTorch's own initialisation leaves norm scales at one and biases (and Mochi's `pos_frequencies`) at zero, so
-a port that forgets them would pass. Here nothing is left at a neutral value.
+PyTorch's own initialisation leaves norm scales at one and biases (and Mochi's `pos_frequencies`) at zero, so a port
+that forgets them would pass. Here no parameter keeps a neutral value.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 
 NORM_SCALE_STD = 0.3
 BIAS_STD = 0.1
-# Radians per position for Mochi's three RoPE axes. Frames count 0, 1, 2 ...; rows and columns are scaled to
-# span about +-96, so that they need a smaller frequency for angles of a few turns.
+# Radians per position for Mochi's three RoPE axes. Frames are numbered 0, 1, 2 and so on. Rows and columns are scaled
+# to about +-96, so they need a smaller frequency for angles of a few turns.
 POS_FREQUENCY_STD = (0.5, 0.1, 0.1)
 
 
@@ -22,15 +22,14 @@ POS_FREQUENCY_STD = (0.5, 0.1, 0.1)
 def randomize_(module: torch.nn.Module, seed: int = 0, gains: Mapping[str, float] | None = None) -> None:
     """Overwrite every parameter of `module` in place.
 
-    Matrices and convolutions are normal with std `1 / sqrt(fan_in)`, scales of norms `1 + 0.3 n`,
-    biases `0.1 n`, `pos_frequencies` [3, heads, head_dim / 2] normal with a std per axis. Each
-    parameter is drawn from its own generator, seeded by `seed` and its name: adding a layer does not
-    change the others.
+    Matrices and convolutions are normal with std `1 / sqrt(fan_in)`, scales of norms are `1 + 0.3 n`, biases `0.1 n`,
+    and `pos_frequencies` [3, heads, head_dim / 2] normal with a std per axis. Each parameter is drawn from its own
+    generator, seeded by `seed` and its name, so adding a layer does not change the others.
 
     Args:
         module: any module; parameters keep their dtype and device.
         seed: any integer.
-        gains: multiplies the weights of parameters whose name ends with the key (1 where none does).
+        gains: factors on the weights of parameters whose name ends with the key (1 without a matching key).
     """
     for name, parameter in module.named_parameters():
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))

@@ -1,4 +1,4 @@
-"""The text encoder in PyTorch: the oracle of `models.mochi.text.encoder.MeshTextEncoder`.
+"""The text encoder in PyTorch: the reference for `models.mochi.text.encoder.MeshTextEncoder`.
 
 Shapes: L text tokens (padded), D width of the T5 features.
 """
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class HostTextEncoder:
-    """T5 in PyTorch, float32, on the host: the oracle of `MeshTextEncoder`.
+    """T5 in PyTorch, float32, on the host: the reference for `MeshTextEncoder`.
 
-    Weights stored in float32 are used from the mapped file; others are converted, which for T5 XXL takes 19 GB of
-    memory.
+    Weights stored in float32 are used from the mapped file. Others are converted, which takes 19 GB of memory for T5
+    XXL.
     """
 
     def __init__(self, tokenizer: Any, model: torch.nn.Module):
@@ -63,13 +63,13 @@ class HostTextEncoder:
 
     @torch.no_grad()
     def encode(self, prompt: str, max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> TextEmbeddings:
-        """Features of one prompt, padded to `max_sequence_length` tokens.
+        """Return the features of one prompt, padded to `max_sequence_length` tokens.
 
-        An empty prompt is zeroed as Genmo does (`pipelines.py`, `get_conditioning_for_prompts`): zero
-        features, an all-False mask, no T5 pass. Diffusers does so with `force_zeros_for_empty_prompt`.
+        An empty prompt gives zero features and an all-False mask without a T5 pass, as in Genmo's code (`pipelines.py`,
+        `get_conditioning_for_prompts`). Diffusers does so with `force_zeros_for_empty_prompt`.
 
         Args:
-            prompt: any text; what goes beyond the length is cut, the end token kept.
+            prompt: any text; tokens beyond the length are cut, and the end token is kept.
             max_sequence_length: L, 1 to 256.
 
         Returns:
@@ -81,7 +81,7 @@ class HostTextEncoder:
         check_sequence_length(max_sequence_length)
         if prompt == "":
             return no_tokens(max_sequence_length, self.width)
-        # `verbose=False`: the tokenizer would warn about lengths in its own words.
+        # `verbose=False` turns off the tokenizer's own warning about lengths.
         whole = self.tokenizer(prompt, verbose=False).input_ids
         tokens = self.tokenizer(
             prompt, padding="max_length", max_length=max_sequence_length, truncation=True, return_tensors="pt"

@@ -1,4 +1,4 @@
-"""Random Diffusers `MochiTransformer3DModel`s of any size, the oracle for the TTNN AsymmDiT."""
+"""Random Diffusers `MochiTransformer3DModel`s of any size, the reference for the TTNN AsymmDiT."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from diffusers import MochiTransformer3DModel
 
 from models.reference.random_weights import randomize_
 
-# Modulation reads silu(conditioning), whose spread is well below one; without a gain the tanh gates
-# would stay small and the blocks would hardly matter.
+# Gains on the modulation weights. Modulation reads silu(conditioning), whose spread is well below one. Without a gain
+# the tanh gates would stay small and the blocks would have little effect.
 MODULATION_GAINS = {
     "norm1.linear.weight": 2.0,
     "norm1_context.linear.weight": 2.0,
@@ -30,24 +30,24 @@ def random_transformer(
     patch_size: int = 2,
     seed: int = 0,
 ) -> MochiTransformer3DModel:
-    """A float32 reference transformer in eval mode with every parameter randomised.
+    """Return a float32 reference transformer in eval mode with every parameter randomised.
 
-    Gates reach a good part of their range, so that every block changes the residual streams by a similar
-    amount; with inputs of unit variance the activations stay of order one.
+    Gates use a good part of their range, so every block changes the residual streams by a similar amount. With inputs
+    of unit variance the activations stay of order one.
 
     Args:
         num_attention_heads: heads of the joint attention; times `attention_head_dim` it is the visual width.
-        attention_head_dim: even (RoPE pairs channels).
-        num_layers: blocks, at least 1; the last one is `context_pre_only`.
+        attention_head_dim: width of a head, even (RoPE pairs channels).
+        num_layers: number of blocks, at least 1; the last one is `context_pre_only`.
         pooled_projection_dim: width of the text stream.
         text_embed_dim: width of the T5 features; a multiple of 8 (the attention pool has 8 heads).
         time_embed_dim: channels of the sinusoidal timestep embedding, even.
         in_channels: latent channels in and out.
-        patch_size: spatial patch edge.
+        patch_size: edge of a spatial patch.
         seed: any integer; the same arguments give the same weights.
 
     Raises:
-        ValueError: a size that the reference could not run.
+        ValueError: the reference could not run with a size.
     """
     if text_embed_dim % 8:
         raise ValueError(f"text_embed_dim {text_embed_dim} must be a multiple of 8, the caption pool's heads")

@@ -1,4 +1,4 @@
-"""The VAE's decoder in PyTorch: the oracle of `models.mochi.vae.decoder`.
+"""The VAE's decoder in PyTorch: the reference for `models.mochi.vae.decoder`.
 
 Shapes: B batch (1), C latent channels, T latent frames, F frames of the video, H and W rows and columns.
 """
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 
 class HostVaeDecoder:
-    """Diffusers' Mochi decoder in PyTorch, float32, on the host: the oracle of `MochiVaeDecoder`.
+    """Diffusers' Mochi decoder in PyTorch, float32, on the host: the reference for `MochiVaeDecoder`.
 
-    It decodes in one piece, so that there are no seams; a full-size video needs about 70 GB (Diffusers'
-    documentation).
+    It decodes in one piece, so there are no seams. A full-size video needs about 70 GB (Diffusers' documentation).
     """
 
     def __init__(self, model: torch.nn.Module):
@@ -32,7 +31,7 @@ class HostVaeDecoder:
 
     @classmethod
     def from_checkpoint(cls, component: Component) -> HostVaeDecoder:
-        """Load the decoder's weights of the `vae` component; the encoder's are not read.
+        """Load the decoder's weights of the `vae` component. The encoder's weights are not read.
 
         Raises:
             ValueError: weights do not match the configuration.
@@ -51,13 +50,13 @@ class HostVaeDecoder:
         """Decode normalised latents and drop the decoder's surplus leading frames, as Diffusers does.
 
         Args:
-            latents_BCTHW: float32 [1, C, T, H / 8, W / 8], as the denoising loop leaves them.
+            latents_BCTHW: float32 [1, C, T, H / 8, W / 8], as the denoising loop returns them.
 
         Returns:
             float32 [1, F, H, W, 3] from 0 to 1, F = 6 (T - 1) + 1.
 
         Raises:
-            ValueError: latents of another shape or with values that are not finite.
+            ValueError: the latents have another shape, or values that are not finite.
         """
         channels = self.config["latent_channels"]
         if latents_BCTHW.ndim != 5 or latents_BCTHW.shape[0] != 1 or latents_BCTHW.shape[1] != channels:

@@ -1,6 +1,6 @@
-"""The caption language: many wordings for one scene, some of them kept from training for the evaluation.
+"""The caption language: many wordings for one scene. Some wordings are held out from training for the evaluation.
 
-Held out are sentence patterns and pairs of verb and direction; every single word occurs in training.
+Held out are sentence patterns, and pairs of verb and direction. Every single word occurs in training.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PHRASES = {
     "still": ("stays still", "stands still", "does not move", "rests", "stays in place", "rests in place"),
     "bouncing": ("bounces", "bounces up and down", "hops", "jumps up and down", "hops up and down", "jumps"),
 }
-# "{s}" is the subject, "{m}" what it does, "{b}" the background.
+# "{s}" is the subject, "{m}" its motion, "{b}" the background.
 PATTERNS = (
     "{s} {m}",
     "{s} {m}",
@@ -51,12 +51,12 @@ HELD_OUT_PHRASES = {"growing": "becomes larger", "still": "rests in place", "bou
 
 
 def _held_out(verb: str, direction: str) -> bool:
-    """Whether this pair of verb and direction is kept from training: a quarter of them, spread over both."""
+    """Return whether this pair of verb and direction is held out from training. A quarter is, spread over both."""
     return (VERBS.index(verb) + sum(map(len, direction.split()))) % 4 == 0
 
 
 def phrases(motion: str, held_out: bool = False) -> list[str]:
-    """What a thing of that motion can be said to do, either in training or in the evaluation."""
+    """Return the phrases for a motion, either those of training or those of the evaluation."""
     if motion in PHRASES:
         kept = HELD_OUT_PHRASES[motion]
         return [kept] if held_out else [p for p in PHRASES[motion] if p != kept]
@@ -65,17 +65,17 @@ def phrases(motion: str, held_out: bool = False) -> list[str]:
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """A random wording of the training language for a scene."""
+    """Return a random wording of the training language for a scene."""
     named = [_named(rng.choice(ARTICLES), thing.colour, rng.choice(NOUNS[thing.shape])) for thing in scene.things]
     pattern, phrase = rng.choice(PATTERNS), rng.choice(phrases(scene.motion))
     return pattern.format(s=" and ".join(named), m=phrase, b=scene.background)
 
 
 def held_out_prompts() -> list[tuple[str, str, str, str]]:
-    """64 prompts in wordings that training never shows, each with its colour, shape and motion.
+    """Return 64 prompts in wordings that training never shows, each with its colour, shape and motion.
 
-    Prompt i takes colour i mod 8, motion i mod 7 and shape (i + i div 8) mod 4: every colour meets every motion and
-    every shape, and the first few are already varied.
+    Prompt i has colour i mod 8, motion i mod 7 and shape (i + i div 8) mod 4. So every colour occurs with every motion
+    and every shape, and the first few prompts are already varied.
     """
     rng, prompts = random.Random(7), []
     backgrounds: Sequence[str] = ("black", "grey", "brown", "navy")

@@ -1,4 +1,4 @@
-"""Writing the trained parts as a checkpoint in Diffusers layout, in bfloat16."""
+"""Writing of the trained parts as a checkpoint in Diffusers layout, in bfloat16."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CARD = "README.md"
 
 
 def set_latent_statistics(vae: Any, latents_BCTHW: torch.Tensor) -> None:
-    """Put the mean and spread of each latent channel into the VAE's configuration."""
+    """Write the mean and standard deviation of each latent channel to the VAE's configuration."""
     dims = (0, 2, 3, 4)
     vae.register_to_config(
         latents_mean=[round(float(x), 6) for x in latents_BCTHW.mean(dims)],
@@ -35,7 +35,7 @@ def set_latent_statistics(vae: Any, latents_BCTHW: torch.Tensor) -> None:
 
 
 def to_bfloat16_(module: Any) -> Any:
-    """Round all parameters in place and bring them to the CPU; returns the module."""
+    """Round all parameters to bfloat16 in place, move them to the CPU, and return the module."""
     for parameter in module.parameters():
         parameter.data = parameter.data.to("cpu", torch.bfloat16).contiguous()
     return module
@@ -44,18 +44,18 @@ def to_bfloat16_(module: Any) -> Any:
 def write_checkpoint(
     directory: Path, *, vae: Any, transformer: Any, text_encoder: Any, tokenizer: Path, curves: Mapping[str, Path]
 ) -> None:
-    """Write all components into `directory`; what is there of another training is replaced, a model card is kept.
+    """Write all components to `directory`. Files of an earlier training are replaced; a model card is kept.
 
     Args:
         directory: the checkpoint.
         vae: an `AutoencoderKLMochi` whose configuration has the latents' statistics.
         transformer: a `MochiTransformer3DModel`.
         text_encoder: a `T5EncoderModel`.
-        tokenizer: the directory that `write_tokenizer` made.
-        curves: files of loss curves by the name of what was trained.
+        tokenizer: a directory written by `write_tokenizer`.
+        curves: name of the trained part -> file of its loss curve.
 
     Raises:
-        OSError: it cannot be written; the old files are still there.
+        OSError: a file cannot be written; the old files still exist.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=directory.parent) as scratch:
@@ -80,15 +80,15 @@ def write_components(
     defaults: Mapping[str, Any],
     max_shard_size: str = "5GB",
 ) -> None:
-    """Write everything of a checkpoint but its tokenizer, each tensor in its own dtype.
+    """Write all parts of a checkpoint except its tokenizer, each tensor in its own dtype.
 
     Args:
-        directory: there or not.
+        directory: directory to write; it need not exist.
         vae: an `AutoencoderKLMochi`.
         transformer: a `MochiTransformer3DModel`.
         text_encoder: a `T5EncoderModel`.
         defaults: generation settings of the checkpoint; see `models.mochi.defaults`.
-        max_shard_size: of the transformer's files.
+        max_shard_size: largest size of one of the transformer's files.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, MochiPipeline
     from safetensors.torch import save_file
@@ -97,7 +97,7 @@ def write_components(
     vae.save_pretrained(directory / "vae")
     scheduler: Any = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     scheduler.save_pretrained(directory / "scheduler")
-    # Not save_pretrained: transformers' draws a progress bar of its own.
+    # `save_pretrained` is not used, because transformers' version draws its own progress bar.
     text_encoder.config.architectures = [type(text_encoder).__name__]
     text_encoder.config.save_pretrained(directory / "text_encoder")
     tensors = {k: v for k, v in text_encoder.state_dict().items() if k != "encoder.embed_tokens.weight"}

@@ -1,6 +1,6 @@
 """The tiny world: one or two coloured shapes on a plain background, moving in one of seven ways.
 
-Shapes: B scenes, T frames, H and W pixels. Lengths are pixels of a 64 x 64 frame; x grows to the right, y downwards.
+Shapes: B scenes, T frames, H and W pixels. Lengths are pixels of a 64 x 64 frame. x grows to the right, y downwards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 SIZE = 64
 NUM_FRAMES = 13
 SHAPES = ("ball", "square", "triangle", "cross")
-# sRGB, 0 to 255.
+# Colours in sRGB, 0 to 255.
 COLOURS = {
     "red": (220, 40, 40),
     "orange": (245, 140, 30),
@@ -33,7 +33,7 @@ HORIZONTAL = ("left", "right")
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape on its way: where it is half-way through the video, and its radius then."""
+    """A moving shape: its position and radius half-way through the video."""
 
     shape: str
     colour: str
@@ -44,10 +44,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one video shows; all things share the motion.
+    """Content of one video. All things share the motion.
 
     Attributes:
-        things: one or two; of two, the first is the left one, or the upper one when they move sideways.
+        things: one or two. Of two, the first is the left one, or the upper one if they move sideways.
         motion: one of `MOTIONS`.
         background: one of `BACKGROUNDS`.
         travel: pixels between the first and the last frame, or the height of a bounce.
@@ -60,7 +60,7 @@ class Scene:
 
 
 def random_scene(rng: random.Random, two_share: float = 0.12) -> Scene:
-    """A scene in which everything stays within the frame.
+    """Return a random scene in which all things stay within the frame.
 
     Args:
         rng: source of all choices.
@@ -77,7 +77,7 @@ def random_scene(rng: random.Random, two_share: float = 0.12) -> Scene:
             rng.uniform(9, 12),
         )
         return Scene((thing,), motion, background, rng.uniform(20, 26))
-    # Two lanes along the motion, or side by side.
+    # The two things move in two lanes along the motion, or side by side.
     near, far = middle - 15, middle + 15
     first, second = rng.sample(tuple(COLOURS), 2)
     places = ((middle, near), (middle, far)) if motion in HORIZONTAL else ((near, middle), (far, middle))
@@ -89,10 +89,10 @@ def random_scene(rng: random.Random, two_share: float = 0.12) -> Scene:
 
 
 def track(scene: Scene, thing: Thing, num_frames: int = NUM_FRAMES) -> torch.Tensor:
-    """Centre and radius of a thing in each frame, float32 [T, 3] of x, y, radius."""
+    """Return centre and radius of a thing in each frame, float32 [T, 3] of x, y, radius."""
     tau = torch.linspace(-0.5, 0.5, num_frames)
     zero = torch.zeros_like(tau)
-    # A bounce falls from the top to the floor in mid-video and springs back: a parabola with its tip up at both ends.
+    # A bounce falls from the top to the floor in mid-video and rises again: a parabola that is highest at both ends.
     path = {
         "left": (-tau, zero),
         "right": (tau, zero),
@@ -106,20 +106,23 @@ def track(scene: Scene, thing: Thing, num_frames: int = NUM_FRAMES) -> torch.Ten
 
 
 def coverage(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-    """How much of each pixel a shape covers, 0 to 1, from its distance to the edge; all arguments broadcast.
+    """Return how much of each pixel a shape covers, 0 to 1, from its distance to the edge. All arguments broadcast.
 
     Args:
-        shape: one of `SHAPES`, all of about the same area at the same radius.
+        shape: one of `SHAPES`, which all have about the same area at the same radius.
         x: horizontal distance of the pixel's centre from the shape's.
         y: vertical distance.
-        radius: of the ball; the others are scaled to match.
+        radius: radius of the ball; the other shapes are scaled to match.
+
+    Raises:
+        ValueError: there is no such shape.
     """
     if shape == "ball":
         inside = radius - torch.sqrt(x * x + y * y)
     elif shape == "square":
         inside = 0.89 * radius - torch.maximum(x.abs(), y.abs())
     elif shape == "triangle":
-        # Isosceles, tip up; 0.447 and 0.894 are the sides' normal (a slope of 2).
+        # The triangle is isosceles with its tip up. 0.447 and 0.894 are the normal of its sides (a slope of 2).
         base = 1.0 * radius - y
         inside = torch.minimum(base, (y + 1.35 * radius) * 0.447 - x.abs() * 0.894)
     elif shape == "cross":
@@ -137,13 +140,13 @@ def render(
     size: int = SIZE,
     corners: Sequence[tuple[float, float]] | None = None,
 ) -> torch.Tensor:
-    """Frames of scenes as an 8-bit camera would give them, float32 [B, 3, T, H, W] from -1 to 1.
+    """Render frames of scenes as an 8-bit camera would record them, float32 [B, 3, T, H, W] from -1 to 1.
 
     Args:
-        scenes: B of them.
+        scenes: B scenes.
         num_frames: T.
         size: H and W.
-        corners: for windows into the scenes, the x and y of each one's upper left corner; (0, 0) by default.
+        corners: for windows into the scenes, the x and y of each window's upper left corner; (0, 0) by default.
     """
     frames = []
     for scene, (left, top) in zip(scenes, corners or [(0.0, 0.0)] * len(scenes), strict=True):
@@ -158,7 +161,7 @@ def render(
 
 
 def window(scene: Scene, rng: random.Random, size: int) -> tuple[float, float]:
-    """The corner of a window of `size` pixels that shows part of a thing's way."""
+    """Return the corner of a window of `size` pixels that shows part of a thing's path."""
     x, y, _ = track(scene, rng.choice(scene.things))[rng.randrange(NUM_FRAMES)].tolist()
     spread, room = size / 3, SIZE - size
     corner = (centre - size / 2 + rng.uniform(-spread, spread) for centre in (x, y))

@@ -1,4 +1,4 @@
-"""A small SentencePiece tokenizer in T5's arrangement."""
+"""A small SentencePiece tokenizer in the form of T5's."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ VOCABULARY = 400
 
 
 def write_tokenizer(directory: Path, sentences: Sequence[str]) -> None:
-    """Train a Unigram tokenizer and write it as transformers' `T5Tokenizer` reads it.
+    """Train a Unigram tokenizer and write it in the form that transformers' `T5Tokenizer` reads.
 
-    Pad is 0, end 1, unknown 2; there is no start token. All of printable ASCII can be spelt.
+    Pad is 0, end 1, unknown 2. There is no start token. All of printable ASCII can be encoded.
 
     Args:
-        directory: made here.
-        sentences: the training text. A word becomes a token of its own where it is followed now by a space and now
-            by a comma: SentencePiece considers only what it finds in different surroundings.
+        directory: directory to create.
+        sentences: the training text. A word becomes a token of its own if it is sometimes followed by a space and
+            sometimes by a comma, because SentencePiece considers only strings that occur in different contexts.
 
     Raises:
-        FileExistsError: the directory is there already.
+        FileExistsError: the directory exists already.
     """
     import sentencepiece
 

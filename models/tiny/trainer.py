@@ -18,23 +18,23 @@ from models.tiny.scenes import random_scene, render
 from models.tiny.tokenizer import write_tokenizer
 from models.tiny.training import CURVE, mixed_precision
 
-# progress(stage, done, total, text)
+# Called as progress(stage, done, total, text).
 Progress = Callable[[str, int, int, str], None]
 ENCODED_TOGETHER = 8
 
 
 @dataclass(frozen=True)
 class Training:
-    """What to train, and where.
+    """Settings of a training.
 
     Attributes:
-        work: folder of states and loss curves; a training that is there goes on.
+        work: folder of states and loss curves; an existing training is continued.
         out: the checkpoint's directory.
-        vae_steps: steps of the VAE.
-        transformer_steps: steps of the transformer and the text encoder.
-        scenes: how many scenes are encoded for the transformer's training.
-        device: of torch, such as "cpu" or "cuda".
-        compiled: whether torch.compile makes the models faster (it needs a C++ compiler).
+        vae_steps: number of steps of the VAE.
+        transformer_steps: number of steps of the transformer and the text encoder.
+        scenes: number of scenes that are encoded for the transformer's training.
+        device: device of torch, such as "cpu" or "cuda".
+        compiled: whether to speed up the models with torch.compile (it needs a C++ compiler).
     """
 
     work: Path
@@ -47,7 +47,7 @@ class Training:
 
 
 def run(job: Training, progress: Progress) -> None:
-    """Train whatever of `job` is not trained yet and write the checkpoint.
+    """Train the parts of `job` that are not trained yet, and write the checkpoint.
 
     Raises:
         ValueError: a number of steps or scenes is below 1.
@@ -89,7 +89,7 @@ def run(job: Training, progress: Progress) -> None:
 
 
 def tokenizer(work: Path) -> Path:
-    """The directory of the tokenizer, made on the first call from captions of random scenes."""
+    """Return the directory of the tokenizer. The first call trains it on captions of random scenes."""
     directory = work / "tokenizer"
     if not directory.exists():
         rng = random.Random("tokenizer")
@@ -100,14 +100,17 @@ def tokenizer(work: Path) -> Path:
 
 
 def scene_bank(count: int) -> list[Any]:
-    """The scenes that the transformer is trained on."""
+    """Return the scenes that the transformer is trained on."""
     rng = random.Random("bank")
     return [random_scene(rng) for _ in range(count)]
 
 
 @torch.no_grad()
 def encode(vae: Any, scenes: list[Any], job: Training, progress: Progress) -> torch.Tensor:
-    """Mean latents of whole scenes, float32 [N, 12, T', H / 8, W / 8]; kept in the work folder for the same VAE."""
+    """Encode whole scenes to mean latents, float32 [N, 12, T', H / 8, W / 8].
+
+    The work folder keeps them for the same numbers of VAE steps and scenes.
+    """
     file, key = job.work / "latents.pt", (job.vae_steps, len(scenes))
     if file.exists():
         kept = torch.load(file)

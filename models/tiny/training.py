@@ -1,4 +1,4 @@
-"""What both trainings share: seeded steps, learning rate, averaged weights, resuming, and the loss curve."""
+"""Parts that both trainings share: seeded steps, learning rate, averaged weights, resuming, and the loss curve."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CURVE = "losses.jsonl"
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """Products in bfloat16 where the device has them.
+    """Return a context in which products are in bfloat16 if the device supports it.
 
     On a CPU without AVX-512 a short training took over two minutes with bfloat16 convolutions, and 8 s with float32.
     """
@@ -27,14 +27,15 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: linear warm-up, a constant rate, then a linear fall to zero.
+    """Length and learning rate of a training: linear warm-up, a constant rate, then a linear fall to zero.
 
     Attributes:
-        steps: in all.
+        steps: number of steps in all.
         rate: the constant learning rate.
-        warmup: steps of the rise.
+        warmup: number of steps of the warm-up.
         fall: share of the steps in which the rate falls.
-        ema: decay of the averaged weights at the end; lower early on, where it would keep the random start.
+        ema: decay of the averaged weights at the end. It is lower at the beginning, where it would keep the random
+            start.
     """
 
     steps: int
@@ -44,12 +45,12 @@ class Schedule:
     ema: float = 0.995
 
     def learning_rate(self, step: int) -> float:
-        """The rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         left = (self.steps - step) / max(1, self.steps * self.fall)
         return self.rate * min(1.0, (step + 1) / self.warmup, left)
 
     def decay(self, step: int) -> float:
-        """The averaging's decay of a step."""
+        """Return the decay of the averaged weights in a step."""
         return min(self.ema, (1 + step) / (10 + step))
 
 
@@ -60,14 +61,15 @@ def train[Model: torch.nn.Module](
     folder: Path,
     progress: Callable[[int, int, str], None],
 ) -> Model:
-    """Train `model` in place with AdamW, resuming from `folder` where it holds a state; returns averaged weights.
+    """Train `model` in place with AdamW, resuming from `folder` if it holds a state, and return averaged weights.
 
     Args:
-        model: its parameters are trained, in float32.
-        loss_of: the losses of a step, from the step's number alone (draw from generators seeded by it, so that a
-            resumed training sees what an uninterrupted one does); "loss" is minimised, the others are written down.
+        model: model whose parameters are trained, in float32.
+        loss_of: function that returns the losses of a step from the step's number alone. It must draw from generators
+            seeded by that number, so that a resumed training equals an uninterrupted one. "loss" is minimised; the
+            others are logged.
         schedule: see `Schedule`. A state of another schedule is continued with this one.
-        folder: holds `state.pt` and the loss curve, one line of JSON in every `LOG_EVERY` steps.
+        folder: folder of `state.pt` and the loss curve, one line of JSON for every `LOG_EVERY` steps.
         progress: called as `progress(done, total, text)`.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Training the AsymmDiT, and with it the T5 encoder, by flow matching on the tiny world's latents.
+"""Training of the AsymmDiT together with the T5 encoder, by flow matching on latents of the tiny world.
 
-The conventions are those of `models.mochi.sampling.schedule`: sigma is the share of noise, the model's time is
-`(1 - sigma) * 1000`, and its prediction estimates `z0 - eps`.
+The conventions are those of `models.mochi.sampling.schedule`: sigma is the share of noise, the model's time is `(1 -
+sigma) * 1000`, and its prediction estimates `z0 - eps`.
 
 Latents are [B, 12, T', H / 8, W / 8], token ids and masks [B, L].
 """
@@ -21,7 +21,7 @@ from models.tiny.captions import caption
 from models.tiny.scenes import Scene
 from models.tiny.training import Schedule, mixed_precision, train
 
-# 8 heads divide over every TP up to 8; the visual width is 8 x 32 = 256.
+# 8 heads divide over every TP that divides 8. The visual width is 8 x 32 = 256.
 TRANSFORMER: dict[str, Any] = {
     "num_attention_heads": 8,
     "attention_head_dim": 32,
@@ -41,24 +41,24 @@ TEXT_ENCODER: dict[str, Any] = {
 }
 SCHEDULE = Schedule(steps=11000, rate=7e-4, warmup=100, ema=0.998)
 BATCH = 32
-# Longest caption in tokens; all but a few with two things are shorter.
+# Longest caption in tokens. Only a few captions with two things are longer and are cut.
 TOKENS = 20
-# Captions dropped, so that the model also learns the unconditional prediction that guidance needs.
+# Share of captions that are dropped, so that the model also learns the unconditional prediction that guidance needs.
 DROPPED = 0.12
-# Radians per position: frames count 0, 1, 2; rows and columns span about +-72 on a 4 x 4 grid.
+# Radians per position. Frames are numbered 0, 1, 2; rows and columns span about +-72 on a 4 x 4 grid.
 ROPE_STD = (0.7, 0.02, 0.02)
 
 
 @dataclass(frozen=True)
 class Bank:
-    """Scenes and their latents, float32 [N, 12, T', H / 8, W / 8], normalised as the transformer sees them."""
+    """Scenes and their latents, float32 [N, 12, T', H / 8, W / 8], normalised as the transformer takes them."""
 
     scenes: Sequence[Scene]
     latents: torch.Tensor
 
 
 class TextToVelocity(torch.nn.Module):
-    """The T5 encoder and the AsymmDiT, trained as one: from token ids to the velocity."""
+    """The T5 encoder and the AsymmDiT, trained as one model from token ids to the velocity."""
 
     def __init__(self, vocab_size: int, seed: int = 0):
         super().__init__()
@@ -79,8 +79,11 @@ class TextToVelocity(torch.nn.Module):
     def forward(
         self, latents_BCTHW: torch.Tensor, sigma_B: torch.Tensor, ids_BL: torch.Tensor, mask_BL: torch.Tensor
     ) -> torch.Tensor:
-        """The velocity, [B, 12, T', H / 8, W / 8]; an all-False row of the mask is the empty prompt, zeros."""
-        # The encoder must have something to attend to; what it makes of a dropped caption is zeroed.
+        """Return the velocity, [B, 12, T', H / 8, W / 8].
+
+        An all-False row of the mask is the empty prompt, whose features are zeros.
+        """
+        # The encoder needs at least one token to attend to. Its output for a dropped caption is set to zero.
         seen = mask_BL | ~mask_BL.any(1, keepdim=True)
         embeds = self.text_encoder(ids_BL, attention_mask=seen.long()).last_hidden_state
         embeds = embeds * mask_BL[..., None]
@@ -88,9 +91,10 @@ class TextToVelocity(torch.nn.Module):
 
 
 class BatchedAttention:
-    """The joint attention of Diffusers' `MochiAttnProcessor2_0` for a whole batch at once: padding tokens masked.
+    """The joint attention of Diffusers' `MochiAttnProcessor2_0` for a whole batch at once, with padding tokens masked.
 
-    Diffusers' own loops over the batch. Rows of padding tokens differ (there: zeros), and nothing reads them.
+    Diffusers' own version loops over the batch. Rows of padding tokens differ (there they are zeros), and nothing reads
+    them.
     """
 
     def __call__(
@@ -101,7 +105,7 @@ class BatchedAttention:
         attention_mask: torch.Tensor,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Visual and text outputs, projected, for visual tokens [B, N, D] and text tokens [B, L, D]."""
+        """Return visual and text outputs, projected, for visual tokens [B, N, D] and text tokens [B, L, D]."""
         visual, text = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
         q, k, v = (getattr(attn, name)(hidden_states).unflatten(2, (attn.heads, -1)) for name in visual)
         text_q, text_k, text_v = (
@@ -113,7 +117,7 @@ class BatchedAttention:
         v = torch.cat([v, text_v], 1).transpose(1, 2)
         count = hidden_states.shape[1]
         hidden = ~torch.nn.functional.pad(attention_mask.bool(), (count, 0), value=True)[:, None, None]
-        # Plain products: on the CPU the fused attention's gradient is many times slower at this size.
+        # Plain products are used, because the gradient of fused attention is many times slower on the CPU at this size.
         scores = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
         joint = (scores.masked_fill(hidden, float("-inf")).softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
         made, made_text = joint[:, :count], joint[:, count:]
@@ -135,7 +139,7 @@ def train_transformer(
     compiled: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> TextToVelocity:
-    """Train, or go on training, the model whose state is in `folder`; returns it with averaged weights."""
+    """Train the model whose state is in `folder`, or continue its training. Return it with averaged weights."""
     model = TextToVelocity(len(tokenizer)).to(device)
     for block in model.transformer.transformer_blocks:
         block.attn1.processor = BatchedAttention()
@@ -166,7 +170,7 @@ def velocity_losses(
     ids_BL: torch.Tensor,
     mask_BL: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """Mean squared error of the velocity `z0 - eps` at the noise levels `sigma`."""
+    """Return the mean squared error of the velocity `z0 - eps` at the noise levels `sigma`."""
     share = sigma_B.view(-1, 1, 1, 1, 1)
     noisy = share * eps_BCTHW + (1 - share) * latents_BCTHW
     with mixed_precision(latents_BCTHW.device):

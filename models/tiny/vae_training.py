@@ -1,4 +1,4 @@
-"""Training the AsymmVAE on the tiny world.
+"""Training of the AsymmVAE on the tiny world.
 
 Frames are float32 [B, 3, T, H, W] from -1 to 1, latents [B, 12, T', H / 8, W / 8].
 """
@@ -15,8 +15,8 @@ import torch
 from models.tiny.scenes import SIZE, random_scene, render, window
 from models.tiny.training import Schedule, mixed_precision, train
 
-# GroupNorm has 32 groups, so channels are multiples of 32. The five depths are those of full, half, quarter and
-# eighth resolution and of the innermost block.
+# GroupNorm has 32 groups, so channels are multiples of 32. The five depths are those of full, half, quarter and eighth
+# resolution and of the innermost block.
 CONFIG: dict[str, Any] = {
     "encoder_block_out_channels": (32, 32, 64, 128),
     "decoder_block_out_channels": (32, 32, 64, 128),
@@ -24,31 +24,31 @@ CONFIG: dict[str, Any] = {
     "add_attention_block": (False, False, False, False, False),
 }
 SCHEDULE = Schedule(steps=9000, rate=5e-4, warmup=300, ema=0.998)
-# After so many steps the encoder stays as it is, and with it the latents: from then on only the decoder is trained,
-# and the transformer can be.
+# Number of steps after which the encoder, and with it the latents, does not change any more. From then on only the
+# decoder is trained, and the training of the transformer can begin.
 ENCODER_STEPS = 300
-# While the encoder is trained it sees windows around the things, where there is most to learn; the decoder then sees
-# windows and whole frames in turn.
+# Size and batch of windows. While the encoder is trained it gets windows around the things, where there is most to
+# learn. After that the decoder gets windows and whole frames in turn.
 WINDOW, WINDOW_BATCH = 32, 8
 WHOLE_BATCH = 2
 NORM_BIAS, SILU_BIAS = 4.0, 3.0
 KL_WEIGHT = 5e-4
 SQUARE_WEIGHT = 1.0
-# Of the error in hue, besides that in brightness.
+# Weight of the error in hue, in addition to the error in brightness.
 HUE_WEIGHT = 2.0
-# The share of the posterior's noise that is added to the latents, and the steps over which it grows to that: from the
-# start it would drown what there is to learn.
+# Share of the posterior's noise that is added to the latents, and the steps over which it grows to that share. Full
+# noise from the start would hide the signal.
 NOISE_SHARE, NOISE_RAMP = 0.5, 200
-# Frames that the causal decoder makes before the first one of the video.
+# Number of frames that the causal decoder returns before the first one of the video.
 SURPLUS = 5
 
 
 def new_vae(seed: int = 0) -> Any:
-    """An `AutoencoderKLMochi` whose first three latent channels start as the mean colour of their pixels.
+    """Return an `AutoencoderKLMochi` whose first three latent channels start as the mean colour of their pixels.
 
-    At these widths a norm's group is one or a few channels, so that norms take away what a plain area's colour is, and
-    a training from random weights is slow to find the way around them. So the residual branches start at zero, and the
-    path around them starts with that colour; the other nine latent channels start at random.
+    At these widths a group of a norm has one or a few channels, so norms remove the colour of a plain area. Training
+    from random weights is slow to find a way around the norms. So the residual branches start at zero, and the path
+    around them starts with the mean colour. The other nine latent channels start at random.
     """
     from diffusers import AutoencoderKLMochi
 
@@ -67,7 +67,9 @@ def new_vae(seed: int = 0) -> Any:
 
 
 def _start_encoding_(encoder: Any, colour: int) -> None:
-    """Average a colour channel over the pixels of a latent pixel, past the last norm, into a latent channel."""
+    """Initialise the path from a colour channel, averaged over the pixels of a latent pixel, past the last norm to a
+    latent channel.
+    """
     first, second, third = (block.conv_in.conv for block in encoder.down_blocks)
     for layer in (encoder.proj_in, first, second):
         _pick_(layer, [colour], colour)
@@ -81,7 +83,9 @@ def _start_encoding_(encoder: Any, colour: int) -> None:
 
 
 def _start_decoding_(decoder: Any, colour: int) -> None:
-    """Spread a latent channel over the pixels of a colour channel, past the last SiLU, which is straight far from 0."""
+    """Initialise the path from a latent channel to the pixels of a colour channel, past the last SiLU, which is linear
+    far from 0.
+    """
     _pick_(decoder.conv_in, [colour], colour, 0.5)
     for index, block in enumerate(decoder.up_blocks):
         copies = block.temporal_expansion * block.spatial_expansion**2
@@ -106,7 +110,7 @@ def train_vae(
     device: str = "cpu",
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> torch.nn.Module:
-    """Train, or go on training, the VAE whose state is in `folder`; returns it with averaged weights."""
+    """Train the VAE whose state is in `folder`, or continue its training. Return it with averaged weights."""
     # Convolutions over [B, C, T, H, W] are several times as fast with the channels innermost.
     vae = new_vae().to(device, memory_format=torch.channels_last_3d)
     replace_norms_(vae)
@@ -123,10 +127,10 @@ def train_vae(
 
 
 class FrameNorm(torch.nn.Module):
-    """Group norm per frame in the channels-last arrangement; wraps the `GroupNorm` that it stands for.
+    """Group norm per frame in the channels-last arrangement. It wraps the `GroupNorm` that it replaces.
 
-    The same numbers as Diffusers' `MochiChunkedGroupNorm3D`, in half the time on a CPU: torch's own norm wants the
-    channels outermost, which is two copies more.
+    It computes the same numbers as Diffusers' `MochiChunkedGroupNorm3D`, in half the time on a CPU. torch's own norm
+    needs the channels outermost, which costs two more copies.
     """
 
     def __init__(self, norm_layer: torch.nn.GroupNorm):
@@ -146,7 +150,7 @@ class FrameNorm(torch.nn.Module):
 
 
 def replace_norms_(module: torch.nn.Module) -> None:
-    """Put a `FrameNorm` in place of each of Diffusers' norms; parameters and their names stay."""
+    """Replace each of Diffusers' norms by a `FrameNorm`. Parameters and their names stay the same."""
     from diffusers.models.autoencoders.autoencoder_kl_mochi import MochiChunkedGroupNorm3D
 
     for name, child in module.named_children():
@@ -157,7 +161,7 @@ def replace_norms_(module: torch.nn.Module) -> None:
 
 
 def batch(rng: random.Random, windows: bool) -> torch.Tensor:
-    """Frames of random scenes, whole or in windows."""
+    """Return frames of random scenes, whole or in windows."""
     if not windows:
         return render([random_scene(rng) for _ in range(WHOLE_BATCH)])
     scenes = [random_scene(rng) for _ in range(WINDOW_BATCH)]
@@ -168,13 +172,13 @@ def batch(rng: random.Random, windows: bool) -> torch.Tensor:
 def vae_losses(
     vae: Any, frames_BCTHW: torch.Tensor, noise: torch.Generator, noise_share: float = 1.0
 ) -> dict[str, torch.Tensor]:
-    """Absolute, squared and hue error of the reconstruction, and the KL divergence per latent value, in nats.
+    """Return absolute, squared and hue error of the reconstruction, and the KL divergence per latent value, in nats.
 
     Args:
         vae: an `AutoencoderKLMochi`.
-        frames_BCTHW: what it shall reconstruct.
+        frames_BCTHW: frames to reconstruct.
         noise: source of the latents' noise.
-        noise_share: multiplies that noise.
+        noise_share: factor on that noise.
     """
     with mixed_precision(frames_BCTHW.device):
         mean, log_variance = vae.encoder(frames_BCTHW)[0].float().chunk(2, dim=1)

@@ -1,4 +1,4 @@
-"""What a video of the tiny world shows, read from its frames alone: colour, motion and shape of one thing.
+"""Recognition of a tiny-world video from its frames alone: colour, motion and shape of one thing.
 
 Frames are float32 [T, H, W, 3] from 0 to 1.
 """
@@ -12,17 +12,18 @@ import torch
 
 from models.tiny.scenes import COLOURS, SHAPES, coverage
 
-# Distance from the background, in units of the 0-to-1 RGB cube, from which a pixel belongs to the thing.
+# Smallest distance of a thing's pixel from the background, in units of the 0-to-1 RGB cube.
 THRESHOLD = 0.22
-# Pixels that the centre must travel to be said to move, and the growth of the area from which a thing grows.
+# Smallest number of pixels that the centre of a moving thing travels, and smallest growth of the area of a growing
+# thing.
 TRAVEL, GROWTH = 7.0, 1.5
-# A bounce dips by this many pixels and ends near its start.
+# Smallest number of pixels by which a bounce dips. It ends near its start.
 BOUNCE = 6.0
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What was seen; None where there is nothing to see."""
+    """What was recognised. A field is None if there is nothing to see."""
 
     colour: str | None
     motion: str | None
@@ -30,7 +31,7 @@ class Sight:
 
 
 def look(frames_THWC: torch.Tensor) -> Sight:
-    """Colour, motion and shape of the thing in the frames."""
+    """Recognise colour, motion and shape of the thing in the frames."""
     distance = (frames_THWC - background(frames_THWC)).norm(dim=-1)
     mask = distance > THRESHOLD
     if int(mask.sum()) < 20 * len(mask):
@@ -39,13 +40,15 @@ def look(frames_THWC: torch.Tensor) -> Sight:
 
 
 def background(frames_THWC: torch.Tensor) -> torch.Tensor:
-    """The colour [3] of the background: the median over all frames' outermost pixels."""
+    """Return the colour [3] of the background: the median over the outermost pixels of all frames."""
     border = [frames_THWC[:, 0], frames_THWC[:, -1], frames_THWC[:, :, 0], frames_THWC[:, :, -1]]
     return torch.cat(border, dim=1).flatten(0, 1).median(dim=0).values
 
 
 def _colour(frames_THWC: torch.Tensor, distance: torch.Tensor, mask: torch.Tensor) -> str:
-    """The name nearest to the mean of the half of the thing's pixels that differ most from the background."""
+    """Return the colour name nearest to the mean of the half of the thing's pixels that differ most from the
+    background.
+    """
     inner = mask & (distance >= distance[mask].median())
     mean = frames_THWC[inner].mean(0)
     return min(COLOURS, key=lambda name: float((torch.tensor(COLOURS[name]) / 255 - mean).norm()))
@@ -66,7 +69,7 @@ def _motion(mask: torch.Tensor) -> str:
 
 
 def _shape(mask: torch.Tensor) -> str:
-    """The shape whose outline, at the thing's place and area, overlaps best (mean over frames)."""
+    """Return the shape whose outline, at the thing's place and area, overlaps best (mean over frames)."""
     best = dict.fromkeys(SHAPES, 0.0)
     rows, columns = (torch.arange(size) + 0.5 for size in mask.shape[1:])
     for frame in mask:
@@ -83,13 +86,15 @@ def _shape(mask: torch.Tensor) -> str:
 
 @cache
 def _proportions(shape: str) -> tuple[float, float]:
-    """Square root of a shape's area, and how far its centroid lies below its origin, in units of its radius."""
+    """Return the square root of a shape's area, and how far its centroid is below its origin, in units of its
+    radius.
+    """
     radius, grid = 16.0, torch.arange(64) - 31.5
     mask = coverage(shape, grid[None, :], grid[:, None], torch.tensor(radius)) > 0.5
     return float(mask.sum()) ** 0.5 / radius, (_centre(mask)[1] - 32) / radius
 
 
 def _centre(mask_HW: torch.Tensor) -> tuple[float, float]:
-    """Mean x and y of the mask's pixels."""
+    """Return the mean x and y of the mask's pixels."""
     rows, columns = mask_HW.nonzero(as_tuple=True)
     return float(columns.float().mean()) + 0.5, float(rows.float().mean()) + 0.5

@@ -3,4 +3,4 @@
 from pathlib import Path
 
 TINY = Path(__file__).parent / "tiny"
-"""The checkpoint that ships with the package, under the name `tiny`; its `README.md` is its card."""
+"""The checkpoint that ships with the package, under the name `tiny`. Its `README.md` is its model card."""

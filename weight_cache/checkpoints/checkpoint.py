@@ -1,8 +1,8 @@
-"""Checkpoints: the components that a pipeline is made of, whatever form they come in.
+"""Checkpoints: the components that a pipeline is made of, in any form.
 
-A Diffusers-layout checkpoint is a directory with `model_index.json` and one folder per component; `Repackaged` is one
-of Genmo's or ComfyUI's files. Nothing here loads a whole component: a caller asks for a key, gets that tensor, and can
-let it go before the next.
+A Diffusers-layout checkpoint is a directory with `model_index.json` and one folder per component. `Repackaged` is a
+checkpoint in one of the forms of Genmo or ComfyUI. Nothing here loads a whole component: a caller asks for a key, gets
+that tensor, and can free it before the next.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from weight_cache.checkpoints.forms import has_decoder, open_decoder, open_trans
 __all__ = ["CLASSES", "Checkpoint", "Component", "Repackaged", "resolve"]
 
 PIPELINE_CLASS = "MochiPipeline"
-# Component -> the class its config must name.
+# Component -> the class that its config must name.
 CLASSES = {
     "transformer": "MochiTransformer3DModel",
     "vae": "AutoencoderKLMochi",
     "text_encoder": "T5EncoderModel",
 }
 GENMO_TRANSFORMER, GENMO_DECODER = "dit.safetensors", "decoder.safetensors"
-# What Mochi is sampled with (huggingface/diffusers `scripts/convert_mochi_to_diffusers.py`).
+# Scheduler settings that Mochi is sampled with (huggingface/diffusers `scripts/convert_mochi_to_diffusers.py`).
 _SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}
-# Where a Genmo or ComfyUI checkpoint finds what it does not hold.
+# Default source of the components that a Genmo or ComfyUI checkpoint does not have.
 DEFAULT_BASE = "genmo/mochi-1-preview"
 
 
 class Checkpoint:
-    """A Diffusers-layout Mochi checkpoint directory; opening it reads only small JSON files."""
+    """A Diffusers-layout Mochi checkpoint directory. Opening it reads only small JSON files."""
 
     def __init__(self, directory: str | Path, variant: str | None = None, source: str | None = None):
         """Open `directory`.
 
         Args:
-            directory: holds `model_index.json` and the component folders.
-            variant: e.g. `"bf16"` for files named `*.bf16*.safetensors`. As in Diffusers, a component
-                without such files is read from its plain ones, but at least one must have them.
-            source: how the user named the checkpoint, for messages; the directory by default.
+            directory: directory with `model_index.json` and the component folders.
+            variant: e.g. `"bf16"` for files named `*.bf16*.safetensors`. As in Diffusers, a component without such
+                files is read from its plain ones, but at least one component must have them.
+            source: the user's name for the checkpoint, for messages; the directory by default.
 
         Raises:
             FileNotFoundError: the directory, its `model_index.json` or a component folder is missing.
@@ -79,16 +79,16 @@ class Checkpoint:
 
     @classmethod
     def open(cls, source: str | Path, variant: str | None = None, base: str | Path | None = None) -> Checkpoint:
-        """Open what a user names, in whatever form it is.
+        """Open the checkpoint that a user names, in whatever form it is.
 
         Args:
-            source: a directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors file, a cached Hugging Face
-                id, or `tiny`; see `resolve`.
-            variant: of the weight files of a Diffusers layout.
-            base: for the other forms: see `Repackaged`.
+            source: a directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors file, a cached Hugging Face id,
+                or `tiny`; see `resolve`.
+            variant: variant of the weight files, for a Diffusers layout.
+            base: for the other forms; see `Repackaged`.
 
         Raises:
-            FileNotFoundError: it is not there, or half of it is missing.
+            FileNotFoundError: the checkpoint or a part of it is missing.
             ValueError: it is a checkpoint of another model, or an argument does not go with its form.
         """
         path = resolve(source)
@@ -120,12 +120,12 @@ class Checkpoint:
         return read_json(path)
 
     def optional_json(self, name: str) -> dict[str, Any]:
-        """A JSON file beside `model_index.json`, or `{}` where there is none."""
+        """Read a JSON file beside `model_index.json`; return `{}` if there is none."""
         path = self.directory / name
         return read_json(path) if path.is_file() else {}
 
     def identity(self) -> dict[str, Any]:
-        """What tells this checkpoint from another: its source and a fingerprint per component."""
+        """Return the facts that distinguish this checkpoint from others: its source and a fingerprint per component."""
         return {"source": self.source, "variant": self.variant} | {
             c.name: {"class": c.class_name, "fingerprint": c.fingerprint()} for c in self.components
         }
@@ -142,8 +142,8 @@ class Checkpoint:
 class Repackaged(Checkpoint):
     """A checkpoint in Genmo's layout, or a single ComfyUI file.
 
-    These hold the transformer and perhaps the VAE's decoder; the text encoder, the tokenizer, the scheduler and what
-    else is missing come from Diffusers-layout folders beside them, or from `base`.
+    It holds the transformer and perhaps the VAE's decoder. The text encoder, the tokenizer, the scheduler and other
+    missing components come from Diffusers-layout folders beside it, or from `base`.
     """
 
     def __init__(self, path: str | Path, base: str | Path | None = None, source: str | None = None):
@@ -153,11 +153,11 @@ class Repackaged(Checkpoint):
             path: a directory with `dit.safetensors` (and `decoder.safetensors`), or a .safetensors file.
             base: a Diffusers-layout directory or cached Hugging Face id for the components that `path` lacks;
                 `genmo/mochi-1-preview` in the local cache by default.
-            source: how the user named the checkpoint.
+            source: the user's name for the checkpoint.
 
         Raises:
-            FileNotFoundError: a part is neither here nor in `base`; the message names it.
-            ValueError: a file is of another model, or not whole.
+            FileNotFoundError: a component is neither here nor in `base`; the message names it.
+            ValueError: a file is of another model, or incomplete.
         """
         path = Path(path)
         self.directory = path if path.is_dir() else path.parent
@@ -180,7 +180,7 @@ class Repackaged(Checkpoint):
 
     @cached_property
     def scheduler(self) -> dict[str, Any]:
-        """The scheduler's configuration; Mochi's own where there is none beside the files."""
+        """The scheduler's configuration, or Mochi's own if there is none beside the files."""
         path = self.directory / "scheduler" / "scheduler_config.json"
         return read_json(path) if path.is_file() else dict(_SCHEDULER)
 
@@ -200,16 +200,16 @@ class Repackaged(Checkpoint):
 
 
 def resolve(source: str | Path) -> Path:
-    """The directory or file of the checkpoint that a user names.
+    """Return the directory or file of the checkpoint that a user names.
 
     Args:
         source: a directory or a .safetensors file; or the id of a Hugging Face repository such as
             `genmo/mochi-1-preview` that is already in the local hub cache (nothing is downloaded); or `tiny`, the
-            trained model that ships with the package (`./tiny` is a directory of that name). A directory wins over
-            an id of the same spelling.
+            trained model that ships with the package (`./tiny` is a directory of that name). A directory takes
+            precedence over an id with the same name.
 
     Raises:
-        FileNotFoundError: none of these.
+        FileNotFoundError: the source is none of these.
     """
     text = str(source)
     if source == "tiny":

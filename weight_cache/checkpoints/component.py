@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 if TYPE_CHECKING:
     import torch
 
-# File stems of weights: Diffusers' own and that of transformers.
+# Stems of weight file names: those of Diffusers and of transformers.
 _STEMS = ("diffusion_pytorch_model", "model")
 _FINGERPRINT_BYTES = 1 << 20
 
@@ -22,10 +22,10 @@ _FINGERPRINT_BYTES = 1 << 20
 class Component:
     """One model of a checkpoint: its configuration and its weights, read lazily by name.
 
-    `form` is how names and values are arranged: here as Diffusers has them, which is canonical.
+    `form` is the arrangement of names and values. Here it is that of Diffusers, which is canonical.
 
-    Opening reads the configuration; the first question about weights opens the safetensors files (their
-    headers only) and checks them against the index.
+    Opening reads the configuration. The first access to weights opens the safetensors files (their headers only) and
+    checks them against the index.
     """
 
     form = "diffusers"
@@ -34,7 +34,7 @@ class Component:
         """Open the component in `directory`, whose name is the component's name.
 
         Raises:
-            FileNotFoundError: no `config.json`.
+            FileNotFoundError: there is no `config.json`.
             ValueError: the configuration is not a JSON object.
         """
         self.directory = Path(directory)
@@ -47,12 +47,16 @@ class Component:
 
     @property
     def class_name(self) -> str:
-        """The model class that the configuration names (Diffusers' or transformers' way)."""
+        """The model class that the configuration names (in the way of Diffusers or of transformers)."""
         architectures = self.config.get("architectures") or [None]
         return str(self.config.get("_class_name") or architectures[0])
 
     def require_class(self, expected: str) -> None:
-        """Raise ValueError unless the configuration names the class `expected`."""
+        """Check that the configuration names the class `expected`.
+
+        Raises:
+            ValueError: it names another class.
+        """
         if self.class_name != expected:
             raise ValueError(
                 f"checkpoint component {self.name} in {self.directory} is a {self.class_name}, "
@@ -61,7 +65,7 @@ class Component:
 
     @cached_property
     def has_variant(self) -> bool:
-        """Whether there are weight files of the asked variant (False when none was asked)."""
+        """Whether there are weight files of the requested variant (False if none was requested)."""
         return self.variant is not None and self._entry(self.variant) is not None
 
     @cached_property
@@ -70,7 +74,7 @@ class Component:
         return sorted({self.directory / name for name in self._handles})
 
     def keys(self) -> list[str]:
-        """Names of all tensors, sorted."""
+        """Return the names of all tensors, sorted."""
         return sorted(self._locations)
 
     def __contains__(self, key: str) -> bool:
@@ -80,15 +84,15 @@ class Component:
         return iter(self.keys())
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of tensor `key`, from the file's header alone."""
+        """Return the shape of tensor `key`, read from the file's header alone."""
         return tuple(self._handle(key).get_slice(key).get_shape())
 
     def dtype(self, key: str) -> str:
-        """Stored type of tensor `key` in safetensors' spelling, such as `BF16` or `F32`."""
+        """Return the stored type of tensor `key` in safetensors' notation, such as `BF16` or `F32`."""
         return str(self._handle(key).get_slice(key).get_dtype())
 
     def tensor(self, key: str) -> torch.Tensor:
-        """Tensor `key` on the host, in its stored dtype, backed by the mapped file until it is changed.
+        """Return tensor `key` on the host, in its stored dtype, backed by the mapped file until it is changed.
 
         Raises:
             KeyError: the component has no such tensor.
@@ -99,18 +103,19 @@ class Component:
         """Open every weight file and check its header, without reading a tensor.
 
         Raises:
-            FileNotFoundError: no weights, or a shard that the index names is missing.
-            ValueError: a file is truncated or not safetensors, or the index names a tensor that its file
-                lacks.
+            FileNotFoundError: there are no weights, or a shard that the index names is missing.
+            ValueError: a file is truncated or not safetensors, or the index names a tensor that its file lacks.
         """
         _ = self._locations
 
     def fingerprint(self) -> str:
-        """16 hex digits of the configuration and the files' ends; see `fingerprint`."""
+        """Return 16 hex digits of the configuration and of the files' beginnings and ends; see the function
+        `fingerprint`.
+        """
         return fingerprint(self.files, (self.directory / "config.json").read_bytes())
 
     def forget_pages(self) -> None:
-        """Let go of the mapped files, so that what was read of them no longer counts as this process's memory."""
+        """Release the mapped files, so that the pages read from them no longer count as memory of this process."""
         self.__dict__.pop("_handles", None)
 
     def _handle(self, key: str) -> Any:
@@ -119,7 +124,7 @@ class Component:
         return self._handles[self._locations[key]]
 
     def _entry(self, variant: str | None) -> Path | None:
-        """The file to start from: an index of shards or a single safetensors file."""
+        """Return the file to start from: an index of shards or a single safetensors file."""
         for stem in _STEMS:
             if variant is None:
                 names = [f"{stem}.safetensors.index.json", f"{stem}.safetensors"]
@@ -186,10 +191,10 @@ class Component:
 
 
 def open_safetensors(path: Path) -> Any:
-    """A handle on a safetensors file, whose tensors are mapped and not read.
+    """Open a safetensors file, whose tensors are mapped and not read.
 
     Raises:
-        ValueError: it is truncated or something else.
+        ValueError: it is truncated or not a safetensors file.
     """
     try:
         return safe_open(path, framework="pt")
@@ -201,9 +206,9 @@ def open_safetensors(path: Path) -> Any:
 
 
 def fingerprint(files: Sequence[Path], config: bytes) -> str:
-    """16 hex digits from a configuration and every file's name, header, size, first and last mebibyte.
+    """Return 16 hex digits from a configuration and every file's name, header, size, and first and last mebibyte.
 
-    Enough to tell checkpoints apart without reading tens of gigabytes; not proof against tampering.
+    This distinguishes checkpoints without reading tens of gigabytes. It does not protect against tampering.
     """
     digest = hashlib.sha256(config)
     for path in files:
@@ -219,10 +224,10 @@ def fingerprint(files: Sequence[Path], config: bytes) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a checkpoint.
+    """Read a JSON object from a file of a checkpoint.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the file is not valid JSON, or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -234,5 +239,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message without line breaks."""
+    """Return an error's message without line breaks."""
     return " ".join(str(error).split())

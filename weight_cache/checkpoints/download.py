@@ -1,4 +1,4 @@
-"""Fetching a checkpoint from the Hugging Face hub: the files that this project reads, and no others."""
+"""Download of a checkpoint from the Hugging Face hub: the files that this project reads, and no others."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _FOLDERS = (*CLASSES, "tokenizer", "scheduler")
 
 
 def wanted_files(files: Sequence[str], variant: str | None = None, genmo: bool = False) -> list[str]:
-    """Those of a repository's files that make up a checkpoint.
+    """Return the files of a repository that make up a checkpoint.
 
     Args:
         files: paths within the repository.
-        variant: of the weights; a component without it is taken plain.
-        genmo: Genmo's transformer and decoder instead of Diffusers', with the folders they need.
+        variant: variant of the weights; for a component without it the plain files are chosen.
+        genmo: choose Genmo's transformer and decoder instead of Diffusers', with the folders that they need.
 
     Raises:
         ValueError: the repository holds no such checkpoint.
@@ -47,33 +47,33 @@ def download(
     genmo: bool = False,
     directory: str | Path | None = None,
     hub: Any = None,
-    say: Callable[[str], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
 ) -> Path:
-    """Fetch a checkpoint and check that it is whole; what is there already is not fetched again.
+    """Download a checkpoint and check that it is complete. Files that exist already are not downloaded again.
 
     Args:
         repository: Hugging Face id.
-        variant: of the weights; a component without it is taken plain.
-        genmo: Genmo's files instead of Diffusers' layout.
-        directory: where to; the hub's own cache by default, where `--model REPOSITORY` finds it.
-        hub: what stands for `huggingface_hub`, in tests.
-        say: called with a line before the transfer begins.
+        variant: variant of the weights; for a component without it the plain files are downloaded.
+        genmo: download Genmo's files instead of Diffusers' layout.
+        directory: target directory; the hub's own cache by default, where `--model REPOSITORY` finds it.
+        hub: replacement of `huggingface_hub`, in tests.
+        on_message: called with a line before the download begins.
 
     Raises:
-        FileNotFoundError: no such repository, no connection, or files are missing afterwards.
+        FileNotFoundError: there is no such repository or no connection, or files are missing afterwards.
         ValueError: the repository holds no Mochi checkpoint.
-        OSError: it cannot be written.
+        OSError: a file cannot be written.
     """
     if hub is None:
         import huggingface_hub as hub
-    # HTTPError is that of the hub's own transport, whichever its version uses.
+    # HTTPError is the one of the hub's own transport, which differs by version.
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     failures = (HTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
     try:
         files = wanted_files(hub.HfApi().list_repo_files(repository), variant, genmo)
-        if say is not None:
-            say(f"{len(files)} files of {repository}")
+        if on_message is not None:
+            on_message(f"{len(files)} files of {repository}")
         target = str(directory) if directory is not None else None
         path = Path(hub.snapshot_download(repository, allow_patterns=files, local_dir=target))
     except failures as error:

@@ -1,7 +1,7 @@
 """Components in other forms than Diffusers': Genmo's files, and ComfyUI's single files in bfloat16 and scaled fp8.
 
-They answer like a `Component`, under canonical names. The correspondence of names is strict in both directions: a
-tensor that nobody claims and a parameter that nobody fills are both errors.
+They have the interface of a `Component`, with canonical names. The mapping of names is strict in both directions: a
+tensor that no canonical name uses is an error, and so is a canonical name without a tensor.
 
 Source of the fp8 arrangement: comfyanonymous/ComfyUI `QUANTIZATION.md` (`X.weight_scale`), and the older one of the
 repackaged Mochi files (`X.scale_weight` and a `scaled_fp8` marker). A weight is its stored value times its scale.
@@ -31,27 +31,27 @@ if TYPE_CHECKING:
     import torch
 
 _SCALES = ("scale_weight", "weight_scale")
-# Belong to fp8 arithmetic, which this project does not do: scales of activations, and marks of the format.
+# Names of fp8 arithmetic, which this project does not do: scales of activations, and markers of the format.
 _IGNORED = ("scale_input", "input_scale", "comfy_quant")
 _MARKER = "scaled_fp8"
 _FP8 = ("F8_E4M3", "F8_E5M2")
-# Other models that may share a ComfyUI file with the transformer.
+# Prefixes of other models that may share a ComfyUI file with the transformer.
 _NEIGHBOURS = ("vae.", "text_encoders.")
 
 
 class GenmoFile:
-    """A safetensors file of weights under Genmo's names, with a prefix or not, fp8 with scales or not."""
+    """A safetensors file of weights under Genmo's names, with or without a prefix, and with or without scaled fp8."""
 
     def __init__(self, path: Path, prefix: str = "", neighbours: tuple[str, ...] = ()):
         """Read the header of `path`.
 
         Args:
             path: the file.
-            prefix: of the names that count.
+            prefix: prefix of the names to read.
             neighbours: prefixes of names that belong to other models.
 
         Raises:
-            ValueError: not a safetensors file, or fp8 weights without scales in a file that has scales.
+            ValueError: it is not a safetensors file, or has fp8 weights without scales although it has other scales.
         """
         self.path = path
         self._stored = {
@@ -79,19 +79,19 @@ class GenmoFile:
         return open_safetensors(self.path)
 
     def forget_pages(self) -> None:
-        """Let go of the mapped file."""
+        """Release the mapped file."""
         self.__dict__.pop("_handle", None)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the header."""
+        """Return the shape of a tensor, from the header."""
         return tuple(self._slice(key).get_shape())
 
     def dtype(self, key: str) -> str:
-        """Stored type of a tensor, in safetensors' spelling."""
+        """Return the stored type of a tensor, in safetensors' notation."""
         return str(self._slice(key).get_dtype())
 
     def tensor(self, key: str, piece: Piece) -> torch.Tensor:
-        """A piece of a tensor; float32 where it had to be multiplied by a scale."""
+        """Return a piece of a tensor; it is float32 if it is fp8 or has a scale."""
         value = piece.take(self._get(key))
         if key not in self.scales:
             return value.float() if self.dtype(key) in _FP8 else value
@@ -109,7 +109,7 @@ class GenmoFile:
 
 
 class RepackagedComponent(Component):
-    """A component in another form, under canonical names; answers like a `Component`."""
+    """A component in another form, with canonical names and the interface of a `Component`."""
 
     def __init__(self, name: str, form: str, file: GenmoFile, table: Mapping[str, Piece], config: dict[str, Any]):
         """Bind the tensors of `file` to the canonical names of `table`.
@@ -137,27 +137,27 @@ class RepackagedComponent(Component):
 
     @property
     def files(self) -> list[Path]:  # type: ignore[override]
-        """The one file."""
+        """The file, as a list of one."""
         return [self._file.path]
 
     def keys(self) -> list[str]:
-        """Canonical names of all tensors, sorted."""
+        """Return the canonical names of all tensors, sorted."""
         return sorted(self._table)
 
     def __contains__(self, key: str) -> bool:
         return key in self._table
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of tensor `key`, from the file's header alone."""
+        """Return the shape of tensor `key`, read from the file's header alone."""
         piece = self._piece(key)
         return piece.shape(self._file.shape(piece.key))
 
     def dtype(self, key: str) -> str:
-        """Stored type of tensor `key` in safetensors' spelling."""
+        """Return the stored type of tensor `key` in safetensors' notation."""
         return self._file.dtype(self._piece(key).key)
 
     def tensor(self, key: str) -> torch.Tensor:
-        """Tensor `key` on the host, arranged as Diffusers has it; fp8 becomes float32.
+        """Return tensor `key` on the host, arranged as in Diffusers; fp8 becomes float32.
 
         Raises:
             KeyError: the component has no such tensor.
@@ -175,11 +175,11 @@ class RepackagedComponent(Component):
             self.shape(key)
 
     def fingerprint(self) -> str:
-        """16 hex digits of the configuration and the file's ends."""
+        """Return 16 hex digits of the configuration and of the file's beginning and end."""
         return fingerprint(self.files, hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).digest())
 
     def forget_pages(self) -> None:
-        """Let go of the mapped file."""
+        """Release the mapped file."""
         self._file.forget_pages()
 
     def _piece(self, key: str) -> Piece:
@@ -189,10 +189,10 @@ class RepackagedComponent(Component):
 
 
 def open_transformer(path: Path) -> RepackagedComponent:
-    """The transformer of `dit.safetensors` or of a ComfyUI file.
+    """Open the transformer of `dit.safetensors` or of a ComfyUI file.
 
     Raises:
-        ValueError: it is something else, or not whole; the message names tensors.
+        ValueError: the file is something else, or incomplete; the message names tensors.
     """
     prefix = strip_prefix(_names(path))
     file = GenmoFile(path, prefix, _NEIGHBOURS if prefix else ())
@@ -205,10 +205,10 @@ def open_transformer(path: Path) -> RepackagedComponent:
 
 
 def open_decoder(path: Path, prefix: str = "") -> RepackagedComponent:
-    """The VAE's decoder of `decoder.safetensors`, or of a ComfyUI file where its names begin with `prefix`.
+    """Open the VAE's decoder of `decoder.safetensors`, or of a ComfyUI file in which its names begin with `prefix`.
 
     Raises:
-        ValueError: it is something else, or not whole; the message names tensors.
+        ValueError: the file is something else, or incomplete; the message names tensors.
     """
     others = tuple(
         {f"{name.split('.')[0]}." for name in _names(path) if not name.startswith(prefix)}
@@ -224,7 +224,7 @@ def open_decoder(path: Path, prefix: str = "") -> RepackagedComponent:
 
 
 def has_decoder(path: Path) -> str | None:
-    """The prefix of a VAE decoder's names in a ComfyUI file, or None where there is none."""
+    """Return the prefix of a VAE decoder's names in a ComfyUI file, or None if it has no decoder."""
     prefix = f"vae.{DECODER_PREFIX}"
     return prefix if any(name.startswith(prefix) for name in _names(path)) else None
 

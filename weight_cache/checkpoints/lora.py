@@ -1,12 +1,12 @@
-"""LoRA files, merged into the weights while they are converted: `W + strength * alpha / rank * B A`, in float32.
+"""LoRA files, merged into the weights during conversion: `W + strength * alpha / rank * B A`, in float32.
 
 Formula: arXiv:2106.09685. Two forms are read:
 
 - Genmo's: `blocks.N.attn.qkv_x.lora_A` and `lora_B`, with rank and alpha in the metadata key `kwargs` (genmoai/mochi
   `demos/fine_tuner/train.py`, `dit/joint_model/lora.py`).
-- Diffusers' and PEFT's: `transformer.<module>.lora_A.weight` and `lora_B.weight`; alpha from a tensor `<module>.alpha`,
-  or from the metadata key `lora_adapter_metadata`, else it equals the rank (huggingface/diffusers
-  `utils/peft_utils.py`, `get_peft_kwargs`).
+- Diffusers' and PEFT's: `transformer.<module>.lora_A.weight` and `lora_B.weight`. Alpha comes from a tensor
+  `<module>.alpha`, or from the metadata key `lora_adapter_metadata`; otherwise it equals the rank
+  (huggingface/diffusers `utils/peft_utils.py`, `get_peft_kwargs`).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 _PEFT = re.compile(r"(?:(?:transformer|base_model\.model)\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 _GENMO = re.compile(r"(.+)\.lora_([AB])")
-# Which pair of `kwargs` a Genmo module goes by: the part of its name that tells, and the prefix of the pair.
+# Part of a Genmo module's name -> prefix of its pair of rank and alpha in `kwargs`.
 _GENMO_KINDS = (("attn.qkv_", "qkv_proj"), ("attn.proj_", "out_proj"))
 
 
 @dataclass(frozen=True)
 class LoraRequest:
-    """A LoRA file and how strongly it is added."""
+    """A LoRA file and the strength with which it is added."""
 
     path: Path
     strength: float = 1.0
@@ -78,19 +78,19 @@ class _Delta:
 
 
 class LoraSource:
-    """A source of weights with LoRAs merged in; tensors that no LoRA changes pass as they are."""
+    """A source of weights with LoRAs merged in. Tensors that no LoRA changes are returned as they are."""
 
     def __init__(self, source: TensorSource, loras: Sequence[LoraRequest], layers: int):
         """Read the LoRA files and check them against the model.
 
         Args:
             source: the weights, under canonical names.
-            loras: merged in this order.
-            layers: blocks of the transformer.
+            loras: LoRAs to merge, in this order.
+            layers: number of blocks of the transformer.
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: a file is no LoRA of this model, or its ranks do not fit.
+            ValueError: a file is not a LoRA of this model, or its ranks do not fit.
         """
         self._source = source
         self._deltas: dict[str, list[_Delta]] = {}
@@ -99,24 +99,24 @@ class LoraSource:
                 self._deltas.setdefault(name, []).append(delta)
 
     def keys(self):
-        """Names of all tensors."""
+        """Return the names of all tensors."""
         return self._source.keys()
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one tensor, without reading it."""
+        """Return the shape of one tensor without reading it."""
         return self._source.shape(key)
 
     def tensor(self, key: str) -> torch.Tensor:
-        """One tensor, merged; float32 where a LoRA changes it."""
+        """Return one tensor with LoRAs merged in; it is float32 if a LoRA changes it."""
         value = self._source.tensor(key)
         for index, delta in enumerate(self._deltas.get(key, ())):
-            # The first sum makes a copy: the stored tensor is a view of the file.
+            # The first sum makes a copy, because the stored tensor is a view of the file.
             value = value.float() + delta.value() if index == 0 else value.add_(delta.value())
         return value
 
 
 def checked_source(module: Module, component: Component, loras: Sequence[LoraRequest] = ()) -> TensorSource:
-    """The weights of a declared module, LoRAs merged in; headers and LoRA files are read, no weights.
+    """Return the weights of a declared module with LoRAs merged in. Headers and LoRA files are read, but no weights.
 
     Raises:
         ValueError: weights or LoRAs do not fit the model.
@@ -215,7 +215,7 @@ def _settings(path: Path, metadata: Mapping[str, str], genmo: bool) -> _Settings
 
 
 def _pattern(pattern: Any, module: str, default: Any) -> Any:
-    """The value for the module that PEFT's pattern names: the whole name, or its end."""
+    """Return the value for the module that PEFT's pattern names, by its whole name or the end of it."""
     for name, value in (pattern or {}).items():
         if re.fullmatch(rf"(.*\.)?({name})", module):
             return value

@@ -2,14 +2,14 @@
 
 Source: huggingface/diffusers `scripts/convert_mochi_to_diffusers.py` and `models/transformers/transformer_mochi.py`;
 genmoai/mochi `src/genmo/mochi_preview/dit/joint_model/` (`asymm_models_joint.py`, `layers.py`) and `vae/models.py`.
-What is arranged differently, besides the names:
+Besides the names, these arrangements differ:
 
 - Genmo fuses q, k and v of a stream into one matrix, in that order.
-- Genmo's SwiGLU is `silu(first half) * second half`, Diffusers' `first half * silu(second half)`.
-- Genmo's final modulation is (shift, scale), Diffusers' (scale, shift).
-- The last block's text modulation is called `linear_1` in Diffusers, since that block only scales.
+- Genmo's SwiGLU is `silu(first half) * second half`, Diffusers' is `first half * silu(second half)`.
+- Genmo's final modulation is (shift, scale), Diffusers' is (scale, shift).
+- The last block's text modulation is called `linear_1` in Diffusers, because that block only scales.
 
-The order of a latent patch's values is the same in both: (row, column, channel) in the final layer, and the
+The order of a latent patch's values is the same in both: it is (row, column, channel) in the final layer, and the
 embedding is a strided convolution.
 """
 
@@ -23,7 +23,8 @@ _ATTENTION = {"x": ("to_q", "to_k", "to_v"), "y": ("add_q_proj", "add_k_proj", "
 # Positions of norms and convolutions in the `stack` of Genmo's residual block.
 _RESIDUAL = {0: "norm1.norm_layer", 2: "conv1.conv", 3: "norm2.norm_layer", 5: "conv2.conv"}
 DECODER_PREFIX = "decoder."
-# Of each latent channel. Source: genmoai/mochi `vae/vae_stats.py`, and the defaults of Diffusers' `AutoencoderKLMochi`.
+# Means and standard deviations of the latent channels. Source: genmoai/mochi `vae/vae_stats.py`, and the defaults of
+# Diffusers' `AutoencoderKLMochi`.
 LATENTS_MEAN = (
     -0.06730895953510081,
     -0.038011381506090416,
@@ -56,7 +57,9 @@ LATENTS_STD = (
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a canonical tensor is found: rows `part` of `parts` of `key`, its halves swapped or not."""
+    """The place of a canonical tensor in a stored one: rows `part` of `parts` of `key`, with its halves swapped or
+    not.
+    """
 
     key: str
     part: int = 0
@@ -64,7 +67,7 @@ class Piece:
     swap: bool = False
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the piece of a tensor of `shape`.
+        """Return the shape of the piece of a tensor of `shape`.
 
         Raises:
             ValueError: the rows cannot be divided.
@@ -75,7 +78,7 @@ class Piece:
         return (shape[0] // self.parts, *shape[1:])
 
     def take(self, tensor: Any) -> Any:
-        """The piece of a host tensor."""
+        """Return the piece of a host tensor."""
         if self.parts > 1:
             return tensor.chunk(self.parts, dim=0)[self.part]
         return tensor.roll(tensor.shape[0] // 2, dims=0) if self.swap else tensor
@@ -87,7 +90,7 @@ def _linear(table: dict[str, Piece], ours: str, theirs: str, *, swap: bool = Fal
 
 
 def transformer_names(layers: int) -> dict[str, Piece]:
-    """Canonical name -> piece of Genmo's AsymmDiT (`dit.safetensors`) with `layers` blocks."""
+    """Return canonical name -> piece of Genmo's AsymmDiT (`dit.safetensors`) with `layers` blocks."""
     table = {"pos_frequencies": Piece("pos_frequencies")}
     _linear(table, "patch_embed.proj", "x_embedder.proj")
     _linear(table, "time_embed.timestep_embedder.linear_1", "t_embedder.mlp.0")
@@ -122,10 +125,11 @@ def _block(ours: str, theirs: str, *, last: bool) -> dict[str, Piece]:
 
 
 def decoder_names(layers_per_block: tuple[int, ...]) -> dict[str, Piece]:
-    """Canonical name -> piece of Genmo's VAE decoder (`decoder.safetensors`).
+    """Return canonical name -> piece of Genmo's VAE decoder (`decoder.safetensors`).
 
     Args:
-        layers_per_block: residual blocks, from the output side to the latent side as in Diffusers' configuration.
+        layers_per_block: numbers of residual blocks, from the output side to the latent side as in Diffusers'
+            configuration.
     """
     table: dict[str, Piece] = {}
     ups = layers_per_block[-2:0:-1]
@@ -151,14 +155,14 @@ ShapeOf = Callable[[str], tuple[int, ...]]
 
 
 def transformer_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
-    """The configuration, in Diffusers' words, of an AsymmDiT in Genmo's form, read off its tensors.
+    """Derive the configuration of an AsymmDiT in Genmo's form from its tensors, with Diffusers' names.
 
     Args:
         keys: names of all tensors.
-        shape: the shape of one.
+        shape: function that returns the shape of a tensor.
 
     Raises:
-        ValueError: what it is read off is not there.
+        ValueError: a tensor that the configuration is derived from is missing.
     """
     wanted = ("pos_frequencies", "x_embedder.proj.weight", "t5_yproj.weight", "t_embedder.mlp.0.weight")
     missing = [key for key in wanted if key not in keys]
@@ -182,12 +186,12 @@ def transformer_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
 
 
 def decoder_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
-    """The configuration of a VAE whose decoder is in Genmo's form; see `transformer_config`.
+    """Derive the configuration of a VAE whose decoder is in Genmo's form; see `transformer_config`.
 
-    Expansions and latent statistics are Mochi's own; nothing is said of the encoder.
+    Expansions and latent statistics are Mochi's own. The configuration has no fields for the encoder.
 
     Raises:
-        ValueError: what it is read off is not there.
+        ValueError: a tensor that the configuration is derived from is missing.
     """
     if not {"blocks.0.0.weight", "output_proj.weight"} <= keys:
         raise ValueError("not Mochi's VAE decoder in Genmo's form: it lacks blocks.0.0.weight or output_proj.weight")
@@ -218,17 +222,17 @@ def decoder_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
 
 
 def _count(keys: set[str], prefix: str) -> int:
-    """How many numbers follow `prefix`."""
+    """Return how many different numbers follow `prefix`."""
     return len({key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)})
 
 
 def strip_prefix(keys: set[str]) -> str:
-    """The prefix that ComfyUI puts before the transformer's names, or "" where there is none."""
+    """Return the prefix that ComfyUI puts before the transformer's names, or "" if there is none."""
     return next((p for p in ("model.diffusion_model.", "diffusion_model.") if f"{p}pos_frequencies" in keys), "")
 
 
 def genmo_lora_targets(layers: int) -> Mapping[str, list[tuple[str, Piece]]]:
-    """Genmo module -> the canonical weights it stands for: what a LoRA in Genmo's form may change."""
+    """Return Genmo module -> its canonical weights, for the modules that a LoRA in Genmo's form may change."""
     targets: dict[str, list[tuple[str, Piece]]] = {}
     for name, piece in transformer_names(layers).items():
         if name.endswith(".weight"):

@@ -1,10 +1,11 @@
 """Genmo's linear-quadratic noise schedule and the guidance schedule.
 
-Conventions: sigma is the share of noise, 1 at the start and 0 at the end. The model's time is
-`(1 - sigma) * 1000`. Its prediction estimates `z0 - eps`, so one Euler step is
-`z += (sigma[i] - sigma[i + 1]) * prediction`. Sources: Genmo `pipelines.py`, `linear_quadratic_schedule` and
-`sample_model` (github genmoai/mochi); Diffusers' `FlowMatchEulerDiscreteScheduler(invert_sigmas=True)` keeps
-`1 - sigma` and appends 1, which gives the same steps and times.
+Conventions: sigma is the share of noise, 1 at the start and 0 at the end. The model's time is `(1 - sigma) * 1000`. The
+model's prediction estimates `z0 - eps`, so one Euler step is `z += (sigma[i] - sigma[i + 1]) * prediction`.
+
+Sources: Genmo `pipelines.py`, `linear_quadratic_schedule` and `sample_model` (github genmoai/mochi). Diffusers'
+`FlowMatchEulerDiscreteScheduler(invert_sigmas=True)` keeps `1 - sigma` and appends 1, which gives the same steps and
+times.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ NUM_STEPS = 64
 def linear_quadratic_schedule(
     num_steps: int, threshold_noise: float = THRESHOLD_NOISE, linear_steps: int | None = None
 ) -> list[float]:
-    """The `num_steps + 1` sigmas from 1 to 0.
+    """Return the `num_steps + 1` sigmas from 1 to 0.
 
-    With u = 1 - sigma and L = `linear_steps`: for i <= L, u is the line `i * threshold_noise / L`; from L on
-    it is the parabola that continues the line with the same slope and reaches 1 at `num_steps`.
+    With u = 1 - sigma and L = `linear_steps`: for i <= L, u is the line `i * threshold_noise / L`. From L on, u is the
+    parabola that continues the line with the same slope and reaches 1 at `num_steps`.
 
     Args:
-        num_steps: denoising steps, n >= 1.
+        num_steps: number of denoising steps, n >= 1.
         threshold_noise: u at step L, in (0, 1).
-        linear_steps: L, 1 <= L <= n - 1; `n // 2` by default. With n = 1 there is no room for two parts: the
-            single step goes from 1 to 0.
+        linear_steps: L, 1 <= L <= n - 1; `n // 2` by default. With n = 1 there is no room for two parts: the single
+            step goes from 1 to 0.
 
     Raises:
         ValueError: an argument is out of range, or the line is so steep that the parabola overshoots 1.
@@ -67,10 +68,10 @@ def resolve_sigmas(
     threshold_noise: float | None = None,
     linear_steps: int | None = None,
 ) -> list[float]:
-    """The n + 1 sigmas: those given, or the linear-quadratic schedule.
+    """Return the n + 1 sigmas: the given ones, or those of the linear-quadratic schedule.
 
     Raises:
-        ValueError: an argument is out of range, or `sigmas` comes with arguments of the schedule.
+        ValueError: an argument is out of range, or `sigmas` is given together with arguments of the schedule.
     """
     if sigmas is None:
         steps = NUM_STEPS if num_steps is None else num_steps
@@ -85,10 +86,11 @@ def resolve_sigmas(
 
 
 def check_sigmas(sigmas: Sequence[float]) -> list[float]:
-    """`sigmas` as a list of floats, checked: from at most 1 strictly down to 0.
+    """Return `sigmas` as a list of floats, after checking that they fall strictly from at most 1 to 0.
 
     Raises:
-        ValueError: fewer than two, not falling, outside [0, 1], or not ending with 0.
+        ValueError: there are fewer than two sigmas, they do not fall strictly, lie outside [0, 1], or do not end with
+            0.
     """
     values = [float(s) for s in sigmas]
     if len(values) < 2:
@@ -104,20 +106,20 @@ def check_sigmas(sigmas: Sequence[float]) -> list[float]:
 
 
 def model_times(sigmas: Sequence[float]) -> list[float]:
-    """The model's time at each step, `(1 - sigma) * 1000`, for the n steps of n + 1 sigmas."""
+    """Return the model's time at each step, `(1 - sigma) * 1000`, for the n steps of n + 1 sigmas."""
     return [(1.0 - s) * TIMESTEPS for s in sigmas[:-1]]
 
 
 def guidance_schedule(guidance: float | Sequence[float], num_steps: int) -> list[float]:
-    """One guidance scale per step; 1 means that the unconditional pass is not needed.
+    """Return one guidance scale per step. A scale of 1 means that the unconditional pass is not needed.
 
     Args:
         guidance: one scale for all steps, or one for each.
-        num_steps: denoising steps.
+        num_steps: number of denoising steps.
 
     Raises:
-        ValueError: a wrong number of scales, or one that is below 1 or not finite. (Diffusers takes
-            every scale up to 1 for "no guidance"; here that is spelt 1.)
+        ValueError: the number of scales is wrong, or a scale is below 1 or not finite. (Diffusers takes every scale up
+            to 1 as "no guidance". Here 1 means that.)
     """
     _check_steps(num_steps)
     if isinstance(guidance, str):
@@ -132,10 +134,10 @@ def guidance_schedule(guidance: float | Sequence[float], num_steps: int) -> list
 
 
 def check_scheduler(config: Mapping[str, Any]) -> None:
-    """Refuse a scheduler configuration whose sigmas the schedule here would not reproduce.
+    """Check that a scheduler configuration has the sigmas that this schedule computes.
 
     Raises:
-        ValueError: another scheduler class, or a shift, spacing or convention other than Mochi's.
+        ValueError: the scheduler class, the shift, the spacing or the convention is not Mochi's.
     """
     required = {
         "_class_name": ("FlowMatchEulerDiscreteScheduler", None),

@@ -1,1 +1,1 @@
-"""The text encoder: from a prompt to caption features."""
+"""The text encoder, which encodes a prompt into caption features."""

@@ -1,6 +1,6 @@
-"""From a prompt to T5 features.
+"""Encoding of a prompt into T5 features.
 
-`TextEncoder` is what the pipeline needs, and `MeshTextEncoder` does it on the mesh.
+`TextEncoder` is the interface that the pipeline needs. `MeshTextEncoder` implements it on the mesh.
 
 Shapes: B batch (1), L text tokens (padded), D width of the T5 features.
 """
@@ -22,14 +22,14 @@ MAX_SEQUENCE_LENGTH = 256
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """What the transformer is conditioned on.
+    """Text features that condition the transformer.
 
     Attributes:
         embeds: float32 [1, L, D].
-        mask: bool [1, L], True for the tokens that take part. All False is the empty prompt: no text token
+        mask: bool [1, L], True for the tokens that take part. With an all-False mask (the empty prompt), no text token
             takes part in attention, and the pooled caption is that of a zero vector.
-        num_tokens: tokens that take part, the end token included.
-        num_truncated: tokens of the prompt that did not fit and were cut.
+        num_tokens: number of tokens that take part, including the end token.
+        num_truncated: number of tokens of the prompt that did not fit and were cut.
     """
 
     embeds: torch.Tensor
@@ -39,7 +39,7 @@ class TextEmbeddings:
 
 
 class TextEncoder(Protocol):
-    """Encodes prompts, wherever it runs."""
+    """Interface of a text encoder, on whatever device it runs."""
 
     @property
     def width(self) -> int:
@@ -47,7 +47,7 @@ class TextEncoder(Protocol):
         ...
 
     def encode(self, prompt: str, max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> TextEmbeddings:
-        """Features of one prompt, padded to `max_sequence_length` tokens."""
+        """Return the features of one prompt, padded to `max_sequence_length` tokens."""
         ...
 
 
@@ -65,10 +65,10 @@ class MeshTextEncoder:
         return self.model.config.d_model
 
     def encode(self, prompt: str, max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> TextEmbeddings:
-        """Features of one prompt. Padding tokens are not encoded: theirs are zeros.
+        """Return the features of one prompt. Padding tokens are not encoded; their features are zeros.
 
-        An empty prompt is zeroed as Genmo does (`pipelines.py`, `get_conditioning_for_prompts`): zero features, an
-        all-False mask, no T5 pass.
+        An empty prompt gives zero features and an all-False mask without a T5 pass, as in Genmo's code (`pipelines.py`,
+        `get_conditioning_for_prompts`).
 
         Raises:
             ValueError: `max_sequence_length` is out of range.
@@ -77,7 +77,7 @@ class MeshTextEncoder:
         embeddings = no_tokens(max_sequence_length, self.width)
         if prompt == "":
             return embeddings
-        # `verbose=False`: the tokenizer would warn about lengths in its own words.
+        # `verbose=False` turns off the tokenizer's own warning about lengths.
         whole = self.tokenizer(prompt, verbose=False).input_ids
         ids = self.tokenizer(prompt, max_length=max_sequence_length, truncation=True).input_ids
         features_1LD = self.model.mesh.download(self.model(ids))[0].float()
@@ -88,12 +88,16 @@ class MeshTextEncoder:
 
 
 def no_tokens(length: int, width: int) -> TextEmbeddings:
-    """What an empty prompt is encoded to."""
+    """Return the embeddings of an empty prompt."""
     return TextEmbeddings(torch.zeros(1, length, width), torch.zeros(1, length, dtype=torch.bool), 0)
 
 
 def check_sequence_length(length: int) -> None:
-    """Raise ValueError unless `length` is an integer from 1 to 256."""
+    """Check that `length` is an integer from 1 to 256.
+
+    Raises:
+        ValueError: it is not.
+    """
     if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= MAX_SEQUENCE_LENGTH:
         raise ValueError(f"max_sequence_length {length!r} must be an integer from 1 to {MAX_SEQUENCE_LENGTH}")
 
@@ -102,8 +106,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """Load the `tokenizer` component and check that it belongs to the text encoder.
 
     Raises:
-        ValueError: it cannot be read, or has more tokens than the text encoder.
-        FileNotFoundError: its files are missing.
+        ValueError: the tokenizer cannot be read, or has more tokens than the text encoder.
+        FileNotFoundError: files of the tokenizer are missing.
     """
     tokenizer = _read_tokenizer(checkpoint.tokenizer)
     vocabulary = checkpoint.text_encoder.config["vocab_size"]
@@ -125,7 +129,7 @@ def _read_tokenizer(directory: Path) -> Any:
     try:
         return T5Tokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:
-        # Whatever a damaged file makes of the libraries below, the user's mend is the same.
+        # A damaged file may raise any error in the libraries. The user's remedy is always the same.
         raise ValueError(
             f"the tokenizer in {directory} cannot be read ({' '.join(str(error).split())[:200]}): download it again"
         ) from error

@@ -1,11 +1,13 @@
 """The T5 v1.1 encoder on a mesh, tensor parallel over TP, replicated over SP.
 
-Source: T5 (arXiv:1910.10683) as transformers' ``modeling_t5.py`` has it: pre-norm blocks without biases, attention
-scores that are not scaled and get a learned bias by relative position, gated feed-forward with the tanh GELU.
+Source: T5 (arXiv:1910.10683) as in transformers' `modeling_t5.py`: pre-norm blocks without biases, attention scores
+without scaling and with a learned bias by relative position, and a gated feed-forward with the tanh GELU.
 
-Shapes: L text tokens, C width of the features, H heads, E head width. Only a prompt's real tokens are encoded, so
-nothing is masked. The residual stream is float32: in bfloat16 the encoder is known to lose accuracy.
+Shapes: L text tokens, C width of the features, H heads, E head width. Only the real tokens of a prompt are encoded, so
+nothing is masked. The residual stream is float32, because the encoder is known to lose accuracy in bfloat16.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -33,7 +35,7 @@ _TIED = "encoder.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class T5Config:
-    """Sizes of the encoder; names are transformers'."""
+    """Sizes of the encoder, with transformers' names."""
 
     vocab_size: int
     d_model: int
@@ -46,11 +48,11 @@ class T5Config:
     layer_norm_epsilon: float = 1e-6
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "T5Config":
-        """Read the dictionary of a ``config.json``.
+    def from_dict(cls, config: Mapping[str, Any]) -> T5Config:
+        """Read the dictionary of a `config.json`.
 
         Raises:
-            ValueError: not the gated-GELU form of T5 v1.1, which is the one implemented.
+            ValueError: the model does not have the gated-GELU form of T5 v1.1. Only this form is implemented.
         """
         kind = config.get("feed_forward_proj", "relu")
         if kind != "gated-gelu":
@@ -58,30 +60,31 @@ class T5Config:
         return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
 
 
-# The text encoder of Mochi 1 preview, T5 v1.1 XXL.
+# Sizes of the text encoder of Mochi 1 preview, T5 v1.1 XXL.
 T5_XXL = T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
 
 
 def position_buckets(tokens: int, buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket [tokens, tokens] of the distance key - query, both directions.
+    """Return the bucket [tokens, tokens] of the distance key - query, in both directions.
 
-    Half of the buckets are for keys behind the query. Of each half, half are one per distance; the rest grow
-    logarithmically up to ``max_distance``. Source: transformers ``T5Attention._relative_position_bucket``.
+    Half of the buckets are for keys after the query. In each half, half of the buckets hold one distance each. The
+    others grow logarithmically up to `max_distance`. Source: transformers `T5Attention._relative_position_bucket`.
     """
     distance = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
     half = buckets // 2
     exact = half // 2
     far = np.abs(distance)
-    # The reference takes these logarithms in float32, which decides ties at bucket edges.
+    # The reference computes these logarithms in float32, which decides ties at bucket edges.
     log = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(exact))
     large = exact + (log / np.float32(np.log(max_distance / exact)) * np.float32(half - exact)).astype(np.int64)
     return np.where(far < exact, far, np.minimum(large, half - 1)) + np.where(distance > 0, half, 0)
 
 
 def text_layout(layout: Layout, heads: int) -> Layout:
-    """The layout of the text encoder beside a transformer in ``layout``: the widest TP that divides its heads.
+    """Return the layout of the text encoder beside a transformer in `layout`: the one with the widest TP that divides
+    the heads.
 
-    A prompt is too short to be sharded, so chips along SP would only repeat each other's work and weights.
+    A prompt is too short to be sharded, so the chips along SP would only repeat each other's work and weights.
     """
     turned = replace(layout, sp_axis=layout.tp_axis, tp_axis=layout.sp_axis)
     fitting = [candidate for candidate in (layout, turned) if heads % candidate.tp == 0]
@@ -89,7 +92,10 @@ def text_layout(layout: Layout, heads: int) -> Layout:
 
 
 class T5Encoder(Module):
-    """Token ids in, features out. It lies on the mesh in a layout of its own, see `text_layout`."""
+    """The T5 encoder, which maps token ids to features.
+
+    It uses the mesh in a layout of its own, see `text_layout`.
+    """
 
     def __init__(self, config: T5Config, mesh: Mesh) -> None:
         mesh = mesh.relaid(text_layout(mesh.layout, config.num_heads))
@@ -110,7 +116,9 @@ class T5Encoder(Module):
         )
 
         def by_position(table):
-            """Bias [1, H, MAX_TOKENS, MAX_TOKENS] from the table [buckets, H]; shorter prompts use its corner."""
+            """Return the bias [1, H, MAX_TOKENS, MAX_TOKENS] from the table [buckets, H]; shorter prompts use its
+            corner.
+            """
             bias = table[buckets].permute(2, 0, 1)
             return Width(config.num_heads, config.num_heads, 1, heads.extra_groups).pad(bias, 0)[None]
 
@@ -131,8 +139,8 @@ class T5Encoder(Module):
     @classmethod
     def from_checkpoint(
         cls, checkpoint, mesh: Mesh, *, on_parameter: Callable[[int, int], None] | None = None
-    ) -> "T5Encoder":
-        """Build from a checkpoint component and load strictly.
+    ) -> T5Encoder:
+        """Build the encoder from a checkpoint component and load its weights strictly.
 
         Raises:
             ValueError: the configuration or the weights do not fit.
@@ -142,20 +150,20 @@ class T5Encoder(Module):
         return model
 
     def part_of(self, source: TensorSource) -> TensorSource:
-        """All of a T5 encoder's tensors; the embedding under one name."""
+        """Return all tensors of a T5 encoder, with the embedding under one name."""
         return _Untied(source)
 
     def __call__(self, ids) -> ttnn.Tensor:
-        """Encode.
+        """Encode the tokens of one prompt.
 
         Args:
-            ids: host token ids [L] of one prompt's real tokens, 1 <= L <= 256.
+            ids: host token ids [L] of the prompt's real tokens, 1 <= L <= 256.
 
         Returns:
             Features [1, 1, L, C], replicated, bfloat16.
 
         Raises:
-            ValueError: too many tokens, or none.
+            ValueError: there are too many tokens, or none.
         """
         ids = np.asarray(ids, dtype=np.int32).reshape(1, -1)
         length = ids.shape[1]
@@ -173,7 +181,7 @@ class T5Encoder(Module):
 
 
 class T5Block(Module):
-    """Self-attention and a gated feed-forward, each behind a norm and added to the residual stream."""
+    """Self-attention and a gated feed-forward. Each follows a norm and is added to the residual stream."""
 
     def __init__(self, mesh: Mesh, config: T5Config, width: Width, heads: Width, index: int) -> None:
         super().__init__(mesh)
@@ -189,7 +197,10 @@ class T5Block(Module):
         self.down = RowParallelLinear(mesh, f"{feed_forward}.wo", inner, width)
 
     def __call__(self, x: ttnn.Tensor, bias: ttnn.Tensor) -> ttnn.Tensor:
-        """x [1, 1, L, C / TP] float32 fractured over TP, bias [1, H / TP, L, L] float32 -> like x."""
+        """Run the block on x [1, 1, L, C / TP] float32, fractured over TP, with the bias [1, H / TP, L, L] float32.
+
+        The result has the shape, type and placement of x.
+        """
         q, k, v = (split_heads(part, self.heads) for part in self.qkv.gathered(self.attention_norm(x)))
         exact = compute.accurate()
         scores = ttnn.matmul(q, k, transpose_b=True, dtype=ttnn.float32, compute_kernel_config=exact)
@@ -217,24 +228,27 @@ class T5Norm(Module):
         )
 
     def __call__(self, x: ttnn.Tensor) -> ttnn.Tensor:
-        """x [1, 1, L, C / TP] float32 fractured over TP -> the same in bfloat16."""
+        """Norm x [1, 1, L, C / TP] float32, fractured over TP.
+
+        The result is bfloat16 with the same shape and placement.
+        """
         return rms_norm(ttnn.typecast(x, ttnn.bfloat16), self.weight.tensor, self.mesh, self.width, self.eps)
 
 
 class _Untied:
-    """A T5 checkpoint without the second name of its embedding, which some files have and some have alone."""
+    """A T5 checkpoint without the second name of its embedding. Some files have both names, some only the second."""
 
     def __init__(self, source: TensorSource) -> None:
         self._source = source
         self._only_tied = "shared.weight" not in set(source.keys())
 
     def keys(self):
-        """Names of all tensors, the embedding as ``shared.weight``."""
+        """Return the names of all tensors, the embedding as `shared.weight`."""
         names = set(self._source.keys()) - {_TIED}
         return names | {"shared.weight"} if self._only_tied else names
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
+        """Return the shape of one tensor."""
         return self._source.shape(self._own(key))
 
     def tensor(self, key: str):

@@ -1,4 +1,4 @@
-"""The asymmetric joint attention: both streams have their own, non-square projections into shared heads."""
+"""Asymmetric joint attention: each stream has its own, non-square projections into shared heads."""
 
 import ttnn
 
@@ -22,7 +22,7 @@ _QK_EPS = 1e-5
 
 
 class JointAttention(Module):
-    """Attention over visual and text tokens (Diffusers ``MochiAttention`` with ``MochiAttnProcessor2_0``)."""
+    """Attention over visual and text tokens (Diffusers `MochiAttention` with `MochiAttnProcessor2_0`)."""
 
     def __init__(
         self,
@@ -61,17 +61,17 @@ class JointAttention(Module):
     def __call__(
         self, spatial_1BND: ttnn.Tensor, text_1BLP: ttnn.Tensor | None, rope: RotaryTable, tokens: int
     ) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
-        """Attend.
+        """Compute the attention outputs of both streams.
 
         Args:
             spatial_1BND: [1, 1, N / SP, D / TP], fractured over SP on N and over TP on D.
             text_1BLP: [1, 1, L, P / TP], replicated over SP, fractured over TP; None without text.
             rope: rotation of the visual queries and keys.
-            tokens: real visual tokens over all shards.
+            tokens: number of real visual tokens over all shards.
 
         Returns:
-            [1, 1, N / SP, D / TP] fractured over SP and TP; [1, 1, L, P / TP] fractured over TP, or None in the last
-            block and without text.
+            [1, 1, N / SP, D / TP], fractured over SP and TP; and [1, 1, L, P / TP], fractured over TP, or None in the
+            last block and without text.
         """
         q, k, v = self.to_qkv.gathered(spatial_1BND)
         visual = Heads(self.norm_q(q, rope), self.norm_k(k, rope), self._values(v))
@@ -96,7 +96,7 @@ class JointAttention(Module):
         return spatial, joint
 
     def _values(self, v: ttnn.Tensor) -> ttnn.Tensor:
-        """[1, 1, M, H E / TP] -> [1, H / TP, M, E] in the policy's type."""
+        """Reshape [1, 1, M, H E / TP] to [1, H / TP, M, E] in the policy's type."""
         if v.dtype != self.attended:
             v = ttnn.typecast(v, self.attended)
         return split_heads(v, self.heads)

@@ -1,4 +1,6 @@
-"""One AsymmDiT block: joint attention, then a feed-forward per stream, each behind modulated and gated norms."""
+"""One AsymmDiT block: joint attention, then one feed-forward per stream, with modulated norms before and gated norms
+after.
+"""
 
 import ttnn
 
@@ -15,25 +17,25 @@ _KINDS = ("scale", "gate", "scale", "gate")
 
 
 class Stream(Module):
-    """What a block does to one residual stream besides attention. The residual stays fractured over TP."""
+    """The work of a block on one residual stream besides attention. The residual stays fractured over TP."""
 
     def __init__(self, mesh: Mesh, width: Width, feed_forward: SwiGLUFeedForward | None, dtype: ttnn.DataType) -> None:
-        """Declare a stream; ``dtype`` is the type of what its large matrices are multiplied with."""
+        """Declare a stream; `dtype` is the type of the tensors that its large matrices are multiplied with."""
         super().__init__(mesh)
         self.width = width
         self.feed_forward = feed_forward
         self.dtype = dtype
 
     def modulated(self, x: ttnn.Tensor, weight: ttnn.Tensor) -> ttnn.Tensor:
-        """Norm x [1, 1, M, width / TP] with ``weight`` [1, 1, 1, width / TP], for the matrices."""
+        """Norm x [1, 1, M, width / TP] with `weight` [1, 1, 1, width / TP], as input of the large matrices."""
         return rms_norm(x, weight, self.mesh, self.width, _EPS, self.dtype)
 
     def gated(self, residual: ttnn.Tensor, x: ttnn.Tensor, gate: ttnn.Tensor) -> ttnn.Tensor:
-        """``residual + norm(x) * gate``, all [1, 1, M, width / TP]."""
+        """Return `residual + norm(x) * gate`; residual, x and result are [1, 1, M, width / TP]."""
         return ttnn.add(residual, rms_norm(x, gate, self.mesh, self.width, _EPS))
 
     def finish(self, residual: ttnn.Tensor, attended: ttnn.Tensor, weights: list[ttnn.Tensor]) -> ttnn.Tensor:
-        """Add attention's output and the feed-forward to the residual; ``weights`` are gate, scale, gate."""
+        """Add attention's output and the feed-forward to the residual; `weights` are gate, scale, gate."""
         attention_gate, scale, gate = weights
         residual = self.gated(residual, attended, attention_gate)
         assert self.feed_forward is not None
@@ -41,7 +43,10 @@ class Stream(Module):
 
 
 class TransformerBlock(Module):
-    """A block; ``last`` is the context-pre-only form, which reads the text stream and does not write it."""
+    """A transformer block.
+
+    With `last` it has the context-pre-only form, which reads the text stream and does not write it.
+    """
 
     def __init__(
         self,
@@ -74,7 +79,9 @@ class TransformerBlock(Module):
         self.text = Stream(mesh, text, text_feed_forward, inputs)
 
     def modulations(self, conditioning_11SD: ttnn.Tensor) -> tuple[list[ttnn.Tensor], list[ttnn.Tensor]]:
-        """Tables of both streams' norm weights for all steps, from silu(conditioning) [1, 1, S, D] replicated."""
+        """Return the tables of both streams' norm weights for all steps, from silu(conditioning) [1, 1, S, D]
+        replicated.
+        """
         return self.visual_modulation(conditioning_11SD), self.text_modulation(conditioning_11SD)
 
     def __call__(
@@ -91,13 +98,13 @@ class TransformerBlock(Module):
         Args:
             spatial_1BND: [1, 1, N / SP, D / TP], fractured over SP on N and over TP on D.
             text_1BLP: [1, 1, L, P / TP], replicated over SP, fractured over TP; None without text.
-            visual, text: the step's rows of what `modulations` gave, each [1, 1, 1, width / TP]; ``text`` is not read
+            visual, text: the step's rows of the tables of `modulations`, each [1, 1, 1, width / TP]; `text` is not read
                 without a text stream.
             rope: rotation of the visual queries and keys.
-            tokens: real visual tokens over all shards.
+            tokens: number of real visual tokens over all shards.
 
         Returns:
-            Both streams, placed as they came; the text stream is None after the last block.
+            Both streams with their placements unchanged; the text stream is None after the last block.
         """
         normed_spatial = self.visual.modulated(spatial_1BND, visual[0])
         normed_text = None if text_1BLP is None else self.text.modulated(text_1BLP, text[0])

@@ -1,7 +1,7 @@
-"""What depends on timestep and caption only: computed for all steps at once, before the denoising loop.
+"""Values that depend only on timestep and caption. They are computed for all steps at once, before the denoising loop.
 
-Sources: Diffusers ``MochiCombinedTimestepCaptionEmbedding``, ``MochiAttentionPool``, ``MochiRMSNormZero``; Genmo
-``dit/joint_model/asymm_models_joint.py`` and ``layers.py``.
+Sources: Diffusers `MochiCombinedTimestepCaptionEmbedding`, `MochiAttentionPool`, `MochiRMSNormZero`; Genmo
+`dit/joint_model/asymm_models_joint.py` and `layers.py`.
 """
 
 import itertools
@@ -18,10 +18,10 @@ from models.parallel import Mesh, gather
 
 
 def sinusoid(timesteps, channels: int) -> np.ndarray:
-    """Sinusoidal features [1, 1, S, channels] of model times (0..1000): cosines, then sines, base 10000.
+    """Return sinusoidal features [1, 1, S, channels] of model times (0..1000): cosines, then sines, base 10000.
 
-    Source: Diffusers ``get_timestep_embedding`` with ``flip_sin_to_cos=True, downscale_freq_shift=0``. They are input
-    data like the times themselves, and are made in float64 because the angles reach 1000.
+    Source: Diffusers `get_timestep_embedding` with `flip_sin_to_cos=True, downscale_freq_shift=0`. The features are
+    input data like the times themselves. They are computed in float64 because the angles reach 1000.
     """
     half = channels // 2
     frequencies = np.exp(-math.log(10000.0) * np.arange(half) / half)
@@ -30,7 +30,7 @@ def sinusoid(timesteps, channels: int) -> np.ndarray:
 
 
 class CaptionPool(Module):
-    """Attention pooling of the caption: the mean token asks all tokens, itself included."""
+    """Attention pooling of the caption: the mean token attends to all tokens, itself included."""
 
     def __init__(self, mesh: Mesh, config: TransformerConfig, widths: Widths) -> None:
         super().__init__(mesh)
@@ -43,9 +43,10 @@ class CaptionPool(Module):
         self.to_out = ColumnParallelLinear(mesh, ["to_out"], widths.pool, widths.visual, bias=True)
 
     def __call__(self, features_11LC: ttnn.Tensor | None) -> ttnn.Tensor:
-        """Caption features [1, 1, L, C] replicated (None without tokens) -> [1, 1, 1, D / TP] fractured over TP.
+        """Pool caption features [1, 1, L, C], replicated (None without tokens), to [1, 1, 1, D / TP], fractured over
+        TP.
 
-        Without tokens the mean is zero and asks itself only, which is what the reference does with an all-False mask.
+        Without tokens the mean is zero and attends only to itself. The reference does the same with an all-False mask.
         """
         if features_11LC is None:
             pooled = self.mesh.upload(np.zeros((1, 1, 1, self.width), dtype=np.float32))
@@ -65,13 +66,13 @@ class CaptionPool(Module):
         return self.to_out(gather(out, dim=3, over=self.mesh.tp))
 
     def _heads(self, x: ttnn.Tensor) -> ttnn.Tensor:
-        """[1, 1, M, heads E] -> [1, heads, M, E]."""
+        """Reshape [1, 1, M, heads E] to [1, heads, M, E]."""
         rows, width = x.shape[2], x.shape[3] // self.heads
         return ttnn.permute(ttnn.reshape(x, (1, rows, self.heads, width)), (0, 2, 1, 3))
 
 
 class Conditioning(Module):
-    """Timestep embedding plus pooled caption, for all steps of a schedule at once; and the caption projection."""
+    """Timestep embedding plus pooled caption, for all steps of a schedule at once, and the caption projection."""
 
     def __init__(self, mesh: Mesh, config: TransformerConfig, widths: Widths) -> None:
         super().__init__(mesh)
@@ -92,8 +93,8 @@ class Conditioning(Module):
             features_11LC: caption features [1, 1, L, C], replicated; None for a prompt without tokens.
 
         Returns:
-            silu(conditioning) [1, 1, S, D] replicated, and the text stream's start [1, 1, L, P / TP] fractured over
-            TP (None without tokens).
+            silu(conditioning) [1, 1, S, D], replicated; and the start of the text stream [1, 1, L, P / TP], fractured
+            over TP (None without tokens).
         """
         tp = self.mesh.tp
         x = self.linear_1(self.mesh.upload(sinusoid(timesteps, self.channels)), activation="silu")
@@ -107,9 +108,9 @@ class Conditioning(Module):
 class Modulation(Module):
     """Adaptive norm weights of one stream of one block, for all steps.
 
-    ``kinds`` names the stacked outputs in checkpoint order: "scale" gives ``1 + s``, "gate" gives ``tanh(g)``,
-    "shift" gives the value itself. The matrices are 27% of the model and see S rows once a video, so they are cut over
-    SP as well as TP; chips exchange the tables, never the matrices.
+    `kinds` names the stacked outputs in checkpoint order: "scale" gives `1 + s`, "gate" gives `tanh(g)`, "shift" gives
+    the value itself. The matrices are 27% of the model and process S rows once per video, so they are sharded over SP
+    as well as TP. Chips exchange the tables, never the matrices.
     """
 
     def __init__(self, mesh: Mesh, name: str, width: Width, out_width: Width, kinds: tuple[str, ...]) -> None:
@@ -119,9 +120,9 @@ class Modulation(Module):
         self.factor = out_width.norm_factor
 
     def __call__(self, conditioning_11SD: ttnn.Tensor) -> list[ttnn.Tensor]:
-        """Conditioning [1, 1, S, D] replicated -> one table [1, 1, S, width / TP] per kind, fractured over TP.
+        """Map conditioning [1, 1, S, D], replicated, to one table [1, 1, S, width / TP] per kind, fractured over TP.
 
-        Tables are float32, and carry the padded width's norm factor unless they are shifts.
+        The tables are float32. They include the padded width's norm factor unless they are shifts.
         """
         tables = []
         for kind, part in zip(
@@ -138,14 +139,14 @@ class Modulation(Module):
 
 
 class StepTable:
-    """Rows of values, one row per denoising step, of which the current one lies where programs find it.
+    """Rows of values, one row per denoising step. The current row is in a tensor whose address does not change.
 
-    `select` makes another row the current one; the tensors that `group` gives hold then that row's values. So one
-    program serves all steps, and can be replayed.
+    `select` makes another row the current one. The tensors that `group` returns then hold the values of that row. So
+    one program serves all steps, and can be replayed.
     """
 
     def __init__(self, groups: Sequence[Sequence[ttnn.Tensor]]) -> None:
-        """Join groups of tables [1, 1, S, W_i], which are freed."""
+        """Join groups of tables [1, 1, S, W_i] into one table; the given tables are freed."""
         joined, self._columns, start = [], [], 0
         for group in groups:
             ends = list(itertools.accumulate((table.shape[3] for table in group), initial=start))
@@ -157,7 +158,7 @@ class StepTable:
         self._row = ttnn.slice(self._table, [0, 0, 0, 0], [1, 1, 1, start])
 
     def select(self, step: int) -> None:
-        """Make the row of ``step`` the current one.
+        """Make the row of `step` the current one.
 
         Raises:
             ValueError: there is no such row.
@@ -167,12 +168,12 @@ class StepTable:
         ttnn.slice(self._table, [0, 0, step, 0], [1, 1, step + 1, self._width], output_tensor=self._row)
 
     def group(self, index: int) -> list[ttnn.Tensor]:
-        """The current row's pieces [1, 1, 1, W_i] of one group."""
+        """Return the current row's pieces [1, 1, 1, W_i] of one group."""
         return [ttnn.slice(self._row, [0, 0, 0, start], [1, 1, 1, end]) for start, end in self._columns[index]]
 
 
 def _join(tables: Sequence[ttnn.Tensor]) -> ttnn.Tensor:
-    """Join [1, 1, S, W_i] along the columns and free them."""
+    """Join tables [1, 1, S, W_i] along the columns and free them."""
     if len(tables) == 1:
         return tables[0]
     joined = ttnn.concat(list(tables), dim=3)

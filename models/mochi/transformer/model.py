@@ -1,5 +1,7 @@
 """The AsymmDiT (Asymmetric Diffusion Transformer) of Mochi 1 on a mesh."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +21,7 @@ _EPS = 1e-6
 
 @dataclass(frozen=True)
 class Grid:
-    """A video's visual tokens: ``frames x rows x columns`` patches, and their rotation."""
+    """Visual tokens of a video, `frames x rows x columns` patches, and their rotation."""
 
     frames: int
     rows: int
@@ -28,16 +30,17 @@ class Grid:
 
     @property
     def tokens(self) -> int:
-        """Real visual tokens over all shards."""
+        """Number of real visual tokens over all shards."""
         return self.frames * self.rows * self.columns
 
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """Everything in a denoising run that depends on prompt and schedule only.
+    """Everything in a denoising run that depends only on prompt and schedule.
 
-    ``text_1BLP`` is the start of the text stream, fractured over TP (None for a prompt without tokens); ``weights``
-    are norm weights for all S steps: for each block those of the visual and of the text stream, then the final layer's.
+    `text_1BLP` is the start of the text stream, fractured over TP (None for a prompt without tokens). `weights` holds
+    the norm weights for all S steps: for each block those of the visual and of the text stream, then those of the final
+    layer.
     """
 
     text_1BLP: ttnn.Tensor | None
@@ -53,7 +56,7 @@ class PreparedPrompt:
 
 
 class MochiTransformer(Module):
-    """AsymmDiT: patches and a caption in, the estimate of ``z0 - noise`` per patch out."""
+    """The AsymmDiT, which maps latent patches and a caption to the estimate of `z0 - noise` per patch."""
 
     def __init__(
         self,
@@ -63,14 +66,14 @@ class MochiTransformer(Module):
         *,
         chunks: Chunks | None = None,
     ) -> None:
-        """Declare the model; `load` fills it.
+        """Declare the model; `load` reads its weights.
 
         Args:
-            config: sizes.
-            mesh: where it lives.
-            precision: how its arithmetic is done. What its weights are stored in is set by whoever loads them
+            config: sizes of the model.
+            mesh: mesh that the model runs on.
+            precision: arithmetic of the model. The loader of the weights sets their storage types
                 (`weight_cache.precision`).
-            chunks: of attention; by rule if None.
+            chunks: chunks of attention; chosen by rule if None.
 
         Raises:
             ValueError: the layout's TP does not divide the heads.
@@ -91,8 +94,9 @@ class MochiTransformer(Module):
     @classmethod
     def from_checkpoint(
         cls, checkpoint, mesh: Mesh, *, on_parameter: Callable[[int, int], None] | None = None
-    ) -> "MochiTransformer":
-        """Build from a checkpoint component: its ``config`` (Diffusers' names) and its tensors, loaded strictly.
+    ) -> MochiTransformer:
+        """Build the model from a checkpoint component: its `config` (Diffusers' names) and its tensors, loaded
+        strictly.
 
         Raises:
             ValueError: the configuration, the layout or the weights do not fit.
@@ -102,18 +106,18 @@ class MochiTransformer(Module):
         return model
 
     def grid(self, frames: int, rows: int, columns: int) -> Grid:
-        """Prepare a geometry of ``frames x rows x columns`` patches."""
+        """Prepare a geometry of `frames x rows x columns` patches."""
         return Grid(frames, rows, columns, self.rotary(frames, rows, columns))
 
     def prepare(self, features, timesteps: Sequence[float]) -> PreparedPrompt:
-        """Compute everything that depends on prompt and schedule, for all steps.
+        """Compute everything that depends only on prompt and schedule, for all steps.
 
         Args:
             features: host caption features [L, C] of the prompt's real tokens, L >= 0.
             timesteps: S model times, (1 - sigma) * 1000.
 
         Raises:
-            ValueError: more tokens than the model was made for.
+            ValueError: the prompt has more tokens than the model's `max_sequence_length`.
         """
         length = features.shape[0]
         if length > self.config.max_sequence_length:
@@ -124,7 +128,7 @@ class MochiTransformer(Module):
         return PreparedPrompt(text_1BLP, StepTable([*tables, self.final.modulation(conditioning_11SD)]))
 
     def upload_patches(self, patches) -> ttnn.Tensor:
-        """Host patches [N, I] float32 -> [1, 1, N / SP, I] float32, fractured over SP, padded with zeros."""
+        """Upload host patches [N, I] float32 as [1, 1, N / SP, I] float32, fractured over SP, padded with zeros."""
         import torch
 
         patches = torch.as_tensor(patches)
@@ -133,20 +137,20 @@ class MochiTransformer(Module):
         return self.mesh.upload(patches[None, None], dtype=ttnn.float32, sp=2)
 
     def download_patches(self, patches_1BNI: ttnn.Tensor, tokens: int):
-        """[1, 1, N / SP, I] fractured over SP -> host patches [tokens, I] float32."""
+        """Download [1, 1, N / SP, I], fractured over SP, as host patches [tokens, I] float32."""
         return self.mesh.download(patches_1BNI, sp=2)[0, 0, :tokens].float()
 
     def __call__(self, patches_1BNI: ttnn.Tensor, prompt: PreparedPrompt, grid: Grid) -> ttnn.Tensor:
-        """Predict ``z0 - noise`` at the step that ``prompt`` was taken to.
+        """Predict `z0 - noise` at the current step of `prompt`.
 
         Args:
             patches_1BNI: latent patches [1, 1, N / SP, I] float32, values ordered (row, column, channel), fractured
                 over SP on N, replicated over TP.
-            prompt: what `prepare` gave.
-            grid: what `grid` gave.
+            prompt: result of `prepare`.
+            grid: result of `grid`.
 
         Returns:
-            The prediction, shaped, ordered and placed like the patches, float32.
+            The prediction in float32, with the shape, order and placement of the patches.
         """
         spatial_1BND = self.patch_embed(patches_1BNI)
         text_1BLP = prompt.text_1BLP
@@ -168,13 +172,14 @@ class PatchEmbed(Module):
             Width.plain(config.patch_values),
             width,
             bias=True,
-            # The reference's kernel is [D, channel, row, column]; patches are ordered as the final layer writes them.
+            # The reference's kernel is [D, channel, row, column]. Patches here are ordered as the final layer writes
+            # them.
             kernel=(width.size, config.in_channels, config.patch_size, config.patch_size),
             flatten=lambda kernel: kernel.permute(0, 2, 3, 1).flatten(1),
         )
 
     def __call__(self, patches_1BNI: ttnn.Tensor) -> ttnn.Tensor:
-        """[1, 1, N / SP, I] float32 replicated over TP -> [1, 1, N / SP, D / TP] fractured over TP."""
+        """Map [1, 1, N / SP, I] float32, replicated over TP, to [1, 1, N / SP, D / TP], fractured over TP."""
         return self.proj(ttnn.typecast(patches_1BNI, ttnn.bfloat16))
 
 
@@ -188,9 +193,9 @@ class FinalLayer(Module):
         self.proj = RowParallelLinear(mesh, "proj_out", width, Width.plain(config.patch_values), bias=True)
 
     def __call__(self, spatial_1BND: ttnn.Tensor, weights: list[ttnn.Tensor]) -> ttnn.Tensor:
-        """[1, 1, N / SP, D / TP] fractured over TP -> [1, 1, N / SP, I] float32, replicated over TP.
+        """Map [1, 1, N / SP, D / TP], fractured over TP, to [1, 1, N / SP, I] float32, replicated over TP.
 
-        ``weights`` are the norm's scale and shift, each [1, 1, 1, D / TP] fractured over TP.
+        `weights` are the norm's scale and shift, each [1, 1, 1, D / TP], fractured over TP.
         """
         scale, shift = weights
         normed = layer_norm(spatial_1BND, scale, shift, self.mesh, self.width, _EPS)

@@ -1,8 +1,8 @@
 """Learned 3-D rotary position embedding: cosines and sines per token and head, computed once per geometry.
 
-Source: Genmo ``dit/joint_model/rope_mixed.py`` and Diffusers ``MochiRoPE``. The angle of token n, head h, pair f is
-``sum_d position[n, d] * pos_frequencies[d, h, f]``; spatial positions are the centres of bins over a range scaled so
-that the whole image has the area of 192 x 192.
+Source: Genmo `dit/joint_model/rope_mixed.py` and Diffusers `MochiRoPE`. The angle of token n, head h, pair f is `sum_d
+position[n, d] * pos_frequencies[d, h, f]`. Spatial positions are the centres of bins. The range of the bins is scaled
+so that the whole image has the area of 192 x 192.
 """
 
 import math
@@ -18,14 +18,15 @@ _TARGET_AREA = 192 * 192
 
 
 def padded_tokens(tokens: int, sp: int) -> int:
-    """Visual tokens as stored: whole tiles per SP shard, without SP too, since the fused norm and rotation reads no
-    table whose rows are not whole tiles.
+    """Return the number of visual tokens as stored: whole tiles per SP shard.
+
+    This holds without SP too, because the fused norm and rotation reads no table whose rows are not whole tiles.
     """
     return round_up(tokens, TILE * sp)
 
 
 def positions(frames: int, rows: int, columns: int) -> np.ndarray:
-    """Positions [3, N] (time, height, width) of ``frames * rows * columns`` tokens in that order, float64."""
+    """Return the positions [3, N] (time, height, width) of `frames * rows * columns` tokens in that order, float64."""
     scale = math.sqrt(_TARGET_AREA / (rows * columns))
 
     def centres(count: int) -> np.ndarray:
@@ -36,12 +37,12 @@ def positions(frames: int, rows: int, columns: int) -> np.ndarray:
 
 
 class RotaryEmbedding(Module):
-    """The learned frequencies and what they make of a geometry."""
+    """The learned frequencies, and the rotation tables of a geometry computed from them."""
 
     def __init__(self, mesh: Mesh, config: TransformerConfig, head: Width) -> None:
         super().__init__(mesh)
         heads, width = config.num_attention_heads, config.attention_head_dim
-        # Neighbouring channels form a pair and share an angle; padded channels get angle 0.
+        # Neighbouring channels form a pair and share an angle. Padded channels get angle 0.
         self.frequencies = Parameter(
             {"pos_frequencies": (3, heads, width // 2)},
             lambda f: head.pad(f.repeat_interleave(2, dim=-1), 2)[:, :, None],
@@ -50,9 +51,9 @@ class RotaryEmbedding(Module):
         )
 
     def __call__(self, frames: int, rows: int, columns: int) -> RotaryTable:
-        """Tables for a grid of ``frames x rows x columns`` tokens, padded to whole tiles per SP shard.
+        """Return the tables for a grid of `frames x rows x columns` tokens, padded to whole tiles per SP shard.
 
-        Angles, cosines and sines are float32 on the mesh; the tables are bfloat16, the dtype of the rotation op.
+        Angles, cosines and sines are float32 on the mesh. The tables are bfloat16, the dtype of the rotation op.
         """
         place = positions(frames, rows, columns)
         tokens = place.shape[1]
@@ -72,7 +73,7 @@ class RotaryEmbedding(Module):
 
 
 def _pair_rotation() -> np.ndarray:
-    """The 32 x 32 matrix that takes (a, b) to (-b, a) in every pair of columns."""
+    """Return the 32 x 32 matrix that maps (a, b) to (-b, a) in every pair of columns."""
     matrix = np.zeros((1, 1, TILE, TILE), dtype=np.float32)
     even = np.arange(0, TILE, 2)
     matrix[0, 0, even + 1, even] = -1.0

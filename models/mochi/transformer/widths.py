@@ -1,4 +1,6 @@
-"""The padded widths of one AsymmDiT on one mesh, computed once and shared by its modules."""
+"""Padded widths of one AsymmDiT on one mesh, computed once and shared by its modules."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -8,7 +10,9 @@ from models.mochi.config import POOL_HEADS, TransformerConfig
 
 @dataclass(frozen=True)
 class Widths:
-    """D (visual), P (text), attention heads, one head, caption features and the pool's heads, as stored."""
+    """Stored widths: D (visual), P (text), attention heads, one head, caption features and the heads of the caption
+    pool.
+    """
 
     visual: Width
     text: Width
@@ -18,8 +22,8 @@ class Widths:
     pool: Width
 
     @classmethod
-    def of(cls, config: TransformerConfig, tp: int) -> "Widths":
-        """Widths for ``tp`` tensor shards.
+    def of(cls, config: TransformerConfig, tp: int) -> Widths:
+        """Return the widths for `tp` tensor shards.
 
         Raises:
             ValueError: TP does not divide the attention heads.

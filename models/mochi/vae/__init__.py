@@ -1,4 +1,4 @@
-"""The VAE: from latents to frames."""
+"""The VAE decoder, which turns latents into frames."""
 
 from models.mochi.vae.decoder import MochiVaeDecoder
 from models.mochi.vae.split import Split, choose_split

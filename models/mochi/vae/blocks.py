@@ -1,9 +1,11 @@
 """Building blocks of the decoder: causal convolution, residual block, upsampling block.
 
-Names in the checkpoint and formulas: Diffusers ``autoencoder_kl_mochi.py`` and, for the convolution,
-``autoencoder_kl_cogvideox.py``. Activations x_BTHWC are row-major bfloat16, fractured as an `Extent` says, channels
-whole on every chip (legend in `models.parallel.halo`). Every call frees the activations it was given.
+Checkpoint names and formulas are those of Diffusers `autoencoder_kl_mochi.py` and, for the convolution,
+`autoencoder_kl_cogvideox.py`. Activations x_BTHWC are row-major bfloat16 and fractured as an `Extent` says. Every chip
+holds all channels (legend in `models.parallel.halo`). Every call frees the activations that it is given.
 """
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
@@ -24,7 +26,7 @@ _PAST = 2
 
 @dataclass
 class Shared:
-    """What all blocks of a decoder use: the mesh, halos, and group sums."""
+    """Objects that all blocks of a decoder share: the mesh, the halo exchange and the group sums."""
 
     mesh: Mesh
     halo: HaloExchange = field(init=False)
@@ -35,15 +37,16 @@ class Shared:
         self.sums = GroupSums(self.mesh)
 
     def release(self) -> None:
-        """Free the tables and masks that were made on the way."""
+        """Free the tables and masks that the calls made."""
         self.halo.release()
         self.sums.release()
 
 
 class Past:
-    """The causal state between chunks of frames: per convolution the last two frames it has seen.
+    """The causal state between chunks of frames: for each convolution the last two frames that it has seen.
 
-    Its tensors are allocated before any chunk is decoded, so that they do not lie scattered between the activations.
+    Its tensors are allocated before any chunk is decoded, so that they are not scattered between the activations in
+    DRAM.
     """
 
     def __init__(self) -> None:
@@ -51,19 +54,22 @@ class Past:
         self._written: set[int] = set()
         self.more = False
 
-    def allocate(self, conv: "CausalConv3d", extent: Extent) -> None:
-        """Make room for what one convolution carries over, its input being of ``extent``."""
+    def allocate(self, conv: CausalConv3d, extent: Extent) -> None:
+        """Allocate the state that one convolution carries over, for an input of `extent`."""
         shape = ttnn.Shape(conv.past_shape(extent))
         device = conv.mesh.device
         buffer = ttnn.allocate_tensor_on_device(shape, ttnn.bfloat16, ttnn.ROW_MAJOR_LAYOUT, device)
         self._frames[id(conv)] = buffer
 
-    def earlier(self, conv: "CausalConv3d") -> ttnn.Tensor | None:
-        """What the convolution carried over from the chunk before; None in the first chunk. Not to be freed."""
+    def earlier(self, conv: CausalConv3d) -> ttnn.Tensor | None:
+        """Return the convolution's state from the previous chunk, or None in the first chunk.
+
+        The caller must not free it.
+        """
         return self._frames[id(conv)] if id(conv) in self._written else None
 
-    def keep(self, conv: "CausalConv3d", last: ttnn.Tensor) -> None:
-        """Carry over ``last`` (freed)."""
+    def keep(self, conv: CausalConv3d, last: ttnn.Tensor) -> None:
+        """Carry `last` over to the next chunk; `last` is freed."""
         ttnn.copy(last, self._frames[id(conv)])
         ttnn.deallocate(last)
         self._written.add(id(conv))
@@ -77,7 +83,10 @@ class Past:
 
 
 class CausalConv3d(Module):
-    """3x3x3 convolution of a frame and the two before it; edges are repeated in time (backwards) and in space."""
+    """3x3x3 convolution of a frame and the two frames before it.
+
+    Edges are repeated in time (backwards) and in space.
+    """
 
     def __init__(self, shared: Shared, name: str, in_channels: int, out_channels: int) -> None:
         super().__init__(shared.mesh)
@@ -86,24 +95,29 @@ class CausalConv3d(Module):
 
     @staticmethod
     def border(extent: Extent) -> Border:
-        """What the convolution reads around a shard: two frames, and rows and columns where those are split."""
+        """Return the border that the convolution reads around a shard: two frames, and one row or column per side in
+        split dims.
+        """
         height, width = ((1, 1) if size.shards > 1 else (0, 0) for size in (extent.height, extent.width))
         return Border((_PAST, 0), height, width)
 
     def room(self, extent: Extent) -> ttnn.Tensor:
-        """Room for the input with its border: [T, H, W, C] per chip, to be filled from the border's origin on."""
+        """Allocate the input with its border: [T, H, W, C] per chip.
+
+        Write the shard into it from the border's origin on.
+        """
         return self.halo.room(extent, self.border(extent), self.conv.in_channels)
 
     def __call__(self, padded_THWC: ttnn.Tensor, extent: Extent, past: Past) -> ttnn.Tensor:
         """Fill the border and convolve.
 
         Args:
-            padded_THWC: what `room` gave, the shard written into it, fractured as ``extent`` says. Freed.
+            padded_THWC: tensor of `room` with the shard written into it, fractured as `extent` says. It is freed.
             extent: the sizes without borders.
-            past: what the chunk before has left.
+            past: state left by the previous chunk.
 
         Returns:
-            [1, T, H, W, out], fractured as ``extent`` says.
+            [1, T, H, W, out], fractured as `extent` says.
         """
         border = self.border(extent)
         if extent.time.shards > 1:
@@ -118,12 +132,14 @@ class CausalConv3d(Module):
         return out
 
     def past_shape(self, extent: Extent) -> list[int]:
-        """Shape of what is carried over per chip: two frames, with borders in space where time is split."""
+        """Return the shape per chip of the carried-over state: two frames, with borders in space if time is split."""
         border = self.border(extent) if extent.time.shards > 1 else Border()
         return [_PAST, *border.around(extent, self.conv.in_channels)[1:]]
 
     def _fill_whole_time(self, padded: ttnn.Tensor, extent: Extent, border: Border, past: Past) -> None:
-        """All frames lie on each chip: the past goes before them, then the borders in space are filled."""
+        """Fill the border if each chip holds all frames: first the past before the frames, then the borders in
+        space.
+        """
         earlier = past.earlier(self)
         if earlier is not None:
             put(padded, earlier, (0, *border.origin[1:]), keep=True)
@@ -138,7 +154,9 @@ class CausalConv3d(Module):
         self.halo.fill(padded, extent, border)
 
     def _fill_split_time(self, padded: ttnn.Tensor, extent: Extent, border: Border, past: Past) -> None:
-        """Frames lie on several chips: the past comes from the chip before, on the first from ``past``."""
+        """Fill the border if frames are split over chips: the past comes from the previous chip, on the first chip from
+        `past`.
+        """
         self.halo.fill(padded, extent, border)
         earlier = past.earlier(self)
         if earlier is not None:
@@ -148,13 +166,13 @@ class CausalConv3d(Module):
 
     @staticmethod
     def _frames(padded: ttnn.Tensor, extent: Extent, border: Border, start: int, stop: int) -> ttnn.Tensor:
-        """Copy frames ``start`` to ``stop`` without their borders in space."""
+        """Copy frames `start` to `stop` without their borders in space."""
         _, row, column = border.origin
         ends = [stop, row + extent.height.local, column + extent.width.local, padded.shape[-1]]
         return copy_rows(padded, [start, row, column, 0], ends)
 
     def _last_of_all(self, padded: ttnn.Tensor, extent: Extent) -> ttnn.Tensor:
-        """The last two frames of the last shard, on every chip."""
+        """Return the last two frames of the last shard, on every chip."""
         assert extent.time.axis is not None
         frames = padded.shape[0]
         mine = read(padded, TIME, frames - _PAST, frames)
@@ -163,7 +181,7 @@ class CausalConv3d(Module):
 
 
 class ResBlock(Module):
-    """``x + conv2(silu(norm2(conv1(silu(norm1(x))))))``, then SiLU if ``active``."""
+    """The residual block `x + conv2(silu(norm2(conv1(silu(norm1(x))))))`, then SiLU if `active`."""
 
     def __init__(self, shared: Shared, prefix: str, channels: int, *, active: bool = False) -> None:
         super().__init__(shared.mesh)
@@ -175,11 +193,11 @@ class ResBlock(Module):
         self.activations = [ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)] if active else []
 
     def convolutions(self) -> list[CausalConv3d]:
-        """Its causal convolutions."""
+        """Return the block's causal convolutions."""
         return [self.conv1, self.conv2]
 
     def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent, past: Past) -> ttnn.Tensor:
-        """x [1, T, H, W, C] -> the same shape and placement."""
+        """Run the block on x [1, T, H, W, C]. The result has the same shape and placement."""
         padded = self._normed(self.norm1, self.conv1, x_BTHWC, extent)
         hidden = self.conv1(padded, extent, past)
         padded = then(partial(self._normed, self.norm2, self.conv2), hidden, extent)
@@ -210,7 +228,7 @@ class UpBlock(Module):
         expanded = out_channels * time * space * space
 
         def reorder(weight, bias):
-            """Channels ordered (C, t, h, w), as Diffusers unpatchifies them, to (t, h, w, C)."""
+            """Reorder the channels from (C, t, h, w), as Diffusers unpatchifies them, to (t, h, w, C)."""
             parts = (out_channels, time, space, space)
             return weight.unflatten(0, parts).movedim(0, 3).flatten(0, 3), bias.unflatten(0, parts).movedim(
                 0, 3
@@ -221,7 +239,7 @@ class UpBlock(Module):
         )
 
     def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent, past: Past) -> tuple[ttnn.Tensor, Extent]:
-        """x [1, T, H, W, C] -> [1, t T, s H, s W, out] and its extent."""
+        """Map x [1, T, H, W, C] to [1, t T, s H, s W, out]; also return the new extent."""
         for block in self.resnets:
             x_BTHWC = block(x_BTHWC, extent, past)
         expanded = then(self.proj, x_BTHWC)
@@ -230,7 +248,7 @@ class UpBlock(Module):
         return expanded, extent.times(*self.factors)
 
     def _spread(self, expanded_BTHWC: ttnn.Tensor) -> ttnn.Tensor:
-        """Channels ordered (t, s, s, C) become frames, rows and columns, part by part in L1."""
+        """Turn channels ordered (t, s, s, C) into frames, rows and columns, part by part in L1."""
         expanded = frames_of(expanded_BTHWC)
         frames, rows, columns, _ = expanded.shape
         time, space, _ = self.factors

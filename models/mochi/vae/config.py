@@ -1,4 +1,6 @@
-"""The decoder's part of the VAE's configuration (Diffusers' `AutoencoderKLMochi` names)."""
+"""The decoder's part of the VAE configuration (names of Diffusers' `AutoencoderKLMochi`)."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,10 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of the decoder; defaults are Mochi 1 preview's. Per-block tuples are ordered as in Diffusers: output first.
+    """Sizes of the decoder. Defaults are Mochi 1 preview's. Tuples per block are ordered as in Diffusers: output first.
 
-    ``latents_mean`` and ``latents_std`` are empty where the configuration has none: latents are then only divided by
-    ``scaling_factor``.
+    `latents_mean` and `latents_std` are empty if the configuration has none. Latents are then only divided by
+    `scaling_factor`.
     """
 
     latent_channels: int = 12
@@ -25,7 +27,7 @@ class DecoderConfig:
     latents_std: tuple[float, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        """Check that the parts fit together.
+        """Check that the sizes fit together.
 
         Raises:
             ValueError: they do not.
@@ -47,11 +49,11 @@ class DecoderConfig:
             raise ValueError(f"latents_mean and latents_std must both have {self.latent_channels} entries, or none")
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "DecoderConfig":
-        """Read a VAE's config.json.
+    def from_dict(cls, config: Mapping[str, Any]) -> DecoderConfig:
+        """Read a VAE's `config.json`.
 
         Raises:
-            ValueError: the values do not fit together, or ask for another activation than SiLU.
+            ValueError: the values do not fit together, or the activation is not SiLU.
         """
         if config.get("act_fn", "silu") not in ("silu", "swish"):
             raise ValueError(f"act_fn {config['act_fn']!r} is not supported: the decoder knows silu")
@@ -64,5 +66,5 @@ class DecoderConfig:
 
     @property
     def time_factor(self) -> int:
-        """Frames per latent frame."""
+        """Number of frames per latent frame."""
         return prod(self.temporal_expansions)

@@ -1,4 +1,6 @@
-"""The AsymmVAE decoder of Mochi 1 on a mesh: latents in, frames out, no activation ever gathered."""
+"""The AsymmVAE decoder of Mochi 1 on a mesh. It turns latents into frames and never gathers a whole activation."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
@@ -19,23 +21,23 @@ _PREFIX = "decoder."
 
 
 class MochiVaeDecoder(Module):
-    """Decodes latents of any size, sharded over time, rows and columns with exact halos.
+    """Decoder of latents of any size, sharded over time, rows and columns with exact halos.
 
-    Names and formulas: Diffusers ``autoencoder_kl_mochi.py``. Weights are replicated.
+    Names and formulas are those of Diffusers `autoencoder_kl_mochi.py`. Weights are replicated.
     """
 
     prefix = _PREFIX
 
     def __init__(self, config: DecoderConfig, mesh: Mesh, *, split: Split | str | None = None) -> None:
-        """Declare the decoder; `load` fills it.
+        """Declare the decoder; `load` reads its weights.
 
         Args:
-            config: its sizes.
+            config: sizes of the decoder.
             mesh: the mesh.
-            split: how to split videos, such as ``t0h1``; chosen per size by `choose_split` if None.
+            split: split of videos, such as `t0h1`; `choose_split` chooses one per size if None.
 
         Raises:
-            ValueError: ``split`` is not a split.
+            ValueError: `split` is not a split.
         """
         super().__init__(mesh)
         self.config = config
@@ -81,8 +83,10 @@ class MochiVaeDecoder(Module):
         *,
         split: Split | str | None = None,
         on_parameter: Callable[[int, int], None] | None = None,
-    ) -> "MochiVaeDecoder":
-        """Build from the checkpoint's VAE: its ``config`` and its ``decoder.*`` tensors; the encoder's are not read.
+    ) -> MochiVaeDecoder:
+        """Build the decoder from a checkpoint's VAE: its `config` and its `decoder.*` tensors.
+
+        The encoder's tensors are not read.
 
         Raises:
             ValueError: the configuration, the split or the weights do not fit.
@@ -93,11 +97,11 @@ class MochiVaeDecoder(Module):
         return decoder
 
     def part_of(self, source: TensorSource) -> TensorSource:
-        """The decoder's tensors of the VAE; the encoder's are others' business."""
+        """Return the decoder's tensors of the VAE, without those of the encoder."""
         return _DecoderPart(source)
 
     def _fold_normalisation(self, weight, bias):
-        """Let the first convolution undo the latents' normalisation: ``W (z std / scale + mean) + b``."""
+        """Fold the inverse of the latents' normalisation into the first convolution: `W (z std / scale + mean) + b`."""
         config = self.config
         scale = torch.ones(config.latent_channels) / config.scaling_factor
         flat = weight.flatten(1)
@@ -108,21 +112,21 @@ class MochiVaeDecoder(Module):
         return (flat * scale.to(flat.device)).reshape(weight.shape), bias
 
     def split_for(self, frames: int, rows: int, columns: int) -> Split:
-        """The split of latents of this size."""
+        """Return the split of latents of this size."""
         return self.split if self.split is not None else choose_split(self.mesh, frames, rows, columns)
 
     def __call__(self, latents_BTHWC: ttnn.Tensor, extent: Extent, past: Past | None = None) -> ttnn.Tensor:
-        """Decode latents that lie on the mesh.
+        """Decode latents that are on the mesh.
 
         Args:
-            latents_BTHWC: normalised latents [1, T, H, W, 32] bfloat16, row-major, fractured as ``extent`` says; the
-                channels past the latent's are zeros. Freed.
-            extent: their sizes and shards (`Split.extent`).
-            past: causal state, when the video is decoded in chunks.
+            latents_BTHWC: normalised latents [1, T, H, W, 32] bfloat16, row-major, fractured as `extent` says; the
+                channels after the latent's are zeros. They are freed.
+            extent: sizes and shards of the latents (`Split.extent`).
+            past: causal state if the video is decoded in chunks.
 
         Returns:
-            [1, 6 T, 8 H, 8 W, 3] bfloat16, row-major, from -1 to 1 or so, fractured as ``extent`` times (6, 8, 8): the
-            surplus leading frames included.
+            [1, 6 T, 8 H, 8 W, 3] bfloat16, row-major, with values from about -1 to 1, fractured as `extent` times (6,
+            8, 8). The surplus leading frames are included.
         """
         past = past if past is not None else Past()
         x_BTHWC = self.conv_in(latents_BTHWC)
@@ -138,7 +142,7 @@ class MochiVaeDecoder(Module):
         return frames
 
     def upload_latents(self, latents_BCTHW: torch.Tensor, extent: Extent) -> ttnn.Tensor:
-        """Host latents [1, C, T, H, W] -> what the call takes: [1, T, H, W, 32], fractured as ``extent`` says."""
+        """Upload host latents [1, C, T, H, W] as the call takes them: [1, T, H, W, 32], fractured as `extent` says."""
         pads = [0, self.conv_in.in_channels - self.config.latent_channels]
         for dim in (WIDTH, HEIGHT, TIME):
             pads += [0, extent[dim].padded - extent[dim].real]
@@ -146,10 +150,11 @@ class MochiVaeDecoder(Module):
         return upload(self.mesh, host.contiguous(), _dims(extent))
 
     def download_frames(self, frames_BTHWC: ttnn.Tensor, extent: Extent) -> torch.Tensor:
-        """What the call gave (freed), of latents of ``extent`` -> host frames [1, F, 8 H, 8 W, 3], padding cut off.
+        """Download the call's result for latents of `extent` as host frames [1, F, 8 H, 8 W, 3], without padding.
 
-        Pixels come down in bfloat16, 6 bytes each. Making them uint8 on the mesh would save 3 of them, 25 MB per chip
-        of a 2x4 for 163 frames of 848x480, and cost three more passes over one page per pixel.
+        `frames_BTHWC` is freed. Pixels are downloaded in bfloat16, 6 bytes each. Converting them to uint8 on the mesh
+        would save 3 bytes each, 25 MB per chip of a 2x4 for 163 frames of 848x480. It would cost three more passes over
+        one page per pixel.
         """
         size = extent
         for time, space in zip(self.config.temporal_expansions, self.config.spatial_expansions, strict=True):
@@ -163,14 +168,14 @@ class MochiVaeDecoder(Module):
 
         Args:
             latents_BCTHW: normalised latents [1, C, T, H, W].
-            chunk: latent frames at a time; from the DRAM left (`chunk_frames`) if None.
+            chunk: number of latent frames at a time; computed from the free DRAM (`chunk_frames`) if None.
 
         Yields:
-            What the call gives, and the extent of the chunk's latents. Free it, or hand it to `download_frames`,
-            before the next.
+            The result of the call, and the extent of the chunk's latents. Free the result, or pass it to
+            `download_frames`, before the next chunk.
 
         Raises:
-            ValueError: ``chunk`` does not fill the shards, or the latents do not fit.
+            ValueError: `chunk` does not fill the shards, or the latents do not fit.
         """
         frames, rows, columns = latents_BCTHW.shape[2:]
         split = self.split_for(frames, rows, columns)
@@ -203,7 +208,9 @@ class MochiVaeDecoder(Module):
                 past.allocate(conv, extent)
 
     def raw_frames(self, latents_BCTHW: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
-        """Host frames [1, 6 T, 8 H, 8 W, 3] as the network gives them, surplus ones included; see `chunks`."""
+        """Return host frames [1, 6 T, 8 H, 8 W, 3] as the network computes them, including surplus frames; see
+        `chunks`.
+        """
         parts = [self.download_frames(frames, extent) for frames, extent in self.chunks(latents_BCTHW, chunk)]
         return torch.cat(parts, dim=1)
 
@@ -213,15 +220,15 @@ class MochiVaeDecoder(Module):
         """Decode normalised latents and drop the decoder's surplus leading frames, as Diffusers does.
 
         Args:
-            latents_BCTHW: [1, C, T, H / 8, W / 8], as the denoising loop leaves them.
+            latents_BCTHW: [1, C, T, H / 8, W / 8], as the denoising loop returns them.
             keep_all_frames: keep the surplus frames too.
-            chunk: latent frames to decode at a time; as many as fit if None. The result is the same.
+            chunk: number of latent frames to decode at a time; as many as fit if None. The result is the same.
 
         Returns:
             float32 [1, F, H, W, 3] from 0 to 1, F = 6 (T - 1) + 1, or 6 T with all frames.
 
         Raises:
-            ValueError: latents of another shape or type, or with values that are not finite, or that do not fit.
+            ValueError: the latents have another shape or type, have values that are not finite, or do not fit.
         """
         check_latents(latents_BCTHW, self.config.latent_channels)
         video = self.raw_frames(latents_BCTHW, chunk)
@@ -252,10 +259,10 @@ class _DecoderPart:
 
 
 def check_latents(latents_BCTHW: torch.Tensor, channels: int) -> None:
-    """Check latents before they go anywhere.
+    """Check the shape, type and values of latents before they are used.
 
     Raises:
-        ValueError: another shape or type, or values that are not finite.
+        ValueError: they have another shape or type, or values that are not finite.
     """
     shape = list(latents_BCTHW.shape)
     if len(shape) != 5 or shape[0] != 1 or shape[1] != channels or min(shape) < 1:

@@ -1,6 +1,6 @@
-"""From latents to frames.
+"""The interface of a VAE decoder, and conversions of latents and frames on the host.
 
-`VaeDecoder` is what the pipeline needs; `models.mochi.vae.decoder` does it on the mesh.
+`VaeDecoder` is the interface that the pipeline needs. `models.mochi.vae.decoder` implements it on the mesh.
 
 Shapes: B batch (1), C latent channels, T latent frames, F frames of the video, H and W rows and columns.
 """
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 class VaeDecoder(Protocol):
-    """Decodes latents, wherever it runs."""
+    """Interface of a VAE decoder, on whatever device it runs."""
 
     def decode(self, latents_BCTHW: torch.Tensor) -> np.ndarray:
-        """Frames [1, F, H, W, 3], float32 from 0 to 1, of normalised latents."""
+        """Decode normalised latents to frames [1, F, H, W, 3], float32 from 0 to 1."""
         ...
 
 
 def denormalise(latents_BCTHW: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
-    """`latents * std / scaling_factor + mean`, per channel (Diffusers `MochiPipeline.__call__`)."""
+    """Return `latents * std / scaling_factor + mean`, per channel (Diffusers `MochiPipeline.__call__`)."""
     mean, std, scale = (
         config.get("latents_mean"),
         config.get("latents_std"),
@@ -39,5 +39,5 @@ def denormalise(latents_BCTHW: torch.Tensor, config: Mapping[str, Any]) -> torch
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
-    """Frames from 0 to 1 as uint8 from 0 to 255, rounded as Diffusers rounds them for pictures."""
+    """Convert frames from 0..1 to uint8 0..255, rounded as Diffusers rounds pictures."""
     return (frames * 255).round().astype(np.uint8)

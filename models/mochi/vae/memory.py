@@ -1,7 +1,7 @@
-"""What decoding needs in DRAM, and how many latent frames are decoded at a time.
+"""DRAM that decoding needs, and the number of latent frames that are decoded at a time.
 
-All of a chunk's levels are decoded before the next chunk begins; each convolution carries its last two input frames
-over, so that the result is that of one piece (`models.mochi.vae.blocks.Past`).
+All levels of a chunk are decoded before the next chunk begins. Each convolution carries over its last two input frames,
+so the result is the same as without chunks (`models.mochi.vae.blocks.Past`).
 """
 
 from collections.abc import Iterator
@@ -15,20 +15,22 @@ from models.parallel import Mesh
 from models.parallel.halo import Extent
 
 _BF16 = 2
-# A row-major page is read in whole DRAM words: 3 output channels take 64 bytes.
+# Bytes of one output pixel. A row-major page is read in whole DRAM words, so 3 output channels take 64 bytes.
 _PIXEL_BYTES = 64
-# Of the free DRAM, what tensors may take: the rest is fragmentation and small tables.
+# Fraction of the free DRAM that tensors may take. The rest is for fragmentation and small tables.
 _USABLE = 0.88
 
 
 def dram_free(mesh: Mesh) -> int:
-    """Free DRAM bytes of one chip."""
+    """Return the free DRAM bytes of one chip."""
     view = ttnn.get_memory_view(mesh.device, ttnn.BufferType.DRAM)
     return view.total_bytes_free_per_bank * view.num_banks
 
 
 def levels(config: DecoderConfig, extent: Extent) -> Iterator[tuple[Extent, int, int, int]]:
-    """Yield (extent, channels, residual blocks, values that the level's end makes of a position), latent first."""
+    """Yield (extent, channels, number of residual blocks, values per position after the level's projection), latent
+    first.
+    """
     channels, layers = config.decoder_block_out_channels[::-1], config.layers_per_block[::-1]
     factors = list(zip(config.temporal_expansions[::-1], config.spatial_expansions[::-1], strict=True))
     for index, width in enumerate(channels):
@@ -40,11 +42,13 @@ def levels(config: DecoderConfig, extent: Extent) -> Iterator[tuple[Extent, int,
 
 
 def peak_bytes(config: DecoderConfig, extent: Extent, *, chunked: bool) -> int:
-    """Most DRAM bytes of activations that a chip holds at once, all of ``extent`` being decoded in one go.
+    """Return the largest number of DRAM bytes of activations that a chip holds at once, decoding all of `extent` in one
+    go.
 
-    In a residual block these are its input, a convolution's padded input and what that is made of or gives; at a
-    level's end the projection, twice over. One more of the largest is added, since a tensor wants one free block and
-    those that live lie between the holes. With ``chunked`` the carried frames of all convolutions come on top.
+    In a residual block these are its input, a convolution's padded input, and either the source of that input or the
+    convolution's output. At the end of a level they are the projection, twice. One more tensor of the largest size is
+    added, because a tensor needs one contiguous block, and live tensors fragment DRAM. With `chunked` the carried
+    frames of all convolutions are added.
     """
     peak = carried = 0
     for size, channels, blocks, expanded in levels(config, extent):
@@ -59,10 +63,11 @@ def peak_bytes(config: DecoderConfig, extent: Extent, *, chunked: bool) -> int:
 
 
 def chunk_frames(config: DecoderConfig, split: Split, mesh: Mesh, size: tuple[int, int, int], free: int) -> int:
-    """Latent frames to decode at a time so that ``free`` bytes suffice: all of them, or equal chunks.
+    """Return the number of latent frames to decode at a time so that `free` bytes suffice: all of them, or equal
+    chunks.
 
     Raises:
-        ValueError: not even the shortest chunk fits.
+        ValueError: even the shortest chunk does not fit.
     """
     frames, rows, columns = size
     whole = split.extent(mesh, frames, rows, columns)

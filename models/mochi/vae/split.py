@@ -1,8 +1,10 @@
-"""How a video is split over the mesh for decoding: which mesh axis shards time, rows or columns.
+"""The split of a video over the mesh for decoding: which mesh axis shards time, rows or columns.
 
-A split is written ``t0h1``: time over mesh axis 0, rows over mesh axis 1. It has nothing to do with the transformer's
-SP and TP but the mesh.
+A split is written `t0h1`: time over mesh axis 0, rows over mesh axis 1. It shares only the mesh with the transformer's
+SP and TP.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Iterator
@@ -13,15 +15,15 @@ from models.parallel.halo import HEIGHT, TIME, WIDTH, Extent, ShardedDim
 
 _NAMES = {"t": TIME, "h": HEIGHT, "w": WIDTH}
 _FORM = "write it as t0h1: t (time), h (rows) or w (columns), each with the mesh axis that splits it, or none"
-# Frames that a causal convolution looks back, which must come from one neighbour.
+# Number of frames that a causal convolution looks back. They must come from one neighbour.
 _PAST = 2
-# Splits that store up to so much more than the least are taken as equal in memory.
+# Splits that store up to this factor more than the least count as equal in memory.
 _TOLERANCE = 1.05
 
 
 @dataclass(frozen=True)
 class Split:
-    """The dim of x_BTHWC that each mesh axis splits, by axis index, None where it splits nothing."""
+    """The dim of x_BTHWC that each mesh axis splits, by axis index; None for an axis that splits nothing."""
 
     dims: tuple[int | None, int | None]
 
@@ -29,7 +31,7 @@ class Split:
         """Check that the axes split different dims.
 
         Raises:
-            ValueError: they split the same one.
+            ValueError: both axes split the same dim.
         """
         if self.dims[0] is not None and self.dims[0] == self.dims[1]:
             raise ValueError(f"split {self}: both mesh axes split the same dim; {_FORM}")
@@ -39,8 +41,8 @@ class Split:
         return "".join(f"{names[dim]}{axis}" for axis, dim in enumerate(self.dims) if dim is not None) or "none"
 
     @classmethod
-    def parse(cls, text: str) -> "Split":
-        """Read a split such as ``t0h1``, ``w1`` or ``none``.
+    def parse(cls, text: str) -> Split:
+        """Read a split such as `t0h1`, `w1` or `none`.
 
         Raises:
             ValueError: the text is not a split.
@@ -60,10 +62,10 @@ class Split:
         return cls((dims[0], dims[1]))
 
     def extent(self, mesh: Mesh, frames: int, rows: int, columns: int) -> Extent:
-        """Sizes and shards of latents of ``frames x rows x columns``.
+        """Return the sizes and shards of latents of `frames x rows x columns`.
 
-        Each shard of time has at least the two frames that the next one looks back to; frames, rows and columns that
-        do not divide leave padding in the last shards.
+        Each shard of time has at least the two frames that the next shard looks back to. If frames, rows or columns do
+        not divide, the last shards hold padding.
         """
         axes: dict[int, Axis] = {}
         for axis in (mesh.sp, mesh.tp):
@@ -78,10 +80,11 @@ class Split:
 
 
 def choose_split(mesh: Mesh, frames: int, rows: int, columns: int) -> Split:
-    """Choose the split of latents of ``frames x rows x columns``.
+    """Choose the split of latents of `frames x rows x columns`.
 
-    The rule: memory first, then link bytes. Of all splits that use every mesh axis, those that store at most 5% more
-    positions per chip than the best; of those, the one whose convolutions send the fewest positions over a link.
+    The rule: memory first, then link bytes. It considers all splits that use every mesh axis. Of these it keeps those
+    that store at most 5% more positions per chip than the best. Of those it takes the one whose convolutions send the
+    fewest positions over a link.
     """
     splits = list(_splits(mesh))
     stored = {split: _stored(split.extent(mesh, frames, rows, columns)) for split in splits}
@@ -103,7 +106,7 @@ def _stored(extent: Extent) -> int:
 
 
 def _sent(extent: Extent) -> int:
-    """Positions of one convolution's halos that go over a link in one direction, at the latent's size."""
+    """Return the positions of one convolution's halos that go over a link in one direction, at the latent's size."""
     time, rows, columns = extent.time.local, extent.height.local, extent.width.local
     sent = _PAST * rows * columns if extent.time.shards > 1 else 0
     sent += time * columns if extent.height.shards > 1 else 0

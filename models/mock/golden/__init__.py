@@ -1,6 +1,6 @@
-"""Golden execution: numbers on a mock mesh, computed on the host device by device.
+"""Golden execution: numbers on a mock mesh, computed on the host for each device.
 
-`install` puts it in front of every ttnn op of the process, `uninstall` takes it away; both are counted, so that
+`install` attaches it to every ttnn op of the process, and `uninstall` detaches it. Calls of both are counted, so that
 several meshes may be open. Model code never imports this package.
 """
 
@@ -15,10 +15,10 @@ _count = 0
 
 
 def install() -> Engine:
-    """Start golden execution (or join it) and return the engine."""
+    """Start golden execution, or join it if it runs, and return the engine."""
     global _engine, _count
     if _engine is None:
-        # Importing them fills the table of rules.
+        # These imports fill the table of rules.
         from models.mock.golden import (  # noqa: F401
             ops_attention,
             ops_collectives,
@@ -38,7 +38,11 @@ def install() -> Engine:
 
 
 def uninstall() -> None:
-    """Leave golden execution; the last one out restores ttnn."""
+    """Leave golden execution; the last `uninstall` restores ttnn.
+
+    Raises:
+        RuntimeError: golden execution is not installed.
+    """
     global _engine, _count
     if _count == 0:
         raise RuntimeError("golden execution is not installed")

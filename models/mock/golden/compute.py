@@ -1,4 +1,4 @@
-"""Applying a rule to the devices' values, and the checks on what it gives."""
+"""Application of a rule to the values of the devices, and the checks of its results."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def run_rule(
     """Return each output's values per device, rounded to the output's dtype and checked against its shape.
 
     Raises:
-        GoldenError: the rule fails, writes into its inputs, or gives something else than the real op.
+        GoldenError: the rule fails, writes into its inputs, or returns something else than the real op.
     """
     devices = mesh_shape[0] * mesh_shape[1]
     for shards in inputs:

@@ -1,7 +1,8 @@
-"""Golden execution: torch values ride along with every op that the real ttnn library runs on a mock mesh.
+"""Golden execution: torch values accompany every op that the real ttnn library runs on a mock mesh.
 
-For each op: the real op runs first (validation, program building, allocation, output spec), then each device's value
-is computed from the input values, rounded to the op's real output dtype and checked against the real output's spec.
+For each op, the real op runs first: validation, program building, allocation, output spec. Then the value of each
+device is computed from the input values, rounded to the op's real output dtype and checked against the real output's
+spec.
 """
 
 import functools
@@ -20,7 +21,7 @@ from models.mock.golden.errors import golden_error
 from models.mock.golden.rules import EXECUTION_ARGUMENTS, RULES, Rule, Slot
 from models.mock.golden.store import Store, describe
 
-# Python-level wrappers around ops: their inner ops are the ones to follow.
+# Wrappers around ops at the Python level. Golden execution follows their inner ops instead.
 _TRANSPARENT = frozenset(
     {
         "ttnn.to_torch",
@@ -30,7 +31,8 @@ _TRANSPARENT = frozenset(
         "ttnn.print",
     }
 )
-# Ops that allocate and promise no contents. Reading one before writing it is an error in the model, found as such.
+# Ops that allocate without defined contents. Reading such a tensor before writing it is an error in the model, and is
+# reported as one.
 _ALLOCATING = frozenset(
     {
         "ttnn.empty",
@@ -42,9 +44,9 @@ _ALLOCATING = frozenset(
 
 
 class Engine:
-    """The interposer on ttnn's op entry point. One per process; see `install`.
+    """The interposer on ttnn's op entry point. There is one per process; see `install`.
 
-    Threads may call ops: those on the device take turns, those on the host alone (packing weights) run side by side.
+    Threads may call ops. Ops on the device take turns. Ops on the host alone (packing weights) run in parallel.
     """
 
     def __init__(self) -> None:
@@ -60,7 +62,7 @@ class Engine:
         return getattr(self._thread, "inside", False)
 
     def attach(self) -> None:
-        """Put the interposer in front of every ttnn op."""
+        """Attach the interposer to every ttnn op."""
         engine, original = self, FastOperation.__call__
         self._original_call = original
 
@@ -72,7 +74,7 @@ class Engine:
         transfers.attach(self)
 
     def detach(self) -> None:
-        """Take the interposer away and forget all values."""
+        """Detach the interposer and forget all values."""
         if self._original_call is not None:
             FastOperation.__call__ = self._original_call
             self._original_call = None
@@ -80,7 +82,7 @@ class Engine:
         self.store.clear()
 
     def run(self, operation: FastOperation, args: tuple, kwargs: dict) -> Any:
-        """Run one op for real and carry its golden values."""
+        """Run one real op and compute its golden values."""
         assert self._original_call is not None
         name = operation.python_fully_qualified_name
         if self.inside or name in _TRANSPARENT:
@@ -108,7 +110,7 @@ class Engine:
 
     def _compute(self, operation: FastOperation, name: str, args: tuple, kwargs: dict) -> Any:
         assert self._original_call is not None
-        limits.check(name, args, kwargs)  # Before the op's golden is asked: it knows less of why not.
+        limits.check(name, args, kwargs)  # This comes before the op's golden, which knows less about the reason.
         if not any(map(_has_device_tensor, (args, tuple(kwargs.values())))):
             result = self._original_call(operation, *args, **kwargs)
             if not device_tensors(result):
@@ -122,7 +124,7 @@ class Engine:
             raise golden_error(name, "it read device tensors and gave none back: golden execution cannot follow that")
         if name == "ttnn.reshape" and outputs[0].buffer_unique_id() == args[0].buffer_unique_id():
             self.store.alias(outputs[0])
-            return result  # A view: its values are those of the buffer.
+            return result  # It is a view: its values are those of the buffer.
         mesh = outputs[0].device()
         self.ops_seen[name] = self.ops_seen.get(name, 0) + 1
         shape = (mesh.shape[0], mesh.shape[1])
@@ -140,7 +142,9 @@ class Engine:
 
 
 class _Call:
-    """One call as its rule sees it: arguments with slots for tensors, whose values are taken before the op runs."""
+    """One call in the form that its rule takes: arguments with slots for tensors, whose values are read before the op
+    runs.
+    """
 
     def __init__(self, store: Store, op: str, rule: Rule, args: tuple, kwargs: dict) -> None:
         self.rule = rule
@@ -198,7 +202,7 @@ def _has_device_tensor(value: Any) -> bool:
 
 
 def _touches_device(value: Any) -> bool:
-    """Whether a device, or a tensor on one, is among the arguments."""
+    """Return whether a device, or a tensor on one, is among the arguments."""
     if isinstance(value, (list, tuple)):
         return any(map(_touches_device, value))
     return isinstance(value, ttnn.MeshDevice) or _has_device_tensor(value)
@@ -208,8 +212,8 @@ def _rule(operation: FastOperation, name: str) -> Rule:
     return RULES.get(name) or _builtin_rule(operation, name)
 
 
-# ttnn's own golden functions that cannot be called once per device on that device's shards: they are random, take
-# the shards of all devices, or write into their inputs.
+# Golden functions of ttnn that cannot be called once per device on that device's shards. They are random, take the
+# shards of all devices, or write into their inputs.
 _NOT_LOCAL = frozenset(
     {
         "ttnn.all_broadcast",

@@ -1,4 +1,4 @@
-"""The error that golden execution raises, and how it finds the line of model code to blame."""
+"""The error that golden execution raises, and the search for the line of model code that caused it."""
 
 import os
 import sys
@@ -7,16 +7,16 @@ from pathlib import Path
 import ttnn
 
 _INNER = (str(Path(__file__).resolve().parents[1]) + os.sep, str(Path(ttnn.__file__).resolve().parent) + os.sep)
-# Wrappers around ttnn's op entry point that stand elsewhere.
+# Wrappers around ttnn's op entry point in other packages.
 _WRAPPERS = frozenset({"models.performance.trace"})
 
 
 class GoldenError(RuntimeError):
-    """Golden execution cannot vouch for a value: no golden, a wrong shape or dtype, or a dead tensor."""
+    """Error for a value that golden execution cannot compute: no golden, a wrong shape or dtype, or a freed tensor."""
 
 
 def call_site() -> str:
-    """Return ``file:line`` of the innermost frame outside the mock, outside ttnn and outside what watches ops."""
+    """Return `file:line` of the innermost frame outside the mock, outside ttnn and outside the op tracers."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
@@ -27,5 +27,5 @@ def call_site() -> str:
 
 
 def golden_error(op: str, message: str) -> GoldenError:
-    """Build a `GoldenError` that names the op and the model line that called it."""
+    """Return a `GoldenError` that names the op and the line of model code that called it."""
     return GoldenError(f"{op} at {call_site()}: {message}")

@@ -1,13 +1,13 @@
-"""Which mantissa bits of its operands the matrix engine multiplies, at each math fidelity.
+"""Mantissa bits of its operands that the matrix engine multiplies, at each math fidelity.
 
-The multipliers of Wormhole take at most 5 bits of one operand (SrcA: the implicit one and four of the mantissa) and 7
-of the other (SrcB: the implicit one and six) at a time. A fidelity is how many of these products are summed: LoFi takes
-the high parts alone, HiFi2 adds SrcA's next five bits, HiFi3 adds SrcB's remaining bits times SrcA's high part, HiFi4
-adds the product of both low parts. SrcA's last TF32 bit takes part in none.
+The multipliers of Wormhole take at most 5 bits of one operand (SrcA: the implicit bit and four of the mantissa) and 7
+bits of the other (SrcB: the implicit bit and six) at a time. The fidelity is the number of these products that are
+summed. LoFi takes only the high parts. HiFi2 adds SrcA's next five bits. HiFi3 adds SrcB's remaining bits times SrcA's
+high part. HiFi4 adds the product of both low parts. SrcA's last TF32 bit takes part in no product.
 
-Source: tt-isa-documentation ``WormholeB0/TensixTile/TensixCoprocessor/SrcASrcB.md``, "Fidelity phases
-(floating-point)". In a matrix product the first operand goes to SrcB and the second to SrcA: wheel,
-``tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_unpack_AB_matmul.h``.
+Source: tt-isa-documentation `WormholeB0/TensixTile/TensixCoprocessor/SrcASrcB.md`, "Fidelity phases (floating-point)".
+In a matrix product the first operand goes to SrcB and the second to SrcA: wheel,
+`tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_unpack_AB_matmul.h`.
 """
 
 import torch
@@ -17,12 +17,12 @@ from models.mock.golden.rounding import to_tf32
 
 _SRC_A_HIGH, _SRC_A_ALL = 4, 9
 _SRC_B_HIGH = 6
-_DEPTH = 16  # of the inner dimension, in one instruction
+_DEPTH = 16  # Elements of the inner dimension in one instruction.
 TILE = 32
 
 
 def truncate(value: torch.Tensor, bits: int) -> torch.Tensor:
-    """Cut the mantissas of float32 values off behind ``bits`` bits, the implicit one not counted."""
+    """Cut the mantissas of float32 values off after `bits` bits, the implicit bit not counted."""
     return (value.contiguous().view(torch.int32) & -(1 << (23 - bits))).view(torch.float32)
 
 
@@ -32,10 +32,10 @@ def product(
     config: ttnn.WormholeComputeKernelConfig | None,
     fidelity: ttnn.MathFidelity | None = None,
 ) -> torch.Tensor:
-    """``a @ b`` as the matrix engine multiplies at ``config``'s fidelity, or at the given one.
+    """Return `a @ b` as the matrix engine multiplies at `config`'s fidelity, or at `fidelity` if given.
 
-    Sums are float32, or bfloat16 where the config does not ask for ``fp32_dest_acc_en``. Without a config every bit
-    that TF32 has is multiplied.
+    Sums are float32, or bfloat16 if the config does not set `fp32_dest_acc_en`. Without a config all bits of TF32 are
+    multiplied.
     """
     a, b = to_tf32(a), to_tf32(b)
     if config is None:
@@ -45,7 +45,7 @@ def product(
 
 
 def _in_float32(a: torch.Tensor, b: torch.Tensor, fidelity: ttnn.MathFidelity) -> torch.Tensor:
-    """The phases' products summed in float32, in which their order does not show."""
+    """Sum the products of the phases in float32, where their order does not matter."""
     a_high = truncate(a, _SRC_B_HIGH)
     if fidelity == ttnn.MathFidelity.LoFi:
         return torch.matmul(a_high, truncate(b, _SRC_A_HIGH))
@@ -59,11 +59,11 @@ def _in_float32(a: torch.Tensor, b: torch.Tensor, fidelity: ttnn.MathFidelity) -
 
 
 def _in_bfloat16(a: torch.Tensor, b: torch.Tensor, fidelity: ttnn.MathFidelity) -> torch.Tensor:
-    """The phases' products where the accumulator ``Dst`` is bfloat16: each instruction rounds what it adds to.
+    """Sum the products of the phases in a bfloat16 accumulator `Dst`: each instruction rounds its sum.
 
-    An instruction multiplies 16 elements of the inner dimension; phases go inside of a 32 x 32 tile.
-    Source: tt-isa-documentation ``WormholeB0/TensixTile/TensixCoprocessor/MVMUL.md`` (functional model, "a rough
-    guide") and ``MatrixUnit.md`` ("real hardware rounds": to nearest here).
+    An instruction multiplies 16 elements of the inner dimension. The phases run one after another within a 32 x 32
+    tile. Source: tt-isa-documentation `WormholeB0/TensixTile/TensixCoprocessor/MVMUL.md` (functional model, "a rough
+    guide") and `MatrixUnit.md` ("real hardware rounds": to nearest here).
     """
     a_high, b_high = truncate(a, _SRC_B_HIGH), truncate(b, _SRC_A_HIGH)
     a_low, b_low = a - a_high, truncate(b, _SRC_A_ALL) - b_high

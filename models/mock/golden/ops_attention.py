@@ -13,8 +13,8 @@ _SDPA = "ttnn/operations/transformer/sdpa/device/kernels"
 _MASK = f"{_SDPA}/dataflow/dataflow_common.hpp generate_noncausal_padded_mask"
 
 
-# The streaming kernel's exponential (Schraudolph, "A Fast, Compact Approximation of the Exponential Function", 1999):
-# the bits of a float, read as a whole number, grow as its logarithm.
+# Constants of the streaming kernel's exponential (Schraudolph, "A Fast, Compact Approximation of the Exponential
+# Function", 1999): the bits of a float, read as an integer, grow like its logarithm.
 _BITS_PER_E = 256 / math.log(2)
 _BITS_OF_ONE = 32500.818359375
 
@@ -29,10 +29,10 @@ def _attention(
     *,
     can_stream: bool = True,
 ) -> torch.Tensor:
-    """Softmax attention chunk by chunk of keys, as the kernels run it (FlashAttention-2, arXiv:2307.08691).
+    """Compute softmax attention chunk by chunk of keys, as the kernels do (FlashAttention-2, arXiv:2307.08691).
 
-    The default scale is that of the tile-padded head width, as in the program factories. Which kernel runs, only
-    ``fp32_dest_acc_en`` decides (``ring_joint_sdpa_program_factory.cpp``: ``use_streaming_compute``).
+    The default scale is that of the tile-padded head width, as in the program factories. Only `fp32_dest_acc_en`
+    decides which kernel runs (`ring_joint_sdpa_program_factory.cpp`: `use_streaming_compute`).
     """
     if config is None:
         raise ValueError("attention without a compute_kernel_config is not covered by this golden")
@@ -45,10 +45,10 @@ def _attention(
 
 
 def _exact(query: torch.Tensor, chunks, scale: float, config) -> torch.Tensor:
-    """The older kernel, ``compute_common.hpp``, with ``exp_approx_mode=False``.
+    """Compute attention as the older kernel does, `compute_common.hpp`, with `exp_approx_mode=False`.
 
-    Scores, probabilities and the running maximum, sum and output are bfloat16 between the steps whatever the compute
-    config says (``ring_joint_sdpa_program_factory.cpp``, ``im_df`` and ``stats_df``).
+    Scores, probabilities and the running maximum, sum and output are bfloat16 between the steps, whatever the compute
+    config says (`ring_joint_sdpa_program_factory.cpp`, `im_df` and `stats_df`).
     """
     top, total, out = None, torch.zeros(()), torch.zeros(())
     for key, value in chunks:
@@ -64,11 +64,13 @@ def _exact(query: torch.Tensor, chunks, scale: float, config) -> torch.Tensor:
 
 
 def _streaming(query: torch.Tensor, chunks, scale: float, config, fidelity) -> torch.Tensor:
-    """The streaming kernel, ``compute_streaming.hpp``: ``sdpa_inner_loop_step`` and ``normalize_row_streaming``.
+    """Compute attention as the streaming kernel does, `compute_streaming.hpp`: `sdpa_inner_loop_step` and
+    `normalize_row_streaming`.
 
-    As `_exact`, but: products and differences accumulate in bfloat16; the exponential is approximate (its call is
-    ``exp_packthread_tile<true, ...>`` whatever ``exp_approx_mode`` says), but for the factors between chunks
-    (``exp_tile_first_column``); the packer adds up probabilities tile by tile, so a row has 32 sums until the end.
+    It differs from `_exact` in three points. Products and differences accumulate in bfloat16. The exponential is
+    approximate (its call is `exp_packthread_tile<true, ...>` whatever `exp_approx_mode` says), except for the factors
+    between chunks (`exp_tile_first_column`). The packer adds up probabilities tile by tile, so a row has 32 sums until
+    the end.
     """
     top, sums, out = None, torch.zeros(()), torch.zeros(())
     keep_scale = truncate(torch.tensor(scale, dtype=torch.float32), 7)
@@ -93,12 +95,12 @@ def _streaming(query: torch.Tensor, chunks, scale: float, config, fidelity) -> t
 
 
 def approximate_exp(x: torch.Tensor, scale: float) -> torch.Tensor:
-    """``exp(x * scale)`` for x <= 0, in bfloat16, within 3% of the truth.
+    """Return `exp(x * scale)` for x <= 0, in bfloat16, within 3% of the exact value.
 
-    Source: wheel, ``tt_metal/hw/ckernels/wormhole_b0/metal/llk_api/llk_sfpu/ckernel_sfpu_exp.h``, ``exp_init`` and
-    ``calculate_exponential`` with ``APPROXIMATION_MODE`` and without ``CLAMP_NEGATIVE``: a multiplication and addition,
-    rounding to a sign and 15 bits, a shift to where a float's exponent lies. What is stored loses the last bit of
-    these, and the packer's ReLU clears what is negative.
+    Source: wheel, `tt_metal/hw/ckernels/wormhole_b0/metal/llk_api/llk_sfpu/ckernel_sfpu_exp.h`, `exp_init` and
+    `calculate_exponential` with `APPROXIMATION_MODE` and without `CLAMP_NEGATIVE`. The kernel multiplies and adds,
+    rounds to a sign and 15 bits, and shifts these to the position of a float's exponent. The stored value loses the
+    last of these bits, and the packer's ReLU sets negative values to zero.
     """
     bits = torch.round(x * (_BITS_PER_E * scale) + _BITS_OF_ONE).clamp(-32767, 32767).to(torch.int32)
     value = ((bits.abs() << 15) & -(1 << 16)).view(torch.float32)
@@ -120,11 +122,11 @@ def attention(
     program_config=None,
     compute_kernel_config=None,
 ):
-    """Attention without a mask: all queries see all keys.
+    """Compute attention without a mask: all queries see all keys.
 
-    Keys behind the logical length (the rest of the last tile or chunk) get minus infinity, column by column. Not
-    modelled: the older kernel's approximate exponential, which is on unless the program config says
-    ``exp_approx_mode=False``.
+    Keys after the logical length (the rest of the last tile or chunk) get minus infinity, column by column. The golden
+    does not model the older kernel's approximate exponential, which is on unless the program config sets
+    `exp_approx_mode=False`.
     """
     if is_causal:
         raise ValueError("causal attention (the op's default) is not covered by this golden")
@@ -164,14 +166,15 @@ def ring_joint_attention(
     program_config=None,
     compute_kernel_config=None,
 ) -> list[Shards]:
-    """Attention of local and joint queries over all devices' keys (the first ``logical_n`` rows) and joint keys.
+    """Compute attention of local and joint queries over all devices' keys (the first `logical_n` rows) and joint keys.
 
-    Joint tensors are replicated over the ring. Rows past ``logical_n`` hold padding: their queries are attended like
-    any other (the result is not meaningful), their keys are masked. The third output is the kernel's scratch for
-    running statistics; it is filled with NaN here, so that nothing can rest on it. NaN is also what a chip without a
-    real row gets from the older kernel, but for the last one with joint keys: the kernel leaves out the first turn of
-    the ring there and still merges the second with what the first would have written (``compute_common.hpp:2075``,
-    ``ring_joint_writer.cpp:1302``: ``ring_iter > 0``).
+    Joint tensors are replicated over the ring. Rows after `logical_n` hold padding. Their queries are computed like any
+    other (the result has no meaning), and their keys are masked. The third output is the kernel's scratch for running
+    statistics. It is NaN here, so that no result can depend on it.
+
+    A chip without a real row also gets NaN from the older kernel, except the last chip if there are joint keys. There
+    the kernel skips the first turn of the ring, but still merges the second turn with what the first would have written
+    (`compute_common.hpp:2075`, `ring_joint_writer.cpp:1302`: `ring_iter > 0`).
     """
     _require_rear(joint_strategy)
     if dim != 2 or logical_l:
@@ -224,9 +227,9 @@ def joint_attention(
     program_config=None,
     compute_kernel_config=None,
 ):
-    """Attention over the concatenation of both sequences; outputs are split again.
+    """Compute attention over the concatenation of both sequences, and split the output again.
 
-    Always the older kernel: ``joint_sdpa.cpp`` knows no other.
+    This is always the older kernel: `joint_sdpa.cpp` has no other.
     """
     _require_rear(joint_strategy)
     pairs = (

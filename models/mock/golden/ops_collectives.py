@@ -1,7 +1,7 @@
-"""Golden rules of the collectives: what each device holds after data moved between devices.
+"""Golden rules of the collectives: the values of each device after an exchange between devices.
 
-Topology, number of links, semaphores and chunking change when data arrives, and for a reduction the order of the
-additions, never what arrives.
+Topology, number of links, semaphores and chunking change the time of arrival, and in a reduction the order of the
+additions. They never change the values that arrive.
 """
 
 import torch
@@ -29,7 +29,7 @@ def _gather(x: MeshShards, dim: int, cluster_axis: int | None) -> Shards:
 
 
 def _chain(shards: Shards, dtype: ttnn.DataType) -> torch.Tensor:
-    """Sum as partial sums travel along a line: each step adds two operands as stored and stores the result.
+    """Sum shards as partial sums travel along a line: each step adds two operands as stored and stores the result.
 
     The addition runs in the matrix engine, which reads float32 operands as TF32.
     """
@@ -40,7 +40,9 @@ def _chain(shards: Shards, dtype: ttnn.DataType) -> torch.Tensor:
 
 
 def _line_sum(shards: Shards, position: int, dtype: ttnn.DataType) -> torch.Tensor:
-    """The sum as the device at ``position`` of a line forms it: one partial sum from either side, plus its own."""
+    """Return the sum as the device at `position` of a line computes it: one partial sum from either side, plus its own
+    shard.
+    """
     ahead, behind = shards[:position], shards[:position:-1]
     own = shards[position]
     for side in (ahead, behind):
@@ -61,7 +63,7 @@ def _scatter(x: MeshShards, dim: int, cluster_axis: int | None) -> Shards:
 
 def _reduce_scatter(x: MeshShards, dim: int, cluster_axis: int | None, dtype: ttnn.DataType) -> Shards:
     if cluster_axis is None and 1 not in x.mesh_shape:
-        # The op runs once per mesh axis, so device (r, c) ends up with chunk r * cols + c of the whole sum.
+        # The op runs once per mesh axis, so device (r, c) gets chunk r * cols + c of the whole sum.
         first = MeshShards(_reduce_scatter(x, dim, 0, dtype), x.mesh_shape, dtype)
         return _reduce_scatter(first, dim, 1, dtype)
     out: Shards = list(x.shards)
@@ -79,7 +81,7 @@ def _reduce_scatter(x: MeshShards, dim: int, cluster_axis: int | None, dtype: tt
     source=f"{_OPERATIONS}/ccl/all_gather/all_gather_nanobind.cpp",
 )
 def all_gather(input_tensor: MeshShards, dim: int, *, cluster_axis: int | None = None) -> Shards:
-    """Concatenate the group's shards along ``dim`` in mesh order, on every device of the group."""
+    """Concatenate the group's shards along `dim` in mesh order, on every device of the group."""
     return _gather(input_tensor, dim, cluster_axis)
 
 
@@ -96,7 +98,7 @@ def all_gather_async(
     use_broadcast: bool = False,
     use_optimal_ccl_for_llama: bool = False,
 ) -> Shards:
-    """As `all_gather`; ``dim`` comes by name, or as the argument behind the tensor or behind its buffer."""
+    """Compute `all_gather`. `dim` is given by name, or by position after the tensor or after the buffer."""
     if isinstance(persistent_output_buffer, int) and dim is None:
         dim = persistent_output_buffer
     if not isinstance(dim, int):
@@ -106,7 +108,10 @@ def all_gather_async(
 
 @mesh_rule("ttnn.reduce_scatter", source=_REDUCE_SOURCE)
 def reduce_scatter(input_tensor: MeshShards, dim: int, *, cluster_axis: int | None = None) -> Shards:
-    """Sum over the group; each device keeps its chunk of ``dim`` in mesh order. Rounded at every hop of a line."""
+    """Sum over the group; each device keeps its chunk of `dim` in mesh order.
+
+    The sum is rounded at every hop of a line.
+    """
     return _reduce_scatter(input_tensor, dim, cluster_axis, input_tensor.dtype)
 
 
@@ -114,7 +119,7 @@ def reduce_scatter(input_tensor: MeshShards, dim: int, *, cluster_axis: int | No
 def reduce_scatter_minimal_async(
     input_tensor: MeshShards, persistent_output_buffers=None, dim: int | None = None, *, cluster_axis: int | None = None
 ) -> Shards:
-    """As `reduce_scatter`."""
+    """Compute `reduce_scatter`."""
     if dim is None:
         raise ValueError("give dim, cluster_axis and the semaphores by name")
     return _reduce_scatter(input_tensor, dim, cluster_axis, input_tensor.dtype)
@@ -122,10 +127,11 @@ def reduce_scatter_minimal_async(
 
 @mesh_rule("ttnn.all_reduce", source=f"{_OPERATIONS}/ccl/all_reduce/all_reduce.cpp; then as ttnn.reduce_scatter")
 def all_reduce(input_tensor: MeshShards, *, cluster_axis: int | None = None) -> Shards:
-    """Sum over the group, on every device of the group. Without an axis: over axis 0, then over axis 1.
+    """Sum over the group, on every device of the group. Without an axis, sum over axis 0, then over axis 1.
 
-    The op is a reduce-scatter and an all-gather, or an all-gather and a local sum, as the shape allows. The golden
-    takes the first and lets one device's order of additions stand for all, so that the group agrees, as it does there.
+    The op is a reduce-scatter and an all-gather, or an all-gather and a local sum, depending on the shape. The golden
+    computes the first. It uses one device's order of additions for the whole group, so that all devices of the group
+    have the same sum, as they do in the op.
     """
     if cluster_axis is None and 1 not in input_tensor.mesh_shape:
         first = MeshShards(all_reduce(input_tensor, cluster_axis=0), input_tensor.mesh_shape, input_tensor.dtype)
@@ -140,5 +146,5 @@ def all_reduce(input_tensor: MeshShards, *, cluster_axis: int | None = None) -> 
 
 @mesh_rule("ttnn.mesh_partition", source=f"{_OPERATIONS}/ccl/mesh_partition/mesh_partition_nanobind.cpp")
 def mesh_partition(input_tensor: MeshShards, dim: int, cluster_axis: int | None = None) -> Shards:
-    """Each device keeps its own chunk of ``dim``, by its position along ``cluster_axis``; nothing travels."""
+    """Keep each device's own chunk of `dim`, by its position along `cluster_axis`. No data moves."""
     return _scatter(input_tensor, dim, cluster_axis)

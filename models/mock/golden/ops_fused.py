@@ -17,7 +17,7 @@ _TILE = 32
 
 
 def _swiglu(x: torch.Tensor) -> torch.Tensor:
-    """``silu(gate) * up`` on column tiles that come in (gate, up) pairs."""
+    """Return `silu(gate) * up` of column tiles that come in (gate, up) pairs."""
     pairs = x.unflatten(-1, (-1, 2, _TILE))
     return (torch.nn.functional.silu(pairs[..., 0, :]) * pairs[..., 1, :]).flatten(-2)
 
@@ -33,7 +33,7 @@ def _matmul(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, fuse_sw
 def minimal_matmul(
     input_tensor, weight_tensor, *, bias_tensor=None, fuse_swiglu: bool = False, compute_kernel_config=None
 ):
-    """``input @ weight + bias``, optionally SwiGLU on tile pairs."""
+    """Return `input @ weight + bias`, optionally followed by SwiGLU on tile pairs."""
     return _matmul(input_tensor, weight_tensor, bias_tensor, fuse_swiglu, compute_kernel_config)
 
 
@@ -48,7 +48,7 @@ def minimal_matmul_split(
     fuse_swiglu: bool = False,
     compute_kernel_config=None,
 ):
-    """`minimal_matmul`, cut into ``chunks`` along the columns."""
+    """Return `minimal_matmul`, cut into `chunks` along the columns."""
     out = _matmul(input_tensor, weight_tensor, bias_tensor, fuse_swiglu, compute_kernel_config)
     return list(out.chunk(chunks, dim=dim))
 
@@ -69,9 +69,9 @@ def all_gather_minimal_matmul_async(
     force_transpose: bool = True,
     compute_kernel_config=None,
 ) -> list[Shards]:
-    """Concatenate the group's inputs along the last dim, multiply with each chip's own weight, cut into ``chunks``.
+    """Concatenate the group's inputs along the last dim, multiply by each chip's own weight, and cut into `chunks`.
 
-    ``force_transpose`` only chooses which grid axis carries the rows.
+    `force_transpose` only chooses which grid axis carries the rows.
     """
     outputs: list[Shards] = [list(input_tensor.shards) for _ in range(chunks)]
     for group in input_tensor.groups(cluster_axis):
@@ -101,9 +101,10 @@ def dit_fused_distributed_rmsnorm(
     rope_sin: MeshShards | None = None,
     num_preferred_links: int | None = None,
 ) -> Shards:
-    """Root-mean-square norm over the whole row, or over each head, then weight, bias, head split and rotation.
+    """Compute the root-mean-square norm over the whole row, or over each head, then weight, bias, head split and
+    rotation.
 
-    With ``cluster_axis`` the row is the group's shards side by side; without it each chip's own columns.
+    With `cluster_axis` the row is the group's shards side by side. Without it the row is each chip's own columns.
     """
     if per_head_norm and cluster_axis is not None:
         raise ValueError("a norm per head is local: cluster_axis must be None")

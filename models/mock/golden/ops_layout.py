@@ -18,7 +18,7 @@ def slice_(
     ends=None,
     steps=None,
 ):
-    """``x[start:end:step]`` in every dim; begins and ends as lists of numbers."""
+    """Return `x[start:end:step]` in every dim. Starts and ends are lists of numbers."""
     begin, end, step = slice_start or starts, slice_end or ends, slice_step or steps
     if not isinstance(begin, (list, tuple)) or not isinstance(end, (list, tuple)):
         raise ValueError("begins and ends that are not lists of numbers are not covered by this golden")
@@ -28,7 +28,7 @@ def slice_(
 
 @local_rule("ttnn.concat", source=f"{_MOVEMENT}/concat/concat_nanobind.cpp: torch.concat")
 def concat(tensors, dim: int = 0, *, groups: int = 1):
-    """The tensors joined along ``dim``."""
+    """Join the tensors along `dim`."""
     if groups != 1:
         raise ValueError(f"groups={groups} is not covered by this golden")
     return torch.cat(list(tensors), dim=dim)
@@ -36,9 +36,9 @@ def concat(tensors, dim: int = 0, *, groups: int = 1):
 
 @local_rule("ttnn.reshape", source=f"{_MOVEMENT}/reshape_view/reshape_nanobind.cpp: of the logical shape")
 def reshape(input_tensor, shape, padded_shape=None):
-    """The same values in row-major order under another logical shape.
+    """Return the same values in row-major order with another logical shape.
 
-    With ``padded_shape`` only as a view of the same tiles, which the engine follows without a rule.
+    A `padded_shape` is only for a view of the same tiles, which the engine follows without a rule.
     """
     if padded_shape is not None:
         raise ValueError(f"a padded shape {list(padded_shape)} that makes a copy is not covered by this golden")
@@ -47,43 +47,43 @@ def reshape(input_tensor, shape, padded_shape=None):
 
 @local_rule("ttnn.permute", source=f"{_MOVEMENT}/permute/permute_nanobind.cpp: torch.permute")
 def permute(input_tensor, dims):
-    """The same values with dims reordered."""
+    """Return the same values with dims reordered."""
     return input_tensor.permute(tuple(dims))
 
 
 @local_rule("ttnn.to_layout", source="the docstring of ttnn.to_layout: values unchanged")
 def to_layout(tensor, layout, dtype=None, memory_config=None, sub_core_grids=None):
-    """The same values, tiled or not."""
+    """Return the same values; they may be tiled or not."""
     return tensor
 
 
 @local_rule("ttnn.to_memory_config", source="the docstring of ttnn.to_memory_config: values unchanged")
 def to_memory_config(tensor, memory_config, dtype=None, output_tensor=None):
-    """The same values elsewhere."""
+    """Return the same values, in another memory."""
     return tensor
 
 
 @local_rule("ttnn.clone", source=f"{_MOVEMENT}/clone/clone_nanobind.cpp: a copy")
 def clone(input):
-    """A copy."""
+    """Return a copy."""
     return input
 
 
 @local_rule("ttnn.tilize", "ttnn.untilize", source=f"{_MOVEMENT}/tilize/tilize_nanobind.cpp")
 def tilize(input_tensor):
-    """The same values, tiled or not."""
+    """Return the same values; they may be tiled or not."""
     return input_tensor
 
 
 @local_rule("ttnn.copy", source=f"{_MOVEMENT}/copy/copy_nanobind.cpp: a into b", buffers=("input_b",))
 def copy(input_a, input_b=None):
-    """``input_a``'s values in the second tensor's buffer, whose handle is the result."""
+    """Copy `input_a`'s values to the second tensor's buffer. The result is the handle of that buffer."""
     return input_a
 
 
 @local_rule("ttnn.pad", source=f"{_MOVEMENT}/pad/pad_nanobind.cpp: constant padding")
 def pad(input_tensor, padding, value):
-    """Constant padding, given as (before, after) per dim."""
+    """Pad with a constant; `padding` is (before, after) per dim."""
     if padding and not isinstance(padding[0], (list, tuple)):
         raise ValueError("padding to an output shape is not covered by this golden")
     flat = [int(amount) for before_after in reversed(padding) for amount in before_after]
@@ -96,17 +96,17 @@ def _filled(shape, value: float) -> torch.Tensor:
 
 @local_rule("ttnn.zeros", source="the docstrings of ttnn.zeros, ttnn.ones and ttnn.full")
 def zeros(shape):
-    """Zeros."""
+    """Return zeros."""
     return _filled(shape, 0.0)
 
 
 @local_rule("ttnn.ones", source="the docstrings of ttnn.zeros, ttnn.ones and ttnn.full")
 def ones(shape):
-    """Ones."""
+    """Return ones."""
     return _filled(shape, 1.0)
 
 
 @local_rule("ttnn.full", source="the docstrings of ttnn.zeros, ttnn.ones and ttnn.full")
 def full(shape, fill_value):
-    """One value throughout."""
+    """Return a tensor filled with one value."""
     return _filled(shape, fill_value)

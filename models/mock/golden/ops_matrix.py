@@ -23,7 +23,7 @@ _MATMUL = (
 def nlp_create_qkv_heads(
     input, input_kv=None, *, num_heads: int, num_kv_heads: int | None = None, transpose_k_heads: bool = True
 ):
-    """Split fused ``[q | k | v]`` columns of [B, 1, S, 3 heads d] into three [B, heads, S, d]."""
+    """Split fused `[q | k | v]` columns of [B, 1, S, 3 heads d] into three [B, heads, S, d]."""
     kv_heads = num_heads if num_kv_heads is None else num_kv_heads
     if input_kv is not None:
         raise ValueError("input_kv is not covered by this golden")
@@ -44,7 +44,7 @@ def nlp_create_qkv_heads(
     "tests/ttnn/nightly/unit_tests/operations/experimental/test_nlp_concat_heads.py",
 )
 def nlp_concat_heads(input_tensor):
-    """[B, heads, S, d] -> [B, 1, S, heads d]."""
+    """Reshape [B, heads, S, d] to [B, 1, S, heads d]."""
     batch, heads, rows, width = input_tensor.shape
     return input_tensor.transpose(1, 2).reshape(batch, 1, rows, heads * width)
 
@@ -54,10 +54,10 @@ def nlp_concat_heads(input_tensor):
     source=f"{_TRANSFORMER}/rotary_embedding_llama/device/kernels/compute/rotary_embedding_llama.cpp",
 )
 def rotary_embedding_llama(input_tensor, cos_cache, sin_cache, trans_mat, *, is_decode_mode: bool = False):
-    """``x cos + (x @ trans_mat) sin``, the 32x32 ``trans_mat`` applied to each tile's columns.
+    """Return `x cos + (x @ trans_mat) sin`, where the 32x32 `trans_mat` is applied to the columns of each tile.
 
-    The kernel packs the rotated tile and both products to intermediate buffers of the input's dtype (bfloat16)
-    before it adds them; the golden rounds there too.
+    The kernel packs the rotated tile and both products to intermediate buffers of the input's dtype (bfloat16) before
+    it adds them. The golden rounds at the same places.
     """
     if is_decode_mode:
         raise ValueError("decode mode is not covered by this golden")
@@ -105,10 +105,10 @@ def linear(
     program_config=None,
     compute_kernel_config=None,
 ):
-    """``activation(a @ b + bias)``, accumulated in float32.
+    """Return `activation(a @ b + bias)`, accumulated in float32.
 
-    float32 operands, the bias and the finished product that the bias is added to are read by the matrix engine as
-    TF32, and what its multipliers take of them depends on the math fidelity (`fidelity.product`).
+    The matrix engine reads float32 operands, the bias, and the finished product that the bias is added to as TF32. The
+    math fidelity decides which of their bits are multiplied (`fidelity.product`).
     """
     out = _product(input_tensor_a, input_tensor_b, transpose_a, transpose_b, compute_kernel_config)
     if bias is not None:
@@ -129,6 +129,6 @@ def matmul(
     program_config=None,
     compute_kernel_config=None,
 ):
-    """``activation(a @ b)``; see `linear`."""
+    """Return `activation(a @ b)`; see `linear`."""
     out = _product(input_tensor_a, input_tensor_b, transpose_a, transpose_b, compute_kernel_config)
     return _activated(out, activation, program_config)

@@ -1,7 +1,7 @@
 """Golden rules of reductions and norms.
 
-Statistics are float32 here, as with ``fp32_dest_acc_en`` on the device. Padding: the kernels reduce over whole tiles,
-so what lies in the last tile behind the logical width counts unless the op masks it; each docstring says so.
+Statistics are float32 here, as with `fp32_dest_acc_en` on the device. The kernels reduce over whole tiles, so values in
+the last tile after the logical width count unless the op masks them. Each docstring says so.
 """
 
 import torch
@@ -30,21 +30,21 @@ def _row(vector: torch.Tensor, width: int) -> torch.Tensor:
 
 @local_rule("ttnn.sum", source=_REDUCE)
 def sum_(input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0):
-    """Sum over ``dim`` (all dims without one), times ``scalar``. Tile padding counts as zeros."""
+    """Sum over `dim` (over all dims if None), times `scalar`. Tile padding counts as zeros."""
     dims = tuple(range(input_tensor.ndim)) if dim is None else dim
     return input_tensor.sum(dim=dims, keepdim=keepdim) * scalar
 
 
 @local_rule("ttnn.mean", source=_REDUCE)
 def mean(input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0):
-    """Mean over ``dim``, times ``scalar``. Padding rows are zeros and the divisor is the logical size."""
+    """Return the mean over `dim`, times `scalar`. Padding rows are zeros, and the divisor is the logical size."""
     dims = tuple(range(input_tensor.ndim)) if dim is None else dim
     return input_tensor.mean(dim=dims, keepdim=keepdim) * scalar
 
 
 @local_rule("ttnn.rms_norm", source=f"{_NORM}/layernorm/device/kernels/compute/layernorm.cpp")
 def rms_norm(input_tensor, *, epsilon: float = 1e-12, weight=None, bias=None):
-    """``x / sqrt(mean(x^2) + epsilon) * weight + bias`` over the logical width."""
+    """Return `x / sqrt(mean(x^2) + epsilon) * weight + bias` over the logical width."""
     scale = torch.rsqrt(input_tensor.square().mean(-1, keepdim=True) + epsilon)
     return _affine(input_tensor * scale, weight, bias)
 
@@ -62,7 +62,7 @@ def _statistics(x: torch.Tensor, *, with_sum: bool) -> torch.Tensor:
     source=f"{_NORM}/rmsnorm_distributed/device/kernels/compute/rmsnorm_pre_allgather.cpp",
 )
 def rms_norm_pre_all_gather(input_tensor):
-    """One tile column per row of tiles: sum(x^2) in column 0, zeros in the rest."""
+    """Return one tile column per row of tiles: sum(x^2) in column 0, zeros in the others."""
     return _statistics(input_tensor, with_sum=False)
 
 
@@ -71,7 +71,7 @@ def rms_norm_pre_all_gather(input_tensor):
     source=f"{_NORM}/rmsnorm_distributed/device/kernels/compute/rmsnorm_post_allgather.cpp",
 )
 def rms_norm_post_all_gather(input_tensor, stats, *, epsilon: float = 1e-12, weight=None, bias=None):
-    """RMS norm with the gathered sums of all devices, each of which holds as many columns as this one."""
+    """Compute the RMS norm with the gathered sums of all devices. Each device holds as many columns as this one."""
     devices = stats.shape[-1] // _TILE
     total = stats.unflatten(-1, (devices, _TILE))[..., 0].sum(-1, keepdim=True)
     mean_square = total / (input_tensor.shape[-1] * devices)
@@ -83,7 +83,7 @@ def rms_norm_post_all_gather(input_tensor, stats, *, epsilon: float = 1e-12, wei
     source=f"{_NORM}/layernorm_distributed/device/kernels/compute/layernorm_pre_allgather.cpp",
 )
 def layer_norm_pre_all_gather(input_tensor):
-    """Two tile columns: sum(x^2) in the first's column 0, sum(x) in the second's."""
+    """Return two tile columns: sum(x^2) in column 0 of the first, sum(x) in column 0 of the second."""
     return _statistics(input_tensor, with_sum=True)
 
 
@@ -92,7 +92,10 @@ def layer_norm_pre_all_gather(input_tensor):
     source=f"{_NORM}/layernorm_distributed/device/kernels/compute/layernorm_post_allgather.cpp",
 )
 def layer_norm_post_all_gather(input_tensor, stats, *, epsilon: float = 1e-12, weight=None, bias=None):
-    """Layer norm with the gathered sums: variance as E[x^2] - E[x]^2, which cancels when the mean is large."""
+    """Compute the layer norm with the gathered sums.
+
+    The variance is E[x^2] - E[x]^2, which cancels if the mean is large.
+    """
     devices = stats.shape[-1] // (2 * _TILE)
     sums = stats.unflatten(-1, (devices, 2, _TILE))[..., 0].sum(-2) / (input_tensor.shape[-1] * devices)
     mean_square, mean_ = sums[..., :1], sums[..., 1:]

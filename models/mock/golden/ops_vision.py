@@ -1,4 +1,4 @@
-"""Golden rules of 3D convolution, halo exchange and what else a video decoder needs."""
+"""Golden rules of 3D convolution, halo exchange and the other ops of a video decoder."""
 
 import torch
 
@@ -27,7 +27,7 @@ def conv3d(
     padding_mode: str = "zeros",
     groups: int = 1,
 ):
-    """Convolution of [1, T, H, W, C] by a prepared weight [blocks * kT * kH * kW * block, out], sums in float32."""
+    """Convolve [1, T, H, W, C] with a prepared weight [blocks * kT * kH * kW * block, out]. Sums are float32."""
     if tuple(stride) != (1, 1, 1) or groups != 1 or config is None:
         raise ValueError("strides, groups and calls without a config are not covered by this golden")
     channels = input_tensor.shape[-1]
@@ -69,7 +69,7 @@ def neighbor_pad_async(
     logical_h: int = 0,
     t_front_pad: int = 0,
 ) -> list[Shards]:
-    """Each chip's shard between the ends of its neighbours' along one or two dims, on a line of chips."""
+    """Put each chip's shard between the ends of its neighbours along one or two dims, on a line of chips."""
     if logical_h:
         raise ValueError("logical_h is not covered by this golden")
     shards = list(input_tensor.shards)
@@ -91,7 +91,7 @@ def neighbor_pad_async(
 def _end(
     shards: Shards, group: list[int], position: int, dim: int, count: int, mode: str, *, left: bool
 ) -> torch.Tensor:
-    """What the chip at ``position`` of a line gets from its left or right side."""
+    """Return what the chip at `position` of a line receives from its left or right side."""
     size = shards[group[0]].shape[dim]
     neighbor = position - 1 if left else position + 1
     if 0 <= neighbor < len(group):
@@ -107,7 +107,7 @@ def _end(
     partly_written=("target",),
 )
 def slice_write(input_tensor, target, start, end, step):
-    """The second tensor with the first one's values in ``[start, end)``."""
+    """Return the second tensor with the first one's values in `[start, end)`."""
     if any(s != 1 for s in step):
         raise ValueError(f"steps {list(step)} are not covered by this golden")
     out = target.clone()

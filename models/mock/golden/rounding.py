@@ -1,12 +1,13 @@
-"""Rounding of golden values to the dtype that the device really stores.
+"""Rounding of golden values to the dtype that the device stores.
 
-Golden values are carried as float32 (or int64 for integer dtypes) and hold only numbers that the op's real output
-dtype can represent.
+Golden values are float32 (or int64 for integer dtypes). They are always numbers that the op's real output dtype can
+represent.
 
-Where the device differs: Wormhole's packer takes float32 to bfloat16 by rounding to nearest with ties away from zero,
-flushes denormals and turns NaN into infinity (tt-isa-documentation ``WormholeB0/.../Packers/FormatConversion.md``,
-early conversion, with the settings of ``cpack_common.h`` in the wheel's ``tt_llk_wormhole_b0``). Goldens round ties
-to even, as PyTorch and the host do, keep denormals, and keep NaN so that it is seen.
+The device differs in these points: Wormhole's packer converts float32 to bfloat16 by rounding to nearest with ties away
+from zero, sets denormals to zero and turns NaN into infinity (tt-isa-documentation
+`WormholeB0/.../Packers/FormatConversion.md`, early conversion, with the settings of `cpack_common.h` in the wheel's
+`tt_llk_wormhole_b0`). Goldens round ties to even, as PyTorch and the host do. They keep denormals, and they keep NaN so
+that it is noticed.
 """
 
 import torch
@@ -22,12 +23,12 @@ _BLOCK_FLOATS = (ttnn.bfloat8_b, ttnn.bfloat4_b)
 
 
 def is_integer(dtype: ttnn.DataType) -> bool:
-    """Tell whether ``dtype`` is one of ttnn's integer dtypes."""
+    """Return whether `dtype` is one of ttnn's integer dtypes."""
     return dtype in _INTEGERS
 
 
 def round_to(value: torch.Tensor, dtype: ttnn.DataType) -> torch.Tensor:
-    """Round ``value`` to what a tensor of ``dtype`` can hold.
+    """Round `value` to numbers that a tensor of `dtype` can hold.
 
     Block floats (bfloat8_b, bfloat4_b) go through ttnn's own host packing, so the shared exponents are the real ones.
 
@@ -53,17 +54,17 @@ def round_to(value: torch.Tensor, dtype: ttnn.DataType) -> torch.Tensor:
 
 
 def to_tf32(value: torch.Tensor) -> torch.Tensor:
-    """Truncate float32 values to the 19 bits (1 + 8 + 10) that Wormhole's matrix engine reads of a float32 operand.
+    """Truncate float32 values to the 19 bits (1 + 8 + 10) of a float32 operand that Wormhole's matrix engine reads.
 
-    Source: upstream tt-metal ``tech_reports/matrix_engine/matrix_engine.md``, and tt-isa-documentation
-    ``WormholeB0/.../Unpackers/FormatConversion.md`` (FP32 reaches SrcA and SrcB as TF32). That the low bits are cut
-    off and not rounded is our reading; rounding would halve the error.
+    Source: upstream tt-metal `tech_reports/matrix_engine/matrix_engine.md`, and tt-isa-documentation
+    `WormholeB0/.../Unpackers/FormatConversion.md` (FP32 reaches SrcA and SrcB as TF32). That the low bits are cut off
+    and not rounded is our interpretation. Rounding would halve the error.
     """
     return (value.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
 
 
 def host_tensor(value: torch.Tensor, dtype: ttnn.DataType, layout: ttnn.Layout) -> ttnn.Tensor:
-    """Pack one device's golden value as a real host tensor of ``dtype`` and ``layout``."""
+    """Pack one device's golden value as a real host tensor of `dtype` and `layout`."""
     if dtype in _INTEGERS:
         torch_dtype = {ttnn.uint8: torch.uint8, ttnn.int32: torch.int32}.get(dtype, torch.int64)
         value = value.to(torch.int32 if torch_dtype is torch.int64 else torch_dtype)

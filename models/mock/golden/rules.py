@@ -1,7 +1,7 @@
-"""How golden values are computed for an op: the rules, and the table that op modules fill.
+"""Rules that compute an op's golden values, and the table of rules that the op modules fill.
 
-A rule of ours is a claim about silicon, so every registration names its source: the kernel in the wheel or the
-upstream test its semantics were read from.
+Each of our rules is a claim about silicon. So every registration names its source: the kernel in the wheel or the
+upstream test from which the semantics were read.
 """
 
 import functools
@@ -18,14 +18,14 @@ Shards = list[torch.Tensor]
 
 @dataclass(frozen=True)
 class Slot:
-    """Stands for the n-th input tensor of a call inside its arguments."""
+    """Placeholder for the n-th input tensor inside the arguments of a call."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class MeshShards:
-    """A mesh tensor's values as a mesh rule sees them: one value per device, row-major over ``mesh_shape``."""
+    """Values of a mesh tensor in the form that a mesh rule takes: one value per device, row-major over `mesh_shape`."""
 
     shards: Shards
     mesh_shape: tuple[int, int]
@@ -37,7 +37,7 @@ class MeshShards:
         return self.shards[0].shape
 
     def groups(self, cluster_axis: int | None) -> list[list[int]]:
-        """Device indices that take part in one collective along ``cluster_axis`` (None: the whole mesh)."""
+        """Return the groups of device indices of a collective along `cluster_axis` (None: the whole mesh)."""
         rows, cols = self.mesh_shape
         if cluster_axis is None:
             return [list(range(rows * cols))]
@@ -52,12 +52,17 @@ class MeshShards:
 class Rule:
     """A golden rule.
 
-    ``local``: ``function`` gets the op's own arguments with each tensor replaced by one device's ``torch.Tensor`` and
-    is called per device. Otherwise it is called once, each tensor being a `MeshShards`, and returns for each output
-    the list of per-device values. ``dtypes``: ``function`` also gets ``dtypes``, the ttnn dtypes of the tensor inputs
-    in the order in which they appear in the call. ``buffers`` are parameters, besides `EXECUTION_ARGUMENTS`, that the
-    op writes and does not read; ``function`` gets None for them. ``partly_written`` are those of which it writes a
-    part and leaves the rest as it is: what was never written there counts as NaN.
+    Attributes:
+        function: the golden function.
+        local: with True, `function` is called once per device. It gets the op's own arguments, with each tensor
+            replaced by the device's `torch.Tensor`. With False it is called once. Each tensor is a `MeshShards`, and it
+            returns the list of per-device values for each output.
+        source: the place from which the semantics were read.
+        dtypes: whether `function` also gets `dtypes`, the ttnn dtypes of the tensor inputs in the order of the call.
+        buffers: parameters, besides `EXECUTION_ARGUMENTS`, that the op writes and does not read; `function` gets None
+            for them.
+        partly_written: parameters of which the op writes a part and leaves the rest unchanged. Values that were never
+            written count as NaN.
     """
 
     function: Callable[..., Any]
@@ -71,8 +76,8 @@ class Rule:
     def positional(self) -> tuple[str, ...]:
         """Names of the parameters that can be given by position.
 
-        What ``*args`` would swallow behind them is not counted. A function that takes ``*args`` alone is a wrapper
-        that hands everything on, so its arguments get made-up names.
+        Parameters after them that `*args` would take are not counted. A function that takes only `*args` is a wrapper
+        that passes everything on, so its arguments get generated names.
         """
         parameters = inspect.signature(self.function).parameters.values()
         named = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
@@ -82,19 +87,19 @@ class Rule:
 
     @functools.cached_property
     def names(self) -> frozenset[str]:
-        """Parameters that the function names; what ``*args`` and ``**kwargs`` would swallow is not among them."""
+        """Names of the parameters, without those that `*args` and `**kwargs` would take."""
         variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         return frozenset(p.name for p in inspect.signature(self.function).parameters.values() if p.kind not in variable)
 
     def default_of(self, name: str) -> Any:
-        """Default of the parameter ``name``; `inspect.Parameter.empty` if it has none."""
+        """Return the default of the parameter `name`, or `inspect.Parameter.empty` if it has none."""
         return inspect.signature(self.function).parameters[name].default
 
 
 RULES: dict[str, Rule] = {}
 
-# Arguments that say where and how an op runs and never what it computes. A rule of ours that names one gets it all
-# the same. Tensors among them are buffers that the op writes: they are never read as inputs.
+# Arguments that say where and how an op runs, and never change what it computes. A rule of ours that names one gets it
+# nevertheless. Tensors among them are buffers that the op writes; they are never read as inputs.
 EXECUTION_ARGUMENTS = frozenset(
     {
         "barrier_semaphore",
@@ -144,7 +149,7 @@ EXECUTION_ARGUMENTS = frozenset(
 def local_rule(
     *names: str, source: str, dtypes: bool = False, buffers: tuple[str, ...] = (), partly_written: tuple[str, ...] = ()
 ):
-    """Register a per-device golden for the ops ``names``; ``source`` says where its semantics were read."""
+    """Register a per-device golden for the ops `names`; `source` is the place from which the semantics were read."""
     return _register(
         names,
         lambda function: Rule(function, True, source, dtypes, frozenset(buffers), frozenset(partly_written)),
@@ -152,7 +157,7 @@ def local_rule(
 
 
 def mesh_rule(*names: str, source: str, partly_written: tuple[str, ...] = ()):
-    """Register a whole-mesh golden (a collective) for the ops ``names``; ``source`` says where it was read."""
+    """Register a whole-mesh golden (a collective) for the ops `names`; `source` is the place from which it was read."""
     return _register(names, lambda function: Rule(function, False, source, partly_written=frozenset(partly_written)))
 
 

@@ -1,8 +1,8 @@
 """Golden values through sockets between two meshes.
 
-Source: wheel, ``ttnn/cpp/ttnn/operations/experimental/ccl/send_recv_async``, kernels ``sender_writer.cpp`` and
-``receiver_inplace_writer.cpp``: each connection carries the sender's whole shard page by page, in order, through the
-socket's queue into the receiver's tensor. ``send_direct_async`` has no golden: see `models.mock.limits`.
+Source: wheel, `ttnn/cpp/ttnn/operations/experimental/ccl/send_recv_async`, kernels `sender_writer.cpp` and
+`receiver_inplace_writer.cpp`. Each connection carries the sender's whole shard page by page, in order, through the
+socket's queue into the receiver's tensor. `send_direct_async` has no golden: see `models.mock.limits`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ SEND, RECEIVE = "ttnn.experimental.send_async", "ttnn.experimental.recv_async"
 
 @dataclass
 class _Pair:
-    """Two sockets, kept alive so that their identity stays theirs, and what is under way between them."""
+    """Two connected sockets and the values sent but not yet received.
+
+    The sockets are kept alive so that no other object gets their `id`.
+    """
 
     sockets: tuple[Any, Any]
     routes: list[tuple[tuple[int, ...], tuple[int, ...]]]
@@ -38,7 +41,7 @@ _original: dict[str, Callable[..., Any]] = {}
 
 
 def attach() -> None:
-    """Note every pair of sockets that is made."""
+    """Record every pair of sockets that is created."""
     original = _original["create_socket_pair"] = ttnn.create_socket_pair
 
     @functools.wraps(original)
@@ -56,13 +59,13 @@ def attach() -> None:
 
 
 def detach() -> None:
-    """Give ttnn's function back and forget all sockets."""
+    """Restore ttnn's function and forget all sockets."""
     ttnn.create_socket_pair = _original.pop("create_socket_pair")
     _pairs.clear()
 
 
 def send(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
-    """Take the sender's values as they are now."""
+    """Send the sender's values as they are now."""
     tensor, socket = args
     values = list(engine.store.get(tensor, SEND))
     result = call(operation, *args, **kwargs)
@@ -71,7 +74,10 @@ def send(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: di
 
 
 def receive(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
-    """Put what was sent first on the connected chips; the others keep nothing that may be relied on (NaN)."""
+    """Write the values that were sent first to the connected chips.
+
+    The other chips get NaN, because their values are undefined.
+    """
     tensor, socket = args
     pair = _of(socket, RECEIVE)
     if not pair.under_way:

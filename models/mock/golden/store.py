@@ -1,4 +1,4 @@
-"""The registry of golden values: one entry per live device buffer, shared by every handle on that buffer."""
+"""Registry of golden values: one entry per live device buffer, shared by every handle on that buffer."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -10,20 +10,20 @@ import ttnn
 from models.mock.golden.errors import golden_error
 from models.mock.golden.rounding import is_integer
 
-# An entry that survived this many sweeps is looked at only now and then: weights live as long as the model.
+# Number of sweeps after which an entry counts as old. Old entries are checked only now and then: weights live as long
+# as the model.
 _OLD_AFTER = 32
-# Each sweep looks at this share of the old entries, so an old one outlives its last handle by few ops.
+# Each sweep checks one in so many of the old entries, so an old entry outlives its last handle by few ops.
 _OLD_SHARE = 16
 
 
 @dataclass
 class Entry:
-    """Values of one device buffer: ``shards[i]`` belongs to device i of the mesh in row-major order.
+    """Values of one device buffer: `shards[i]` belongs to device i of the mesh in row-major order.
 
-    Replicated data is stored as the same ``torch.Tensor`` object for several devices; values are never written in
-    place, so sharing is safe and lets local ops be computed once. ``shards`` is None while the buffer holds nothing
-    that golden execution can vouch for; ``why`` then says so. ``parts`` are the handles (by ``tensor_id``) that stand
-    for one device's part only.
+    Replicated data is stored as the same `torch.Tensor` object for several devices. Values are never written in place,
+    so sharing is safe, and local ops are computed once. `shards` is None while golden execution knows no values for the
+    buffer; `why` then gives the reason. `parts` are the handles (by `tensor_id`) that refer to one device's part only.
     """
 
     shards: list[torch.Tensor] | None
@@ -36,10 +36,10 @@ class Entry:
 class Store:
     """Golden values by buffer.
 
-    A ttnn tensor accepts no attribute and no weak reference, so lifetime is found by reference counting: a buffer to
-    which only the store's own handles refer is dropped at the next sweep, before the next op runs, so that the
-    device's memory is freed where the program would free it (an old one a few ops later). Explicit deallocation
-    frees at once, as on silicon.
+    A ttnn tensor accepts no attribute and no weak reference, so lifetimes are found by reference counting. A buffer to
+    which only the store's own handles refer is dropped at the next sweep, before the next op runs (an old one a few ops
+    later). So the device's memory is freed where the program would free it. Explicit deallocation frees at once, as on
+    silicon.
     """
 
     def __init__(self) -> None:
@@ -51,15 +51,16 @@ class Store:
         return len(self._young) + len(self._old)
 
     def get(self, tensor: ttnn.Tensor, op: str, *, part: bool = False) -> list[torch.Tensor]:
-        """Return the values of ``tensor`` on every device of its mesh, viewed in its logical shape.
+        """Return the values of `tensor` on every device of its mesh, viewed in its logical shape.
 
         Args:
             tensor: a device tensor.
-            op: who asks, for the error message.
-            part: whether the handle may be one device's part of a mesh tensor (the answer is the whole all the same).
+            op: name of the op that reads the tensor, for the error message.
+            part: whether the handle may be one device's part of a mesh tensor. The result is the whole tensor in any
+                case.
 
         Raises:
-            GoldenError: the tensor is deallocated, was not written yet, or came to be in a way that golden execution
+            GoldenError: the tensor is deallocated, was not written yet, or was created in a way that golden execution
                 did not see.
         """
         # A view of a freed buffer still says that it is allocated, but has no buffer.
@@ -75,23 +76,23 @@ class Store:
         return self._view(tensor, entry.shards, op)
 
     def put(self, tensor: ttnn.Tensor, shards: list[torch.Tensor]) -> None:
-        """Record the values that an op left in ``tensor``'s buffer; every other handle on the buffer sees them."""
+        """Record the values that an op wrote to `tensor`'s buffer. Every other handle on the buffer sees them."""
         self._hold(tensor).shards = shards
 
     def reserve(self, tensor: ttnn.Tensor, why: str) -> None:
-        """Record that ``tensor``'s buffer holds nothing that may be read, because ``why``."""
+        """Record that `tensor`'s buffer holds no values that may be read; `why` is the reason."""
         entry = self._hold(tensor)
         entry.shards, entry.why = None, why
 
     def begin(self, tensor: ttnn.Tensor) -> None:
-        """Let an op write a part of ``tensor``'s buffer: where nothing was ever written, it holds NaN."""
+        """Let an op write a part of `tensor`'s buffer. Positions that were never written hold NaN."""
         entry = self._find(tensor)
         if entry is not None and entry.shards is None and not is_integer(tensor.dtype):
             rows, columns = tensor.device().shape
             entry.shards = [torch.full(tuple(tensor.shape), torch.nan)] * (rows * columns)
 
     def alias(self, tensor: ttnn.Tensor, *, part: bool = False) -> bool:
-        """Register one more handle on a known buffer; False when the buffer is not known."""
+        """Register one more handle on a known buffer. Return False if the buffer is not known."""
         entry = self._find(tensor)
         if entry is None:
             return False
@@ -101,24 +102,26 @@ class Store:
         return True
 
     def trim(self, tensor: ttnn.Tensor) -> None:
-        """Let go of this buffer's handles that nobody else holds, so that ttnn counts its references rightly."""
+        """Release handles of this buffer that only the store holds, so that ttnn counts its references correctly."""
         entry = self._find(tensor)
         if entry is not None:
             _alive(entry)
 
     def drop(self, key: int) -> None:
-        """Forget the values of a buffer that was freed, by its ``buffer_unique_id``."""
+        """Forget the values of a freed buffer, given its `buffer_unique_id`."""
         self._young.pop(key, None)
         self._old.pop(key, None)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget all values."""
         self._young.clear()
         self._old.clear()
         self._queue.clear()
 
     def sweep(self, *, everything: bool = False) -> None:
-        """Drop entries that only the store itself still refers to: all young ones, and some (or all) of the old."""
+        """Drop entries to which only the store itself refers: check all young entries, and some (or all) of the old
+        ones.
+        """
         dead = []
         for key, entry in self._young.items():
             if not _alive(entry):
@@ -163,7 +166,7 @@ class Store:
 
 
 def _same_tiles(tensor: ttnn.Tensor, held: tuple[int, ...]) -> bool:
-    """Whether ``tensor`` and a value of shape ``held`` differ only in how many rows of the last tile are real."""
+    """Return whether `tensor` and a value of shape `held` differ only in the number of real rows of the last tile."""
     shape = tuple(tensor.shape)
     if tensor.layout != ttnn.TILE_LAYOUT or is_integer(tensor.dtype) or len(held) != len(shape) or len(held) < 2:
         return False
@@ -171,30 +174,30 @@ def _same_tiles(tensor: ttnn.Tensor, held: tuple[int, ...]) -> bool:
 
 
 def _with_rows(value: torch.Tensor, rows: int) -> torch.Tensor:
-    """The first ``rows`` rows; what lies in a tile behind the rows that an op wrote is NaN."""
+    """Return the first `rows` rows. Rows of a tile after those that an op wrote are NaN."""
     more = rows - value.shape[-2]
     return torch.nn.functional.pad(value, (0, 0, 0, more), value=torch.nan) if more > 0 else value[..., :rows, :]
 
 
 def map_shared(function: Callable[[torch.Tensor], torch.Tensor], shards: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Apply ``function`` once per distinct shard object and keep the sharing."""
+    """Apply `function` once per distinct shard object and keep the sharing."""
     done: dict[int, torch.Tensor] = {}
     return [done[id(s)] if id(s) in done else done.setdefault(id(s), function(s)) for s in shards]
 
 
 def describe(tensor: ttnn.Tensor) -> str:
-    """Shape, dtype and layout of a tensor for an error message."""
+    """Return shape, dtype and layout of a tensor for an error message."""
     return f"{list(tensor.shape)} {tensor.dtype} {tensor.layout}"
 
 
 def _alive(entry: Entry) -> bool:
-    """Keep only handles that somebody else still holds; tell whether one is left."""
+    """Drop handles that nobody else holds, and return whether one is left."""
     handles = entry.handles
     gone = []
     for key in handles:
-        # By key: an iterator over items would hold a reference of its own.
+        # Access is by key, because an iterator over items would hold a reference of its own.
         handle = handles[key]
-        # Three references are ours here: the dict's, this variable's and getrefcount's own argument.
+        # Three references are ours: the dict's, this variable's and that of getrefcount's own argument.
         if sys.getrefcount(handle) <= 3:
             gone.append(key)
     for key in gone:

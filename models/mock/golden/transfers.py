@@ -1,4 +1,4 @@
-"""Golden values across the host boundary: uploads seed them from the real host tensor, downloads pack them back."""
+"""Golden values across the host boundary: uploads read them from the real host tensor, downloads pack them back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HANDLERS: dict[str, Callable[..., Any]] = {sockets.SEND: sockets.send, sockets.RECEIVE: sockets.receive}
 _METHODS: dict[str, Any] = {}
 _FUNCTIONS: dict[str, Any] = {}
-# Tensor methods that would read a device buffer (zeros on a mock mesh) or copy it outside the op entry point.
+# Tensor methods that would read a device buffer (zeros on a mock mesh), or copy it, without the op entry point.
 _READERS = ("to_torch", "to_numpy", "to_list", "item")
 _UNSEEN = (
     "to",
@@ -47,7 +47,7 @@ def _on_device(value: Any) -> bool:
 
 
 def host_shards(tensor: ttnn.Tensor) -> list[torch.Tensor]:
-    """Per-device values of a real host tensor, as golden execution carries them."""
+    """Return the per-device values of a real host tensor, in the form of golden values."""
     seen: dict[tuple, list[torch.Tensor]] = {}
     shards = []
     for part in ttnn.get_device_tensors(tensor):
@@ -125,7 +125,7 @@ def _refused(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs
 
 @_handler("ttnn.from_device")
 def _from_device(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> ttnn.Tensor:
-    # The real read of a dead or foreign tensor ends the process, so golden execution looks first.
+    # A real read of a dead or foreign tensor ends the process, so golden execution checks the tensor first.
     host = download(engine, args[0] if args else kwargs["tensor"], "ttnn.from_device")
     call(operation, *args, **kwargs)
     return host
@@ -140,7 +140,7 @@ def _deallocate(engine: Engine, call: Callable, operation: Any, args: tuple, kwa
 def _free(engine: Engine, tensor: ttnn.Tensor, free: Callable[[], Any]) -> Any:
     if not _on_device(tensor) or not tensor.is_allocated():
         return free()
-    # With force=False a buffer that has other handles lives on, and so must its values.
+    # With force=False a buffer that has other handles stays allocated, and its values must stay too.
     engine.store.trim(tensor)
     key = tensor.buffer_unique_id()
     result = free()
@@ -155,7 +155,7 @@ def _pair(args: tuple, kwargs: dict, *names: str) -> list:
 
 
 def download(engine: Engine, tensor: ttnn.Tensor, op: str) -> ttnn.Tensor:
-    """Build the real host tensor that a read of ``tensor`` would give on silicon."""
+    """Build the real host tensor that a read of `tensor` would return on silicon."""
     values = engine.store.get(tensor, op, part=True)
     mesh = tensor.device()
     rows, cols = mesh.shape
@@ -172,7 +172,7 @@ def download(engine: Engine, tensor: ttnn.Tensor, op: str) -> ttnn.Tensor:
 
 
 def attach(engine: Engine) -> None:
-    """Cover the tensor methods and functions that reach device memory without passing the op entry point."""
+    """Wrap the tensor methods and functions that reach device memory without the op entry point."""
     for name in ("cpu", "reshape", "deallocate", "__repr__", *_READERS, *_UNSEEN):
         _METHODS[name] = getattr(ttnn.Tensor, name)
     _FUNCTIONS["get_device_tensors"] = ttnn.get_device_tensors
@@ -213,7 +213,7 @@ def attach(engine: Engine) -> None:
         return _free(engine, tensor, lambda: original(tensor, *args, **kwargs))
 
     def show(tensor, _original):
-        # The real one prints what lies in mock memory; an error message must be able to print anything.
+        # The real method prints mock memory. An error message must be able to print any tensor.
         return f"ttnn.Tensor({describe(tensor)}, on a mock mesh: use ttnn.to_torch for the values)"
 
     guarded("cpu", lambda tensor, _original, *_args, **_kwargs: download(engine, tensor, "ttnn.Tensor.cpu"))
@@ -238,7 +238,7 @@ def attach(engine: Engine) -> None:
 
 
 def detach() -> None:
-    """Give the tensor methods and functions back."""
+    """Restore the tensor methods and functions."""
     sockets.detach()
     for name, original in _METHODS.items():
         setattr(ttnn.Tensor, name, original)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from models.machine.errors import InputError
 from scripts.options import HELP
 
 _MODEL = "A checkpoint: directory, .safetensors file, Hugging Face id in the local cache, or tiny."
@@ -40,7 +41,7 @@ def build(
     from scripts.progress import make_reporter
 
     if model_config is not None and not plan:
-        raise ValueError("--model-config goes with --plan: without weights there is nothing to convert")
+        raise InputError("--model-config goes with --plan: without weights there is nothing to convert")
     _check(json_file)
     setup = resolve(
         Request(

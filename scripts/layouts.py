@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from models.machine.errors import InputError
 from scripts.options import HELP
 
 
@@ -44,7 +45,7 @@ def layouts(
     if target is not None:
         check_writable(target, ".json")
     if machine.mock is None:
-        raise ValueError(f"system {system!r} has no mock, so nothing can be run for it")
+        raise InputError(f"system {system!r} has no mock, so nothing can be run for it")
     heads = CONFIGS["preview"].num_attention_heads
     candidates = [Layout.parse(text, machine.mesh) for text in layout or []] or list(layouts_of(machine.mesh, heads))
     for candidate in candidates:

@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Any
 
 from models.layers.module import Module, Parameter, TensorSource, check_sources
+from models.machine.errors import MachineError
 from weight_cache.digest import ByteProgress
 from weight_cache.entry import TEMPORARY, Entry, free_bytes
 from weight_cache.manifest import Manifest, TensorRecord
@@ -71,7 +72,7 @@ def convert(
     needed = sum(sizes[name] for name, _, _ in todo) + _SPARE_BYTES
     free = free_bytes(entry.path)
     if todo and needed > free:
-        raise OSError(
+        raise MachineError(
             f"no space for the converted weights: {needed / 1e9:.2f} GB are needed in {entry.path.parent} and "
             f"{free / 1e9:.2f} GB are free; make room (mochi-tt cache prune), or choose another --cache-dir"
         )
@@ -167,11 +168,11 @@ class _Worker:
             try:
                 checksum = self.writer.write(temporary, parameter, host)
             except (OSError, RuntimeError) as error:
-                raise OSError(_why_not(temporary, str(error))) from error
+                raise MachineError(_why_not(temporary, str(error))) from error
             size = temporary.stat().st_size
             if size < data_bytes(parameter, self.module.mesh):
                 # A full disk cuts the file short without an error from ttnn.
-                raise OSError(_why_not(temporary, "the file came out short"))
+                raise MachineError(_why_not(temporary, "the file came out short"))
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from models.machine.errors import MachineError
 from weight_cache.manifest import write_atomically
 
 _CHUNK = 1 << 22
@@ -108,7 +109,7 @@ class DigestMemory:
                 if signature(path) == signatures[path]:
                     known[signatures[path]] = digest
                 else:
-                    raise OSError(f"{path} changed while it was read: wait until it is written")
+                    raise MachineError(f"{path} changed while it was read: wait until it is written")
             self._write(known)
         return {path: known[signatures[path]] for path in paths}
 

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from time import strftime
 
+from models.machine.errors import InputError
 from weight_cache.digest import ByteProgress, checksum, hash_files, signature
 from weight_cache.manifest import Manifest, TensorRecord, write_atomically
 
@@ -52,7 +53,7 @@ class Entry:
             return None
         for record in manifest.tensors:
             if Path(record.file).name != record.file:
-                raise ValueError(f"manifest {self.manifest_path} names a file outside its entry: {record.file!r}")
+                raise InputError(f"manifest {self.manifest_path} names a file outside its entry: {record.file!r}")
         return manifest
 
     def wrong_sizes(self, records: Iterable[TensorRecord]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from models.machine.errors import InputError
 from weight_cache.checkpoints.checkpoint import Component
 
 
@@ -42,12 +43,12 @@ def load_module(
     for kind, names in (("lacks", missing), ("has unexpected", unexpected)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ValueError(f"{where} {kind} {prefix}{names[0]}{more}: it does not match its config.json")
+            raise InputError(f"{where} {kind} {prefix}{names[0]}{more}: it does not match its config.json")
     state = {}
     for name, key in source.items():
         shape = component.shape(prefix + key)
         if shape != tuple(wanted[name].shape):
-            raise ValueError(
+            raise InputError(
                 f"{where} has {prefix}{key} of shape {list(shape)}, but its config.json asks for "
                 f"{list(wanted[name].shape)}"
             )

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from models.machine.errors import InputError
+
 # Increase it whenever entries of the previous version must not be read any more.
 FORMAT_VERSION = 1
 
@@ -36,7 +38,7 @@ class TensorRecord:
             ValueError: fields are missing, or there are unknown fields.
         """
         if not isinstance(value, Mapping) or set(value) != {f.name for f in fields(cls)}:
-            raise ValueError("a tensor's record has other fields than this version writes")
+            raise InputError("a tensor's record has other fields than this version writes")
         return cls(**{**value, "shape": tuple(value["shape"])})
 
 
@@ -77,15 +79,15 @@ class Manifest:
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"manifest {path} is damaged ({' '.join(str(error).split())})") from error
+            raise InputError(f"manifest {path} is damaged ({' '.join(str(error).split())})") from error
         version = value.get("format") if isinstance(value, dict) else None
         if version != FORMAT_VERSION:
-            raise ValueError(f"manifest {path} is of version {version!r}, this program reads {FORMAT_VERSION}")
+            raise InputError(f"manifest {path} is of version {version!r}, this program reads {FORMAT_VERSION}")
         try:
             tensors = [TensorRecord.from_json(tensor) for tensor in value["tensors"]]
             return cls(value["key"], value["key_fields"], tensors, value["about"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"manifest {path} is damaged ({' '.join(str(error).split())})") from error
+            raise InputError(f"manifest {path} is damaged ({' '.join(str(error).split())})") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -25,6 +25,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from models.machine.errors import InputError
+
 if TYPE_CHECKING:
     import ttnn
 
@@ -47,7 +49,7 @@ def check_precision(precision: str) -> str:
         ValueError: there is no such precision.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} does not exist: choose one of {', '.join(PRECISIONS)}")
+        raise InputError(f"precision {precision!r} does not exist: choose one of {', '.join(PRECISIONS)}")
     return precision
 
 

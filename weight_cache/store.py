@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from models.machine.errors import InputError, MachineError
 from weight_cache.checkpoints.lora import LoraRequest, checked_source
 from weight_cache.digest import DigestMemory
 from weight_cache.entry import Entry
@@ -116,7 +117,7 @@ class Store:
                 continue
             if manifest is None:
                 if names:
-                    raise ValueError(f"entry {path.name} is not finished: there is nothing to verify yet")
+                    raise InputError(f"entry {path.name} is not finished: there is nothing to verify yet")
                 continue
             if entry_key(manifest.key_fields) != manifest.key:
                 found[path.name] = {entry.manifest_path.name: f"manifest {entry.manifest_path} is of another entry"}
@@ -257,7 +258,7 @@ class Store:
                 tell("another process is converting these weights: waiting for it")
                 lock.acquire(poll_interval=0.2)
         except OSError as error:
-            raise OSError(
+            raise MachineError(
                 f"the store of converted weights cannot be written at {self.root} ({error.strerror or error}): "
                 "choose another directory with --cache-dir or MOCHI_TT_CACHE_DIR"
             ) from error
@@ -281,7 +282,7 @@ class Store:
         paths = self._paths()
         for name in names:
             if not any(name in path.name for path in paths):
-                raise ValueError(f"no entry of {self.root} has {name!r} in its name; see mochi-tt cache list")
+                raise InputError(f"no entry of {self.root} has {name!r} in its name; see mochi-tt cache list")
         return [path for path in paths if not names or any(name in path.name for name in names)]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from models.machine.errors import InputError
 from models.machine.extras import require
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
 from models.mochi.geometry import Geometry
@@ -98,13 +99,13 @@ def plan(model: str, limit: int | None) -> tuple[Checkpoint, Defaults, list[tupl
         FileNotFoundError: the checkpoint or a part of it is missing.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"--limit {limit} must be at least 1")
+        raise InputError(f"--limit {limit} must be at least 1")
     checkpoint = Checkpoint.open(model)
     for component in checkpoint.components:
         component.check()
     settings = Defaults().overridden(checkpoint.optional_json(DEFAULTS_FILE))
     if settings.threshold_noise != THRESHOLD_NOISE:
-        raise ValueError(
+        raise InputError(
             f"{checkpoint.directory / DEFAULTS_FILE} has threshold_noise {settings.threshold_noise}, but Diffusers' "
             f"pipeline, which the videos are compared with, knows only {THRESHOLD_NOISE}: leave it out"
         )

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from models.machine.errors import InputError, MissingInputError
 from models.machine.files import renamed_when_done
 
 FORMAT = "mochi-tt latents 1"
@@ -41,14 +42,14 @@ def load_latents(path: str | Path) -> tuple[torch.Tensor, dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"latents {path} do not exist: give a file made by generate --save-latents")
+        raise MissingInputError(f"latents {path} do not exist: give a file made by generate --save-latents")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT or set(file.keys()) != {_KEY}:
-                raise ValueError(
+                raise InputError(
                     f"{path} is a safetensors file but not one of latents: give one made by generate --save-latents"
                 )
             return file.get_tensor(_KEY), json.loads(metadata.get("about", "{}"))
     except SafetensorError as error:
-        raise ValueError(f"latents {path} cannot be read ({error}): the file is damaged or of another kind") from error
+        raise InputError(f"latents {path} cannot be read ({error}): the file is damaged or of another kind") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.machine.errors import InputError, MachineError
 from models.machine.files import renamed_when_done
 from models.mochi.geometry import FPS
 
@@ -33,12 +34,12 @@ def write_mp4(
     """
     if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
         found = f"{getattr(frames, 'dtype', type(frames).__name__)} {list(getattr(frames, 'shape', []))}"
-        raise ValueError(f"frames must be a uint8 array [T, H, W, 3], not {found}")
+        raise InputError(f"frames must be a uint8 array [T, H, W, 3], not {found}")
     total, height, width, _ = frames.shape
     if not total or height % 2 or width % 2 or not height or not width:
-        raise ValueError(f"{total} frames of {width}x{height}: need at least one frame, and even sizes for yuv420p")
+        raise InputError(f"{total} frames of {width}x{height}: need at least one frame, and even sizes for yuv420p")
     if not fps > 0:
-        raise ValueError(f"fps {fps} must be positive")
+        raise InputError(f"fps {fps} must be positive")
 
     import imageio_ffmpeg
 
@@ -65,4 +66,4 @@ def write_mp4(
         # The writer does not report a failure at its last step: look at what is there.
         written = imageio_ffmpeg.count_frames_and_secs(str(scratch))[0] if scratch.stat().st_size else 0
         if written != total:
-            raise OSError(f"the encoder wrote {written} of {total} frames of {path}")
+            raise MachineError(f"the encoder wrote {written} of {total} frames of {path}")

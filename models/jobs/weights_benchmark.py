@@ -19,6 +19,7 @@ from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
+from models.machine.errors import MachineError
 from models.machine.processes import fresh_processes
 
 _MIB = 1 << 20
@@ -250,4 +251,4 @@ def _status(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}: the benchmark needs Linux")
+    raise MachineError(f"/proc/self/status has no {field}: the benchmark needs Linux")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from models.machine.errors import InputError
 from models.parallel import TILE, round_up
 
 # Bytes that circular buffers may take of the 1,499,136 bytes of L1 of a Wormhole core. The rest is room for semaphores.
@@ -37,7 +38,7 @@ class Chunks:
         """
         for rows in (self.q, self.k):
             if rows < TILE or rows % TILE:
-                raise ValueError(f"attention chunks {self}: {rows} must be a positive multiple of {TILE}")
+                raise InputError(f"attention chunks {self}: {rows} must be a positive multiple of {TILE}")
 
     def __str__(self) -> str:
         return f"{self.q}x{self.k}"
@@ -51,7 +52,7 @@ class Chunks:
         """
         match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
         if match is None:
-            raise ValueError(f"attention chunks {text!r} are not QUERIESxKEYS: write e.g. 256x384")
+            raise InputError(f"attention chunks {text!r} are not QUERIESxKEYS: write e.g. 256x384")
         return cls(int(match[1]), int(match[2]))
 
 
@@ -113,5 +114,5 @@ def choose_chunks(
         if l1_bytes(chunks, width, element_bytes, streaming=streaming) <= L1_BUDGET
     ]
     if not fitting:
-        raise ValueError(f"attention with heads of {width} does not fit the {L1_BUDGET} bytes of L1 in any chunks")
+        raise InputError(f"attention with heads of {width} does not fit the {L1_BUDGET} bytes of L1 in any chunks")
     return min(fitting, key=time)

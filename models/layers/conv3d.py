@@ -13,6 +13,7 @@ import ttnn
 
 from models.layers import compute
 from models.layers.module import Module, Parameter
+from models.machine.errors import InputError
 from models.parallel import TILE, Mesh, round_up
 
 # Bytes that circular buffers may take: what the allocator leaves of the 1.5 MB of L1 of a Wormhole core. Code and stack
@@ -85,7 +86,7 @@ def channel_blocking(in_channels: int, out_channels: int, kernel: tuple[int, int
         if weights(block) <= L1_BUDGET // 2 and l1_bytes(block, in_channels, kernel) <= L1_BUDGET
     ]
     if not candidates:
-        raise ValueError(
+        raise InputError(
             f"a convolution of {in_channels} to {out_channels} channels with kernel {kernel} does not fit the "
             f"{L1_BUDGET} bytes of L1 even in blocks of {TILE} channels"
         )

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import ttnn
 
+from models.machine.errors import InputError
 from models.parallel import Mesh, gather
 
 
@@ -204,7 +205,7 @@ def check_sources(parameters: list[tuple[str, str, Parameter]], source: TensorSo
             problems.append(f"{key} has shape {tuple(source.shape(key))}, the model needs {tuple(shape)}")
             break
     if problems:
-        raise ValueError(f"weights do not fit the model: {'; '.join(problems)}; check config.json and the files")
+        raise InputError(f"weights do not fit the model: {'; '.join(problems)}; check config.json and the files")
 
 
 def _some(names: list[str], limit: int = 3) -> str:

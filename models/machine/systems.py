@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from models.machine.errors import InputError
+
 DATA = Path(__file__).with_name("systems.toml")
 # Fields that are names. All other fields are figures and need a source.
 _NAMES = frozenset({"name", "aliases", "architecture", "layout", "mock", "verified", "ring", "source"})
@@ -46,7 +48,7 @@ class Architecture:
             ValueError: there is no such fidelity.
         """
         if fidelity not in self.fidelity_passes:
-            raise ValueError(
+            raise InputError(
                 f"math fidelity {fidelity!r} does not exist: choose from {', '.join(self.fidelity_passes)}"
             )
         return cores * self.flops_per_core_cycle * self.clock_hz / self.fidelity_passes[fidelity]
@@ -119,7 +121,7 @@ def system(name: str) -> System:
     for candidate in systems().values():
         if wanted in (candidate.name, *candidate.aliases):
             return candidate
-    raise ValueError(f"system {name!r} does not exist: choose from {', '.join(systems())}")
+    raise InputError(f"system {name!r} does not exist: choose from {', '.join(systems())}")
 
 
 def mock_of(mock: str) -> System:
@@ -131,7 +133,7 @@ def mock_of(mock: str) -> System:
     for candidate in systems().values():
         if candidate.mock == mock:
             return candidate
-    raise ValueError(f"no system of {DATA.name} has the mock {mock!r}")
+    raise InputError(f"no system of {DATA.name} has the mock {mock!r}")
 
 
 def chip_dram() -> int:
@@ -156,9 +158,9 @@ def _make(kind: type, name: str, table: dict[str, Any]) -> Any:
     figures = {key for key in table if key not in _NAMES}
     if figures != set(table.get("source", {})):
         unmatched = sorted(figures ^ set(table.get("source", {})))
-        raise ValueError(f"{DATA.name}, {name}: figures and sources differ in {', '.join(unmatched)}")
+        raise InputError(f"{DATA.name}, {name}: figures and sources differ in {', '.join(unmatched)}")
     unknown = set(table) - {field.name for field in fields(kind)}
     if unknown:
-        raise ValueError(f"{DATA.name}, {name}: unknown fields {', '.join(sorted(unknown))}")
+        raise InputError(f"{DATA.name}, {name}: unknown fields {', '.join(sorted(unknown))}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     return kind(name=name, **values)

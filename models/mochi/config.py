@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from models.machine.errors import InputError
+
 # Number of heads of the caption pool, which the architecture fixes (Diffusers `MochiCombinedTimestepCaptionEmbedding`
 # call).
 POOL_HEADS = 8
@@ -37,15 +39,15 @@ class TransformerConfig:
         """
         for name, value in _FIXED.items():
             if config.get(name, value) != value:
-                raise ValueError(f"transformer config: {name} is {config[name]!r}, only {value!r} is implemented")
+                raise InputError(f"transformer config: {name} is {config[name]!r}, only {value!r} is implemented")
         made = cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
         if made.output_channels != made.in_channels:
-            raise ValueError(
+            raise InputError(
                 f"transformer config: out_channels {made.output_channels} is not in_channels {made.in_channels}; "
                 "sampling needs a prediction of the latents' own shape"
             )
         if made.attention_head_dim % 2:
-            raise ValueError(
+            raise InputError(
                 f"transformer config: attention_head_dim {made.attention_head_dim} is odd; RoPE needs pairs"
             )
         return made
@@ -87,5 +89,5 @@ def config_named(name: str) -> TransformerConfig:
         ValueError: there is no configuration with that name.
     """
     if name not in CONFIGS:
-        raise ValueError(f"model config {name!r} does not exist: choose one of {', '.join(sorted(CONFIGS))}")
+        raise InputError(f"model config {name!r} does not exist: choose one of {', '.join(sorted(CONFIGS))}")
     return CONFIGS[name]

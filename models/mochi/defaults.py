@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from models.machine.errors import InputError
+
 # Beside model_index.json; may hold any of the fields of `Defaults`.
 DEFAULTS_FILE = "generation_defaults.json"
 
@@ -43,8 +45,8 @@ class Defaults:
         known = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             if name not in known:
-                raise ValueError(f"{name} is not a generation setting; known are {', '.join(known)}")
+                raise InputError(f"{name} is not a generation setting; known are {', '.join(known)}")
             allowed = (int, float) if isinstance(known[name], float) else (int,)
             if value is not None and (isinstance(value, bool) or not isinstance(value, allowed)):
-                raise ValueError(f"{name} {value!r} must be a number like {known[name]}")
+                raise InputError(f"{name} {value!r} must be a number like {known[name]}")
         return replace(self, **{name: value for name, value in values.items() if value is not None})

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from models.machine.errors import InputError
+
 FPS = 30
 
 
@@ -40,7 +42,7 @@ class Scales:
         true = cls()
         channels = transformer.get("in_channels", true.channels)
         if vae.get("latent_channels", true.channels) != channels:
-            raise ValueError(
+            raise InputError(
                 f"the transformer has {channels} latent channels and the VAE {vae.get('latent_channels')}: "
                 "they are not of one checkpoint"
             )
@@ -131,10 +133,10 @@ def _check(name: str, value: int, step: int, offset: int, rule: str) -> None:
         ValueError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} {value!r} must be an integer ({rule})")
+        raise InputError(f"{name} {value!r} must be an integer ({rule})")
     if value > 0 and value % step == offset % step:
         return
     smallest = offset if offset > 0 else step
     below = max(smallest, (value - offset) // step * step + offset)
     nearest = f"{below}" if value < smallest else f"{below} or {below + step}"
-    raise ValueError(f"{name} {value} must be {rule}: the nearest valid is {nearest}")
+    raise InputError(f"{name} {value} must be {rule}: the nearest valid is {nearest}")

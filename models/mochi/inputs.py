@@ -130,11 +130,11 @@ def texts(
         ValueError: both or neither of the two, or either breaks its rule.
     """
     if (prompt is None) == (embeds_BLD is None):
-        raise ValueError(f"give either {name} or {name}_embeds (one of the two)")
+        raise InputError(f"give either {name} or {name}_embeds (one of the two)")
     if embeds_BLD is not None:
         return list(given_embeddings(f"{name}_embeds", embeds_BLD, mask_BL, width))
     if mask_BL is not None:
-        raise ValueError(f"{name}_attention_mask belongs to {name}_embeds, which is not given")
+        raise InputError(f"{name}_attention_mask belongs to {name}_embeds, which is not given")
     return list(prompt_list(name, prompt))
 
 
@@ -146,7 +146,7 @@ def prompt_list(name: str, prompt: Any) -> list[str]:
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else []
     if not prompts or not all(isinstance(p, str) for p in prompts):
-        raise ValueError(f"{name} must be a string or a list of strings, not {prompt!r}")
+        raise InputError(f"{name} must be a string or a list of strings, not {prompt!r}")
     return prompts
 
 
@@ -166,18 +166,18 @@ def given_embeddings(
     """
     mask_name = name.removesuffix("embeds") + "attention_mask"
     if mask_BL is None:
-        raise ValueError(f"{name} needs its {mask_name}, bool [B, L]")
+        raise InputError(f"{name} needs its {mask_name}, bool [B, L]")
     if embeds_BLD.ndim != 3 or embeds_BLD.shape[2] != width or not embeds_BLD.is_floating_point():
-        raise ValueError(f"{name} must be floating-point [B, L, {width}], not {_describe(embeds_BLD)}")
+        raise InputError(f"{name} must be floating-point [B, L, {width}], not {_describe(embeds_BLD)}")
     batch, length, _ = embeds_BLD.shape
     if not 1 <= length <= MAX_SEQUENCE_LENGTH or not batch:
-        raise ValueError(f"{name} {_describe(embeds_BLD)} must have 1 to {MAX_SEQUENCE_LENGTH} tokens")
+        raise InputError(f"{name} {_describe(embeds_BLD)} must have 1 to {MAX_SEQUENCE_LENGTH} tokens")
     if tuple(mask_BL.shape) != (batch, length):
-        raise ValueError(f"{mask_name} must be [{batch}, {length}] as {name} is, not {_describe(mask_BL)}")
+        raise InputError(f"{mask_name} must be [{batch}, {length}] as {name} is, not {_describe(mask_BL)}")
     if not ((mask_BL == 0) | (mask_BL == 1)).all():
-        raise ValueError(f"{mask_name} must hold only 0 and 1 (or False and True)")
+        raise InputError(f"{mask_name} must hold only 0 and 1 (or False and True)")
     if not embeds_BLD.isfinite().all():
-        raise ValueError(f"{name} holds values that are not finite")
+        raise InputError(f"{name} holds values that are not finite")
     embeds, mask = embeds_BLD.detach().to("cpu", torch.float32), mask_BL.detach().to("cpu").bool()
     return [TextEmbeddings(embeds[i : i + 1], mask[i : i + 1], num_tokens=int(mask[i].sum())) for i in range(batch)]
 
@@ -201,25 +201,25 @@ def make_latents(
     shape = (batch, *geometry.latent_shape[1:])
     named = [n for n, v in (("latents", latents), ("generator", generator), ("seed", seed)) if v is not None]
     if len(named) > 1:
-        raise ValueError(f"{' and '.join(named)} are both given: give only one source of noise")
+        raise InputError(f"{' and '.join(named)} are both given: give only one source of noise")
     if latents is not None:
         if tuple(latents.shape) != shape or not latents.is_floating_point():
-            raise ValueError(
+            raise InputError(
                 f"latents must be floating-point {list(shape)} for {batch} x {geometry.width}x{geometry.height}, "
                 f"{geometry.num_frames} frames, not {_describe(latents)}"
             )
         if not latents.isfinite().all():
-            raise ValueError("latents hold values that are not finite")
+            raise InputError("latents hold values that are not finite")
         return latents.detach().to("cpu", torch.float32)
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
     generators = [generator] if generator is None or isinstance(generator, torch.Generator) else list(generator)
     if any(g is not None and g.device.type != "cpu" for g in generators):
-        raise ValueError("generators must be on the CPU, where the noise is drawn")
+        raise InputError("generators must be on the CPU, where the noise is drawn")
     if generator is None or isinstance(generator, torch.Generator):
         return torch.randn(shape, generator=generator, dtype=torch.float32)
     if len(generators) != batch:
-        raise ValueError(f"{len(generators)} generators for {batch} videos: give one, or one per video")
+        raise InputError(f"{len(generators)} generators for {batch} videos: give one, or one per video")
     return torch.cat([torch.randn((1, *shape[1:]), generator=g, dtype=torch.float32) for g in generators])
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.machine.errors import InputError
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -50,7 +52,7 @@ class Precision:
             ValueError: there is no policy with that name.
         """
         if name not in PRECISIONS:
-            raise ValueError(f"precision {name!r} does not exist: choose one of {', '.join(PRECISIONS)}")
+            raise InputError(f"precision {name!r} does not exist: choose one of {', '.join(PRECISIONS)}")
         return PRECISIONS[name]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.machine.errors import InputError
 from models.machine.systems import block_within, mock_of
 
 Coord = tuple[int, int]
@@ -174,7 +175,7 @@ def system_named(name: str) -> System:
         ValueError: there is no system with that name.
     """
     if name not in SYSTEMS:
-        raise ValueError(f"mock system {name!r} does not exist; choose one of {', '.join(SYSTEMS)}")
+        raise InputError(f"mock system {name!r} does not exist; choose one of {', '.join(SYSTEMS)}")
     return SYSTEMS[name]
 
 
@@ -185,11 +186,11 @@ def system_for(rows: int, cols: int, *, ring: bool = False) -> System:
         ValueError: no system holds it.
     """
     if rows < 1 or cols < 1:
-        raise ValueError(f"mesh {rows}x{cols} has an empty axis; both axes need at least one chip, e.g. 2x4")
+        raise InputError(f"mesh {rows}x{cols} has an empty axis; both axes need at least one chip, e.g. 2x4")
     for system in SYSTEMS.values():
         if system.ring == ring and system.block(rows, cols):
             return system
-    raise ValueError(
+    raise InputError(
         f"mesh {rows}x{cols} fits no mock system; the largest is a 4x8 Galaxy (or 8x4, 1x32, 32x1), "
         "so choose a rectangle within it, e.g. 4x8, 2x4 or 1x8"
     )

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from models.machine.errors import InputError
 from models.machine.host import bind_process, environment, log_level, quiet_ttnn, refuse_cards
 from models.mock.cluster import System, system_for, system_named, write_descriptor
 from models.mock.toolchain import cache_directory, mock_variables, prepare_toolchain
@@ -103,7 +104,7 @@ def open_mock_mesh(
         if _process.system is not None and (chosen is not _process.system or block is None):
             raise _bound_elsewhere(f"mesh {rows}x{cols}" + (f" of {system!r}" if system else ""))
         if block is None:
-            raise ValueError(
+            raise InputError(
                 f"mesh {rows}x{cols} does not fit mock system {chosen.name!r} ({_shape(chosen.shape)}); "
                 f"use system {best.name!r}"
             )
@@ -134,7 +135,7 @@ def close_mock_mesh(mesh: ttnn.MeshDevice) -> None:
     with _lock:
         opened = _process.opened.pop(id(mesh), None)
         if opened is None:
-            raise ValueError("this mesh was not opened by open_mock_mesh or is closed already; close it once")
+            raise InputError("this mesh was not opened by open_mock_mesh or is closed already; close it once")
         try:
             if opened.numbers:
                 _golden().uninstall()

@@ -25,6 +25,8 @@ from pathlib import Path
 
 import platformdirs
 
+from models.machine.errors import InputError, MissingInputError
+
 COMPILER = Path("runtime/sfpi/compiler/bin/riscv-tt-elf-g++")
 """Path of the compiler that ttnn calls, below a runtime root."""
 
@@ -74,7 +76,7 @@ def package_directory() -> Path:
     """
     spec = importlib.util.find_spec("ttnn")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("package ttnn is not installed; run `pip install ttnn==0.81.1`")
+        raise MissingInputError("package ttnn is not installed; run `pip install ttnn==0.81.1`")
     return Path(spec.origin).resolve().parent
 
 
@@ -89,7 +91,7 @@ def zig_program() -> Path:
         program = Path(spec.origin).resolve().parent / "zig"
         if program.exists():
             return program
-    raise FileNotFoundError(
+    raise MissingInputError(
         "package ziglang is not installed, and the mock's placeholder kernels are linked with it; "
         "run `pip install 'mochi-tt[mock]'`"
     )
@@ -107,14 +109,14 @@ def compiler_banner(package: Path) -> str:
     """
     path = package / "tt_metal" / "sfpi-version"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing, so this ttnn is not a complete wheel; reinstall ttnn")
+        raise MissingInputError(f"{path} is missing, so this ttnn is not a complete wheel; reinstall ttnn")
     values = {}
     for line in path.read_text().splitlines():
         name, equals, value = line.partition("=")
         if equals:
             values[name.strip()] = value.strip().strip("'\"")
     if not values.get("sfpi_version"):
-        raise ValueError(f"{path} has no sfpi_version line, so this ttnn cannot be mocked; reinstall ttnn")
+        raise InputError(f"{path} has no sfpi_version line, so this ttnn cannot be mocked; reinstall ttnn")
     build = f"[{values['sfpi_build']}]" if values.get("sfpi_build") else ""
     return f"riscv-tt-elf-g++ (tenstorrent/sfpi:{values['sfpi_version']}{build}) 15.1.0"
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import ttnn
 
+from models.machine.errors import InputError
 from models.parallel.mesh import Axis, Mesh
 from models.parallel.rows import copy_rows, write_rows
 
@@ -126,7 +127,7 @@ class HaloExchange:
         for dim in (TIME, HEIGHT, WIDTH):
             size, halo = extent[dim], max(border[dim])
             if size.shards > 1 and halo > size.local:
-                raise ValueError(
+                raise InputError(
                     f"a halo of {halo} is wider than a shard of {size.local} ({size.real} positions over "
                     f"{size.shards} chips): split this dim less"
                 )

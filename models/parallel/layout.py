@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from models.machine.errors import InputError
+
 _PATTERN = re.compile(r"(?:(\d+)x(\d+))?(?:cfg([01]))?sp([01])tp([01])(fsdp)?")
 _FORM = "write it as sp0tp1 or sp1tp0, if need be with mesh and cfg in front and fsdp behind (4x8cfg1sp1tp0fsdp)"
 
@@ -37,12 +39,12 @@ class Layout:
                 size.
         """
         if {self.sp_axis, self.tp_axis} != {0, 1}:
-            raise ValueError(f"layout sp{self.sp_axis}tp{self.tp_axis}: SP and TP need different mesh axes; {_FORM}")
+            raise InputError(f"layout sp{self.sp_axis}tp{self.tp_axis}: SP and TP need different mesh axes; {_FORM}")
         rows, cols = self.mesh_shape
         if min(self.mesh_shape) < 1:
-            raise ValueError(f"mesh {rows}x{cols}: both sides must be at least 1")
+            raise InputError(f"mesh {rows}x{cols}: both sides must be at least 1")
         if self.cfg_axis is not None and self.mesh_shape[self.cfg_axis] % 2:
-            raise ValueError(
+            raise InputError(
                 f"layout cfg{self.cfg_axis}: axis {self.cfg_axis} of mesh {rows}x{cols} has "
                 f"{self.mesh_shape[self.cfg_axis]} chips, which do not halve; choose the other axis or another mesh"
             )
@@ -80,17 +82,17 @@ class Layout:
         """
         match = _PATTERN.fullmatch(text.strip().lower())
         if match is None:
-            raise ValueError(f"layout {text!r} is not a layout: {_FORM}")
+            raise InputError(f"layout {text!r} is not a layout: {_FORM}")
         rows, cols, cfg_axis, sp_axis, tp_axis, fsdp = match.groups()
         named = (int(rows), int(cols)) if rows is not None else None
         if named is not None and mesh_shape is not None and named != tuple(mesh_shape):
-            raise ValueError(
+            raise InputError(
                 f"layout {text!r} is for mesh {named[0]}x{named[1]}, but the mesh is "
                 f"{mesh_shape[0]}x{mesh_shape[1]}: give the same mesh in both"
             )
         shape = named or mesh_shape
         if shape is None:
-            raise ValueError(f"layout {text!r} names no mesh: {_FORM}")
+            raise InputError(f"layout {text!r} names no mesh: {_FORM}")
         cfg = None if cfg_axis is None else int(cfg_axis)
         return cls((shape[0], shape[1]), int(sp_axis), int(tp_axis), cfg, fsdp is not None)
 
@@ -124,6 +126,6 @@ class Layout:
             rows, cols = self.mesh_shape
             other = Layout(self.mesh_shape, self.tp_axis, self.sp_axis)
             mend = f"layout {other} does" if heads % other.tp == 0 else "choose another mesh"
-            raise ValueError(
+            raise InputError(
                 f"layout {self}: TP={self.tp} does not divide {heads} attention heads on mesh {rows}x{cols}; {mend}"
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.machine.errors import InputError
 from models.performance.report import Report, typical
 
 # Fields that two reports must have in common to be compared.
@@ -46,9 +47,9 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"report {path} is not JSON ({error}): give a file of mochi-tt measure --json") from None
+        raise InputError(f"report {path} is not JSON ({error}): give a file of mochi-tt measure --json") from None
     if not isinstance(report, dict) or "counts" not in report or any(name not in report for name in _SUBJECT):
-        raise ValueError(f"report {path} is not one of mochi-tt measure: it has no counts of a system and a video")
+        raise InputError(f"report {path} is not one of mochi-tt measure: it has no counts of a system and a video")
     return report
 
 
@@ -65,7 +66,7 @@ def ratios(before: Report, after: Report) -> list[Ratio]:
     """
     for name in _SUBJECT:
         if before[name] != after[name]:
-            raise ValueError(f"reports differ in {name}: {before[name]} and {after[name]}; compare like with like")
+            raise InputError(f"reports differ in {name}: {before[name]} and {after[name]}; compare like with like")
     return [*_seconds(before, after), *_counts(before, after)]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from models.layers import Chunks
+from models.machine.errors import InputError
 from models.mochi.config import CONFIGS, TransformerConfig
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import PRECISIONS, Precision
@@ -129,7 +130,7 @@ def dry_run(
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
-        raise ValueError(f"stage {unknown[0]!r} does not exist: choose from {', '.join(STAGES)}")
+        raise InputError(f"stage {unknown[0]!r} does not exist: choose from {', '.join(STAGES)}")
     if blocks is not None:
         config = dataclasses.replace(config, num_layers=blocks)
     tell = on_stage or (lambda stage: None)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
+from models.machine.errors import InputError
 from models.machine.systems import System
 from models.mochi.geometry import Geometry
 from models.mochi.outputs import MochiOutput
@@ -82,7 +83,7 @@ def measure(
         ValueError: there are too few steps or runs.
     """
     if num_steps < 2 or runs < 1:
-        raise ValueError(f"{num_steps} steps and {runs} runs: a measurement needs at least 2 steps and 1 run")
+        raise InputError(f"{num_steps} steps and {runs} runs: a measurement needs at least 2 steps and 1 run")
 
     def video(steps: int, progress: Progress | None = None) -> dict[str, float]:
         out = pipe(

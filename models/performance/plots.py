@@ -4,6 +4,7 @@ from pathlib import Path
 
 import matplotlib
 
+from models.machine.errors import InputError
 from models.machine.files import renamed_when_done
 from models.machine.systems import system
 from models.performance.report import Report, typical
@@ -26,7 +27,7 @@ def plot(report: Report, path: str | Path) -> None:
 
     path = check_suffix(path)
     if "by_kind" not in report:
-        raise ValueError("only projections have a time per op to plot; a measurement has times per stage")
+        raise InputError("only projections have a time per op to plot; a measurement has times per stage")
     with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "mochi-tt"}):
         figure = Figure(figsize=(11, 5), layout="constrained")
         stages, roofline = figure.subplots(1, 2)
@@ -45,7 +46,7 @@ def check_suffix(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"plot {path} must end with {' or '.join(SUFFIXES)}")
+        raise InputError(f"plot {path} must end with {' or '.join(SUFFIXES)}")
     return path
 
 

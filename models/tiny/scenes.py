@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from models.machine.errors import InputError
+
 SIZE = 64
 NUM_FRAMES = 13
 SHAPES = ("ball", "square", "triangle", "cross")
@@ -130,7 +132,7 @@ def coverage(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor)
         bars = [torch.minimum(reach - a.abs(), arm - b.abs()) for a, b in ((x, y), (y, x))]
         inside = torch.maximum(*bars)
     else:
-        raise ValueError(f"shape {shape!r} does not exist: choose one of {', '.join(SHAPES)}")
+        raise InputError(f"shape {shape!r} does not exist: choose one of {', '.join(SHAPES)}")
     return (inside + 0.5).clamp(0, 1)
 
 

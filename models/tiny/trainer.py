@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from models.machine.errors import InputError
 from models.tiny import transformer_training, vae_training
 from models.tiny.captions import caption
 from models.tiny.export import set_latent_statistics, to_bfloat16_, write_checkpoint
@@ -55,7 +56,7 @@ def run(job: Training, progress: Progress) -> None:
     """
     for name in ("vae_steps", "transformer_steps", "scenes"):
         if getattr(job, name) < 1:
-            raise ValueError(f"{name} {getattr(job, name)} must be at least 1")
+            raise InputError(f"{name} {getattr(job, name)} must be at least 1")
     tokenizer_files = tokenizer(job.work)
     vae: Any = vae_training.train_vae(
         job.work / "vae",

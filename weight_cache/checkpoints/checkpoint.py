@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from models.machine.errors import InputError, MissingInputError
 from weight_cache.checkpoints import TINY
 from weight_cache.checkpoints.component import Component, read_json
 from weight_cache.checkpoints.forms import has_decoder, open_decoder, open_transformer
@@ -52,27 +53,27 @@ class Checkpoint:
         self.variant = variant
         self.source = source or str(directory)
         if not self.directory.is_dir():
-            raise FileNotFoundError(f"no checkpoint directory at {self.directory}")
+            raise MissingInputError(f"no checkpoint directory at {self.directory}")
         if not (self.directory / "model_index.json").is_file():
             hint = ""
             if (self.directory / "dit.safetensors").exists():
                 hint = " (it looks like Genmo's own layout: use Checkpoint.open)"
-            raise FileNotFoundError(
+            raise MissingInputError(
                 f"{self.directory} has no model_index.json{hint}: expected a Diffusers-layout directory "
                 f"with {', '.join([*CLASSES, 'tokenizer', 'scheduler'])}"
             )
         self.index = read_json(self.directory / "model_index.json")
         named = self.index.get("_class_name")
         if named != PIPELINE_CLASS:
-            raise ValueError(f"{self.directory} is a checkpoint of {named}, not of {PIPELINE_CLASS}")
+            raise InputError(f"{self.directory} is a checkpoint of {named}, not of {PIPELINE_CLASS}")
         for name in (*CLASSES, "tokenizer", "scheduler"):
             if not (self.directory / name).is_dir():
-                raise FileNotFoundError(f"checkpoint {self.directory} lacks its component folder {name}/")
+                raise MissingInputError(f"checkpoint {self.directory} lacks its component folder {name}/")
         self.transformer: Component = self._component("transformer")
         self.vae: Component = self._component("vae")
         self.text_encoder = self._component("text_encoder")
         if variant is not None and not any(c.has_variant for c in self.components):
-            raise ValueError(
+            raise InputError(
                 f"no component of {self.directory} has weights of variant {variant!r}: leave the "
                 "variant out, or download the files named *." + variant + "*.safetensors"
             )
@@ -95,10 +96,10 @@ class Checkpoint:
         genmo = path.is_file() or ((path / GENMO_TRANSFORMER).is_file() and not (path / "model_index.json").is_file())
         if not genmo:
             if base is not None:
-                raise ValueError(f"base is for Genmo's and ComfyUI's forms, and {source} is in Diffusers layout")
+                raise InputError(f"base is for Genmo's and ComfyUI's forms, and {source} is in Diffusers layout")
             return cls(path, variant, str(source))
         if variant is not None:
-            raise ValueError(f"variant {variant!r} is for Diffusers layouts, and {source} is in another form")
+            raise InputError(f"variant {variant!r} is for Diffusers layouts, and {source} is in another form")
         return Repackaged(path, base, str(source))
 
     @property
@@ -116,7 +117,7 @@ class Checkpoint:
         """The scheduler's configuration."""
         path = self._folder("scheduler") / "scheduler_config.json"
         if not path.is_file():
-            raise FileNotFoundError(f"checkpoint component scheduler has no {path.name} in {path.parent}")
+            raise MissingInputError(f"checkpoint component scheduler has no {path.name} in {path.parent}")
         return read_json(path)
 
     def optional_json(self, name: str) -> dict[str, Any]:
@@ -166,7 +167,7 @@ class Repackaged(Checkpoint):
         self._base = base
         file = path / GENMO_TRANSFORMER if path.is_dir() else path
         if not file.is_file():
-            raise FileNotFoundError(f"{path} has no {GENMO_TRANSFORMER}")
+            raise MissingInputError(f"{path} has no {GENMO_TRANSFORMER}")
         self.transformer = open_transformer(file)
         inside = has_decoder(file)
         if inside is not None:
@@ -190,12 +191,12 @@ class Repackaged(Checkpoint):
         try:
             folder = resolve(self._base if self._base is not None else DEFAULT_BASE) / name
         except FileNotFoundError as error:
-            raise FileNotFoundError(
+            raise MissingInputError(
                 f"{self.source} lacks {name}/, and so does its base: {error}; copy the folder beside it, or name a "
                 "Diffusers-layout checkpoint as base"
             ) from error
         if not folder.is_dir():
-            raise FileNotFoundError(f"{self.source} lacks {name}/, and its base {folder.parent} has none either")
+            raise MissingInputError(f"{self.source} lacks {name}/, and its base {folder.parent} has none either")
         return folder
 
 
@@ -223,11 +224,11 @@ def resolve(source: str | Path) -> Path:
         try:
             return Path(snapshot_download(text, local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError) as error:
-            raise FileNotFoundError(
+            raise MissingInputError(
                 f"{text} is neither a directory nor in the local Hugging Face cache: download it with "
                 f"`mochi-tt download {text}`, or give a directory"
             ) from error
-    raise FileNotFoundError(
+    raise MissingInputError(
         f"no checkpoint at {text}: give a directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors file, a "
         "Hugging Face id already in the local cache, or the built-in name tiny"
     )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from models.machine.errors import InputError, MissingInputError
+
 if TYPE_CHECKING:
     import torch
 
@@ -42,7 +44,7 @@ class Component:
         self.variant = variant
         path = self.directory / "config.json"
         if not path.is_file():
-            raise FileNotFoundError(f"checkpoint component {self.name} has no config.json in {self.directory}")
+            raise MissingInputError(f"checkpoint component {self.name} has no config.json in {self.directory}")
         self.config = read_json(path)
 
     @property
@@ -58,7 +60,7 @@ class Component:
             ValueError: it names another class.
         """
         if self.class_name != expected:
-            raise ValueError(
+            raise InputError(
                 f"checkpoint component {self.name} in {self.directory} is a {self.class_name}, "
                 f"not a {expected}: these are the weights of another model"
             )
@@ -143,7 +145,7 @@ class Component:
     def _weight_map(self) -> dict[str, str] | Path:
         entry = (self._entry(self.variant) if self.variant else None) or self._entry(None)
         if entry is None:
-            raise FileNotFoundError(
+            raise MissingInputError(
                 f"checkpoint component {self.name} has no weights in {self.directory}: expected "
                 f"{_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors, or its index{self._other_files()}"
             )
@@ -151,12 +153,12 @@ class Component:
             return entry
         weight_map = read_json(entry).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{entry} has no weight_map: it is not an index of safetensors shards")
+            raise InputError(f"{entry} has no weight_map: it is not an index of safetensors shards")
         for shard in sorted(set(weight_map.values())):
             if Path(shard).name != shard:
-                raise ValueError(f"{entry} names a shard outside its folder: {shard!r}")
+                raise InputError(f"{entry} names a shard outside its folder: {shard!r}")
             if not (self.directory / shard).is_file():
-                raise FileNotFoundError(
+                raise MissingInputError(
                     f"checkpoint component {self.name} lacks the shard {shard} that {entry.name} names, "
                     f"in {self.directory}: download it again"
                 )
@@ -183,7 +185,7 @@ class Component:
             return {key: weights.name for key in held[weights.name]}
         for key, shard in weights.items():
             if key not in held[shard]:
-                raise ValueError(
+                raise InputError(
                     f"the index of checkpoint component {self.name} places {key} in {shard}, which lacks it, "
                     f"in {self.directory}: index and shards are of different versions"
                 )
@@ -199,7 +201,7 @@ def open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} ({path.stat().st_size} bytes) is truncated or not a safetensors file "
             f"({one_line(error)}): download it again"
         ) from error
@@ -232,9 +234,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({one_line(error)}): download it again") from error
+        raise InputError(f"{path} is not valid JSON ({one_line(error)}): download it again") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+        raise InputError(f"{path} must hold a JSON object, not a {type(value).__name__}")
     return value
 
 

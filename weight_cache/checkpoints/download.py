@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.machine.errors import InputError, MissingInputError
 from weight_cache.checkpoints.checkpoint import CLASSES, GENMO_DECODER, GENMO_TRANSFORMER, Checkpoint
 
 _FOLDERS = (*CLASSES, "tokenizer", "scheduler")
@@ -28,7 +29,7 @@ def wanted_files(files: Sequence[str], variant: str | None = None, genmo: bool =
     missing = sorted(heads - set(files)) + [f"{f}/" for f in folders if not any(n.startswith(f"{f}/") for n in files)]
     if missing:
         form = "Genmo's" if genmo else "Diffusers'"
-        raise ValueError(f"the repository holds no Mochi checkpoint in {form} layout: it lacks {', '.join(missing)}")
+        raise InputError(f"the repository holds no Mochi checkpoint in {form} layout: it lacks {', '.join(missing)}")
     chosen = set(heads)
     for folder in folders:
         inside = [name for name in files if name.startswith(f"{folder}/") and name.count("/") == 1]
@@ -78,7 +79,7 @@ def download(
         path = Path(hub.snapshot_download(repository, allow_patterns=files, local_dir=target))
     except failures as error:
         reason = " ".join(str(error).split())[:200]
-        raise FileNotFoundError(
+        raise MissingInputError(
             f"{repository} cannot be fetched from the Hugging Face hub ({reason}): check the name and the connection"
         ) from error
     if genmo:

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.machine.errors import InputError
 from weight_cache.checkpoints.component import Component, fingerprint, open_safetensors
 from weight_cache.checkpoints.names import (
     DECODER_PREFIX,
@@ -69,10 +70,10 @@ class GenmoFile:
         self.keys = names - set(self.scales.values()) - ignored
         orphans = sorted(set(self.scales) - self.keys)
         if orphans:
-            raise ValueError(f"{path} has a scale for {orphans[0]}, which it lacks: download it again")
+            raise InputError(f"{path} has a scale for {orphans[0]}, which it lacks: download it again")
         bare = sorted(k for k in self.keys if self.dtype(k) in _FP8 and k not in self.scales)
         if bare and self.scales:
-            raise ValueError(f"{path} has no scale for the fp8 tensor {bare[0]}: download it again")
+            raise InputError(f"{path} has no scale for the fp8 tensor {bare[0]}: download it again")
 
     @cached_property
     def _handle(self) -> Any:
@@ -133,7 +134,7 @@ class RepackagedComponent(Component):
         if unclaimed:
             problems.append(f"nobody claims {_some(unclaimed)}")
         if problems:
-            raise ValueError(f"{file.path} is not a whole {name} of Mochi in Genmo's form: {'; '.join(problems)}")
+            raise InputError(f"{file.path} is not a whole {name} of Mochi in Genmo's form: {'; '.join(problems)}")
 
     @property
     def files(self) -> list[Path]:  # type: ignore[override]
@@ -199,7 +200,7 @@ def open_transformer(path: Path) -> RepackagedComponent:
     try:
         config = transformer_config(file.keys, file.shape)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
     form = "comfyui" if prefix or file.scales else "genmo"
     return RepackagedComponent("transformer", form, file, transformer_names(config["num_layers"]), config)
 
@@ -218,7 +219,7 @@ def open_decoder(path: Path, prefix: str = "") -> RepackagedComponent:
     try:
         config = decoder_config(file.keys, file.shape)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
     table = decoder_names(tuple(config["layers_per_block"]))
     return RepackagedComponent("vae", "genmo", file, table, config)
 

@@ -19,6 +19,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.machine.errors import InputError, MissingInputError
 from weight_cache.checkpoints.names import Piece, genmo_lora_targets
 
 if TYPE_CHECKING:
@@ -55,12 +56,12 @@ class LoraRequest:
             try:
                 strength = float(number)
             except ValueError as error:
-                raise ValueError(f"LoRA {text!r}: {number!r} is no strength; write FILE or FILE:0.8") from error
+                raise InputError(f"LoRA {text!r}: {number!r} is no strength; write FILE or FILE:0.8") from error
             path = Path(name)
         if not isfinite(strength):
-            raise ValueError(f"LoRA {text!r}: the strength must be a finite number")
+            raise InputError(f"LoRA {text!r}: the strength must be a finite number")
         if not path.is_file():
-            raise FileNotFoundError(f"no LoRA file at {path}: give a .safetensors file, or FILE:STRENGTH")
+            raise MissingInputError(f"no LoRA file at {path}: give a .safetensors file, or FILE:STRENGTH")
         return cls(path, strength)
 
 
@@ -143,21 +144,21 @@ def _read(lora: LoraRequest, source: TensorSource, layers: int) -> list[tuple[st
         elif not genmo and name.endswith(".alpha"):
             alphas[name.removesuffix(".alpha").removeprefix("transformer.")] = name
         else:
-            raise ValueError(f"LoRA {lora.path} holds {name}, which is neither a lora_A nor a lora_B: not supported")
+            raise InputError(f"LoRA {lora.path} holds {name}, which is neither a lora_A nor a lora_B: not supported")
     if not pairs:
-        raise ValueError(f"LoRA {lora.path} holds no lora_A and lora_B: it is not a LoRA")
+        raise InputError(f"LoRA {lora.path} holds no lora_A and lora_B: it is not a LoRA")
     if stray := sorted(set(alphas) - set(pairs)):
-        raise ValueError(f"LoRA {lora.path} has an alpha for {stray[0]}, which it does not change")
+        raise InputError(f"LoRA {lora.path} has an alpha for {stray[0]}, which it does not change")
     settings = _settings(lora.path, metadata, genmo)
     targets: Mapping[str, list[tuple[str, Piece]]] = genmo_lora_targets(layers) if genmo else {}
     known = set(source.keys())
     found = []
     for module, pair in pairs.items():
         if set(pair) != {"A", "B"}:
-            raise ValueError(f"LoRA {lora.path} has only one of lora_A and lora_B for {module}: download it again")
+            raise InputError(f"LoRA {lora.path} has only one of lora_A and lora_B for {module}: download it again")
         down, up = handle.get_tensor(pair["A"]), handle.get_tensor(pair["B"])
         if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
-            raise ValueError(
+            raise InputError(
                 f"LoRA {lora.path}: lora_A {list(down.shape)} and lora_B {list(up.shape)} of {module} differ in rank"
             )
         rank = down.shape[0]
@@ -165,12 +166,12 @@ def _read(lora: LoraRequest, source: TensorSource, layers: int) -> list[tuple[st
         scale = lora.strength * alpha / rank
         places = targets.get(module, []) if genmo else [(f"{module}.weight", Piece(f"{module}.weight"))]
         if not places or not all(name in known for name, _ in places):
-            raise ValueError(f"LoRA {lora.path} changes {module}, which this model lacks: it is for another model")
+            raise InputError(f"LoRA {lora.path} changes {module}, which this model lacks: it is for another model")
         rows = up.shape[0] // places[0][1].parts
         for name, piece in places:
             shape = tuple(source.shape(name))
             if shape != (rows, down.shape[1]) or up.shape[0] % piece.parts:
-                raise ValueError(
+                raise InputError(
                     f"LoRA {lora.path} changes {module} by [{up.shape[0]}, {down.shape[1]}], the model's {name} is "
                     f"{list(shape)}: it is for another model"
                 )
@@ -195,9 +196,9 @@ class _Settings:
             if part in module:
                 stated, alpha = (self.genmo.get(f"{kind}_lora_{name}") for name in ("rank", "alpha"))
                 if stated != rank:
-                    raise ValueError(f"LoRA {self.path}: {module} has rank {rank}, its metadata says {stated}")
+                    raise InputError(f"LoRA {self.path}: {module} has rank {rank}, its metadata says {stated}")
                 return _number(self.path, alpha)
-        raise ValueError(f"LoRA {self.path} changes {module}: Genmo's metadata gives no alpha for that")
+        raise InputError(f"LoRA {self.path} changes {module}: Genmo's metadata gives no alpha for that")
 
 
 def _settings(path: Path, metadata: Mapping[str, str], genmo: bool) -> _Settings:
@@ -206,11 +207,11 @@ def _settings(path: Path, metadata: Mapping[str, str], genmo: bool) -> _Settings
             return _Settings(path, dict(json.loads(metadata["kwargs"])), {})
         peft = dict(json.loads(metadata.get("lora_adapter_metadata", "{}")))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"LoRA {path}: its metadata is not the JSON of a LoRA's settings") from error
+        raise InputError(f"LoRA {path}: its metadata is not the JSON of a LoRA's settings") from error
     if peft.get("transformer.use_dora") or peft.get("use_dora"):
-        raise ValueError(f"LoRA {path} is a DoRA, which is not supported: use a plain LoRA")
+        raise InputError(f"LoRA {path} is a DoRA, which is not supported: use a plain LoRA")
     if peft.get("transformer.use_rslora") or peft.get("use_rslora"):
-        raise ValueError(f"LoRA {path} is a rank-stabilised LoRA, which is not supported: use a plain LoRA")
+        raise InputError(f"LoRA {path} is a rank-stabilised LoRA, which is not supported: use a plain LoRA")
     return _Settings(path, None, {key.removeprefix("transformer."): value for key, value in peft.items()})
 
 
@@ -224,5 +225,5 @@ def _pattern(pattern: Any, module: str, default: Any) -> Any:
 
 def _number(path: Path, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise ValueError(f"LoRA {path}: alpha {value!r} is not a number")
+        raise InputError(f"LoRA {path}: alpha {value!r} is not a number")
     return float(value)

@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from models.machine.errors import InputError
+
 _ATTENTION = {"x": ("to_q", "to_k", "to_v"), "y": ("add_q_proj", "add_k_proj", "add_v_proj")}
 # Positions of norms and convolutions in the `stack` of Genmo's residual block.
 _RESIDUAL = {0: "norm1.norm_layer", 2: "conv1.conv", 3: "norm2.norm_layer", 5: "conv2.conv"}
@@ -74,7 +76,7 @@ class Piece:
         """
         divisor = 2 if self.swap else self.parts
         if not shape or shape[0] % divisor:
-            raise ValueError(f"{self.key} has {shape[0] if shape else 0} rows, which {divisor} parts do not divide")
+            raise InputError(f"{self.key} has {shape[0] if shape else 0} rows, which {divisor} parts do not divide")
         return (shape[0] // self.parts, *shape[1:])
 
     def take(self, tensor: Any) -> Any:
@@ -168,7 +170,7 @@ def transformer_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
     missing = [key for key in wanted if key not in keys]
     layers = _count(keys, "blocks.")
     if missing or not layers:
-        raise ValueError(f"not Mochi's transformer in Genmo's form: it lacks {', '.join(missing) or 'blocks.0'}")
+        raise InputError(f"not Mochi's transformer in Genmo's form: it lacks {', '.join(missing) or 'blocks.0'}")
     _, heads, half_head = shape("pos_frequencies")
     _, channels, patch, _ = shape("x_embedder.proj.weight")
     text, features = shape("t5_yproj.weight")
@@ -194,7 +196,7 @@ def decoder_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
         ValueError: a tensor that the configuration is derived from is missing.
     """
     if not {"blocks.0.0.weight", "output_proj.weight"} <= keys:
-        raise ValueError("not Mochi's VAE decoder in Genmo's form: it lacks blocks.0.0.weight or output_proj.weight")
+        raise InputError("not Mochi's VAE decoder in Genmo's form: it lacks blocks.0.0.weight or output_proj.weight")
     last = _count(keys, "blocks.") - 1
     counts = [_count(keys, "blocks.0.") - 1]
     counts += [_count(keys, f"blocks.{block}.blocks.") for block in range(1, last)]
@@ -206,7 +208,7 @@ def decoder_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
         if counts[block]
     ]
     if len(widths) != last or 0 in counts:
-        raise ValueError("not Mochi's VAE decoder in Genmo's form: its blocks are incomplete")
+        raise InputError("not Mochi's VAE decoder in Genmo's form: its blocks are incomplete")
     return {
         "_class_name": "AutoencoderKLMochi",
         "decoder_block_out_channels": widths[::-1],

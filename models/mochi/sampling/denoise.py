@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from models.machine.errors import InputError
 from models.mochi.sampling.branches import (
     Branches,
     BranchesInTurn,
@@ -89,14 +90,14 @@ def denoise(
     """
     steps, policy = len(guidance), policy or GuideByScale(guidance)
     if len(sigmas) != steps + 1:
-        raise ValueError(f"{len(sigmas)} sigmas for {steps} guidance scales: a schedule of n steps has n + 1 sigmas")
+        raise InputError(f"{len(sigmas)} sigmas for {steps} guidance scales: a schedule of n steps has n + 1 sigmas")
     if negative is None and any(scale != 1.0 for scale in guidance):
-        raise ValueError(
+        raise InputError(
             "guidance other than 1 needs a negative prompt's embeddings (those of the empty prompt will do)"
         )
     patch, shape = transformer.config.patch_size, latents.shape
     if shape[0] != 1 or shape[1] != transformer.config.in_channels or shape[3] % patch or shape[4] % patch:
-        raise ValueError(
+        raise InputError(
             f"latents {tuple(shape)} do not fit: they must be [1, {transformer.config.in_channels}, T, H, W] "
             f"with H and W multiples of the patch size {patch}"
         )

@@ -15,6 +15,8 @@ from itertools import pairwise
 from math import isfinite
 from typing import Any
 
+from models.machine.errors import InputError
+
 THRESHOLD_NOISE = 0.025
 TIMESTEPS = 1000
 NUM_STEPS = 64
@@ -39,12 +41,12 @@ def linear_quadratic_schedule(
     """
     _check_steps(num_steps)
     if not isfinite(threshold_noise) or not 0 < threshold_noise < 1:
-        raise ValueError(f"threshold_noise {threshold_noise} must be between 0 and 1 (Genmo's is 0.025)")
+        raise InputError(f"threshold_noise {threshold_noise} must be between 0 and 1 (Genmo's is 0.025)")
     if num_steps == 1 and linear_steps is None:
         return [1.0, 0.0]
     length = num_steps // 2 if linear_steps is None else linear_steps
     if not 1 <= length < num_steps:
-        raise ValueError(
+        raise InputError(
             f"linear_steps {length} must be from 1 to {num_steps - 1} with {num_steps} steps: give fewer "
             "linear steps or more steps"
         )
@@ -53,7 +55,7 @@ def linear_quadratic_schedule(
     # u(L + x) = threshold + slope x + curve x^2, with u(n) = 1.
     curve = (1 - threshold_noise - slope * rest) / rest**2
     if slope + 2 * curve * rest <= 0:
-        raise ValueError(
+        raise InputError(
             f"threshold_noise {threshold_noise} after {length} of {num_steps} steps overshoots the end: lower "
             "threshold_noise or use more linear_steps"
         )
@@ -78,10 +80,10 @@ def resolve_sigmas(
         threshold = THRESHOLD_NOISE if threshold_noise is None else threshold_noise
         return linear_quadratic_schedule(steps, threshold, linear_steps)
     if threshold_noise is not None or linear_steps is not None:
-        raise ValueError("threshold_noise and linear_steps belong to the schedule that sigmas replaces: leave them out")
+        raise InputError("threshold_noise and linear_steps belong to the schedule that sigmas replaces: leave them out")
     values = check_sigmas(sigmas)
     if num_steps not in (None, len(values) - 1):
-        raise ValueError(f"{len(values)} sigmas are {len(values) - 1} steps, not {num_steps}: leave the number out")
+        raise InputError(f"{len(values)} sigmas are {len(values) - 1} steps, not {num_steps}: leave the number out")
     return values
 
 
@@ -94,14 +96,14 @@ def check_sigmas(sigmas: Sequence[float]) -> list[float]:
     """
     values = [float(s) for s in sigmas]
     if len(values) < 2:
-        raise ValueError(f"sigmas must have at least 2 values (steps + 1), not {len(values)}")
+        raise InputError(f"sigmas must have at least 2 values (steps + 1), not {len(values)}")
     if not all(isfinite(s) and 0 <= s <= 1 for s in values):
-        raise ValueError(f"sigmas must lie in [0, 1], not from {min(values)} to {max(values)}")
+        raise InputError(f"sigmas must lie in [0, 1], not from {min(values)} to {max(values)}")
     for i, (now, after) in enumerate(pairwise(values)):
         if after >= now:
-            raise ValueError(f"sigmas must fall strictly, but go from {now:.6g} to {after:.6g} at step {i}")
+            raise InputError(f"sigmas must fall strictly, but go from {now:.6g} to {after:.6g} at step {i}")
     if values[-1] != 0:
-        raise ValueError(f"the last sigma must be 0, the end of denoising, not {values[-1]}: append a 0")
+        raise InputError(f"the last sigma must be 0, the end of denoising, not {values[-1]}: append a 0")
     return values
 
 
@@ -123,13 +125,13 @@ def guidance_schedule(guidance: float | Sequence[float], num_steps: int) -> list
     """
     _check_steps(num_steps)
     if isinstance(guidance, str):
-        raise ValueError(f"guidance scale {guidance!r} must be a number or one number per step")
+        raise InputError(f"guidance scale {guidance!r} must be a number or one number per step")
     scales = [float(g) for g in guidance] if isinstance(guidance, Sequence) else [float(guidance)] * num_steps
     if len(scales) != num_steps:
-        raise ValueError(f"{len(scales)} guidance scales for {num_steps} steps: give one, or one per step")
+        raise InputError(f"{len(scales)} guidance scales for {num_steps} steps: give one, or one per step")
     for scale in scales:
         if not isfinite(scale) or scale < 1:
-            raise ValueError(f"guidance scale {scale:g} must be at least 1 (1 turns guidance off)")
+            raise InputError(f"guidance scale {scale:g} must be at least 1 (1 turns guidance off)")
     return scales
 
 
@@ -154,7 +156,7 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
     for name, (wanted, default) in required.items():
         value = config.get(name, default)
         if (value or None) != (wanted or None):
-            raise ValueError(
+            raise InputError(
                 f"the checkpoint's scheduler has {name}={value!r}, but Mochi is sampled with {wanted!r}: "
                 "correct scheduler/scheduler_config.json"
             )
@@ -162,4 +164,4 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
 
 def _check_steps(num_steps: int) -> None:
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"the number of steps {num_steps!r} must be an integer of at least 1")
+        raise InputError(f"the number of steps {num_steps!r} must be an integer of at least 1")

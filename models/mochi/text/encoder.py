@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from models.machine.errors import InputError, MissingInputError
+
 if TYPE_CHECKING:
     from models.mochi.text.t5 import T5Encoder
     from weight_cache.checkpoints.checkpoint import Checkpoint
@@ -99,7 +101,7 @@ def check_sequence_length(length: int) -> None:
         ValueError: it is not.
     """
     if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= MAX_SEQUENCE_LENGTH:
-        raise ValueError(f"max_sequence_length {length!r} must be an integer from 1 to {MAX_SEQUENCE_LENGTH}")
+        raise InputError(f"max_sequence_length {length!r} must be an integer from 1 to {MAX_SEQUENCE_LENGTH}")
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -112,7 +114,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     tokenizer = _read_tokenizer(checkpoint.tokenizer)
     vocabulary = checkpoint.text_encoder.config["vocab_size"]
     if len(tokenizer) > vocabulary:
-        raise ValueError(
+        raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens, the text encoder {vocabulary}: "
             f"they are not of one checkpoint ({checkpoint.directory})"
         )
@@ -123,13 +125,13 @@ def _read_tokenizer(directory: Path) -> Any:
     from transformers import T5Tokenizer
 
     if not any((directory / name).is_file() for name in ("spiece.model", "tokenizer.json")):
-        raise FileNotFoundError(
+        raise MissingInputError(
             f"checkpoint component tokenizer in {directory} has neither spiece.model nor tokenizer.json"
         )
     try:
         return T5Tokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:
         # A damaged file may raise any error in the libraries. The user's remedy is always the same.
-        raise ValueError(
+        raise InputError(
             f"the tokenizer in {directory} cannot be read ({' '.join(str(error).split())[:200]}): download it again"
         ) from error

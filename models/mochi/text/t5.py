@@ -27,6 +27,7 @@ from models.layers import (
     rms_norm,
     split_heads,
 )
+from models.machine.errors import InputError
 from models.parallel import Layout, Mesh, gather
 
 MAX_TOKENS = 256
@@ -56,7 +57,7 @@ class T5Config:
         """
         kind = config.get("feed_forward_proj", "relu")
         if kind != "gated-gelu":
-            raise ValueError(f"text encoder config: feed_forward_proj is {kind!r}, only 'gated-gelu' is implemented")
+            raise InputError(f"text encoder config: feed_forward_proj is {kind!r}, only 'gated-gelu' is implemented")
         return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
 
 
@@ -168,7 +169,7 @@ class T5Encoder(Module):
         ids = np.asarray(ids, dtype=np.int32).reshape(1, -1)
         length = ids.shape[1]
         if not 1 <= length <= MAX_TOKENS:
-            raise ValueError(f"{length} tokens: the text encoder takes 1 to {MAX_TOKENS}")
+            raise InputError(f"{length} tokens: the text encoder takes 1 to {MAX_TOKENS}")
         uploaded = self.mesh.upload(ids, dtype=ttnn.uint32, layout=ttnn.ROW_MAJOR_LAYOUT)
         x = ttnn.embedding(uploaded, self.embedding.tensor, layout=ttnn.TILE_LAYOUT)
         x = ttnn.typecast(ttnn.reshape(x, (1, 1, length, x.shape[-1])), ttnn.float32)

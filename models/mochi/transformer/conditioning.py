@@ -12,6 +12,7 @@ import numpy as np
 import ttnn
 
 from models.layers import ColumnParallelLinear, Module, Width, attention_program, compute
+from models.machine.errors import InputError
 from models.mochi.config import POOL_HEADS, TransformerConfig
 from models.mochi.transformer.widths import Widths
 from models.parallel import Mesh, gather
@@ -164,7 +165,7 @@ class StepTable:
             ValueError: there is no such row.
         """
         if not 0 <= step < self.steps:
-            raise ValueError(f"step {step} is not among the {self.steps} that were prepared")
+            raise InputError(f"step {step} is not among the {self.steps} that were prepared")
         ttnn.slice(self._table, [0, 0, step, 0], [1, 1, step + 1, self._width], output_tensor=self._row)
 
     def group(self, index: int) -> list[ttnn.Tensor]:

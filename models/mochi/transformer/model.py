@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import ttnn
 
 from models.layers import Chunks, ColumnParallelLinear, Module, RotaryTable, RowParallelLinear, Width, layer_norm
+from models.machine.errors import InputError
 from models.mochi.config import TransformerConfig
 from models.mochi.precision import PRECISIONS, Precision
 from models.mochi.transformer.block import TransformerBlock
@@ -121,7 +122,7 @@ class MochiTransformer(Module):
         """
         length = features.shape[0]
         if length > self.config.max_sequence_length:
-            raise ValueError(f"{length} text tokens are more than the model's {self.config.max_sequence_length}")
+            raise InputError(f"{length} text tokens are more than the model's {self.config.max_sequence_length}")
         uploaded = self.mesh.upload(features[None, None]) if length else None
         conditioning_11SD, text_1BLP = self.conditioning(timesteps, uploaded)
         tables = [table for block in self.blocks for table in block.modulations(conditioning_11SD)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.layers import Width
+from models.machine.errors import InputError
 from models.mochi.config import POOL_HEADS, TransformerConfig
 
 
@@ -30,7 +31,7 @@ class Widths:
         """
         heads = config.num_attention_heads
         if heads % tp:
-            raise ValueError(f"TP={tp} does not divide the model's {heads} attention heads: choose another layout")
+            raise InputError(f"TP={tp} does not divide the model's {heads} attention heads: choose another layout")
         return cls(
             visual=Width.sharded(config.inner_dim, tp),
             text=Width.sharded(config.pooled_projection_dim, tp),

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from models.machine.errors import InputError
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -34,19 +36,19 @@ class DecoderConfig:
         """
         channels = self.decoder_block_out_channels
         if any(width % 32 for width in channels):
-            raise ValueError(
+            raise InputError(
                 f"decoder_block_out_channels {list(channels)} must be multiples of 32, the number of groups"
             )
         stages = len(channels) - 1
         if len(self.layers_per_block) != stages + 2:
-            raise ValueError(f"layers_per_block {list(self.layers_per_block)} must have {stages + 2} entries")
+            raise InputError(f"layers_per_block {list(self.layers_per_block)} must have {stages + 2} entries")
         if self.layers_per_block[0] < 1:
-            raise ValueError(f"layers_per_block {list(self.layers_per_block)} must begin with 1 or more")
+            raise InputError(f"layers_per_block {list(self.layers_per_block)} must begin with 1 or more")
         for name in ("temporal_expansions", "spatial_expansions"):
             if len(getattr(self, name)) != stages:
-                raise ValueError(f"{name} {list(getattr(self, name))} must have {stages} entries")
+                raise InputError(f"{name} {list(getattr(self, name))} must have {stages} entries")
         if len(self.latents_mean) != len(self.latents_std) or len(self.latents_mean) not in (0, self.latent_channels):
-            raise ValueError(f"latents_mean and latents_std must both have {self.latent_channels} entries, or none")
+            raise InputError(f"latents_mean and latents_std must both have {self.latent_channels} entries, or none")
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> DecoderConfig:
@@ -56,7 +58,7 @@ class DecoderConfig:
             ValueError: the values do not fit together, or the activation is not SiLU.
         """
         if config.get("act_fn", "silu") not in ("silu", "swish"):
-            raise ValueError(f"act_fn {config['act_fn']!r} is not supported: the decoder knows silu")
+            raise InputError(f"act_fn {config['act_fn']!r} is not supported: the decoder knows silu")
         known: dict[str, Any] = {}
         for name in cls.__dataclass_fields__:
             value = config.get(name)

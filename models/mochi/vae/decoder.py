@@ -10,6 +10,7 @@ import ttnn
 
 from models.layers.conv3d import Conv3d
 from models.layers.module import Module, TensorSource
+from models.machine.errors import InputError
 from models.mochi.vae.blocks import Past, ResBlock, Shared, UpBlock
 from models.mochi.vae.config import DecoderConfig
 from models.mochi.vae.memory import chunk_frames, dram_free
@@ -266,23 +267,23 @@ def check_latents(latents_BCTHW: torch.Tensor, channels: int) -> None:
     """
     shape = list(latents_BCTHW.shape)
     if len(shape) != 5 or shape[0] != 1 or shape[1] != channels or min(shape) < 1:
-        raise ValueError(f"latents must be [1, {channels}, T, H, W], not {shape}")
+        raise InputError(f"latents must be [1, {channels}, T, H, W], not {shape}")
     if not latents_BCTHW.is_floating_point():
-        raise ValueError(f"latents must be floating-point numbers, not {latents_BCTHW.dtype}")
+        raise InputError(f"latents must be floating-point numbers, not {latents_BCTHW.dtype}")
     if not latents_BCTHW.isfinite().all():
-        raise ValueError("latents hold values that are not finite: there is nothing to decode")
+        raise InputError("latents hold values that are not finite: there is nothing to decode")
 
 
 def _check_chunk(chunk: int, frames: int, extent: Extent) -> None:
     shards = extent.time.shards
     least = 2 * shards if shards > 1 else 1
     if chunk < frames and (chunk < least or chunk % shards):
-        raise ValueError(
+        raise InputError(
             f"chunks of {chunk} latent frames do not fill {shards} shards of time: use a multiple of {shards}, at "
             f"least {least}"
         )
     if chunk < 1:
-        raise ValueError(f"chunks of {chunk} latent frames: use at least 1")
+        raise InputError(f"chunks of {chunk} latent frames: use at least 1")
 
 
 def _dims(extent: Extent) -> dict[int, int]:

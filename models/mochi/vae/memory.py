@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import ttnn
 
+from models.machine.errors import InputError
 from models.mochi.vae.config import DecoderConfig
 from models.mochi.vae.split import Split
 from models.parallel import Mesh
@@ -83,7 +84,7 @@ def chunk_frames(config: DecoderConfig, split: Split, mesh: Mesh, size: tuple[in
 
     fitting = [local for local in range(least, whole.time.local) if needed(local) <= usable]
     if not fitting:
-        raise ValueError(
+        raise InputError(
             f"latents of {frames}x{rows}x{columns} split {split} do not fit: {least} frames a chip take "
             f"{needed(least) / 1e9:.1f} GB and {usable / 1e9:.1f} GB are free; use a smaller size or a larger mesh"
         )

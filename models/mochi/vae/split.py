@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from models.machine.errors import InputError
 from models.parallel import Axis, Mesh
 from models.parallel.halo import HEIGHT, TIME, WIDTH, Extent, ShardedDim
 
@@ -34,7 +35,7 @@ class Split:
             ValueError: both axes split the same dim.
         """
         if self.dims[0] is not None and self.dims[0] == self.dims[1]:
-            raise ValueError(f"split {self}: both mesh axes split the same dim; {_FORM}")
+            raise InputError(f"split {self}: both mesh axes split the same dim; {_FORM}")
 
     def __str__(self) -> str:
         names = {dim: name for name, dim in _NAMES.items()}
@@ -58,7 +59,7 @@ class Split:
             or len(set(axes)) != len(axes)
             or not wanted
         ):
-            raise ValueError(f"split {text!r} is not a split: {_FORM}")
+            raise InputError(f"split {text!r} is not a split: {_FORM}")
         return cls((dims[0], dims[1]))
 
     def extent(self, mesh: Mesh, frames: int, rows: int, columns: int) -> Extent:

@@ -76,7 +76,7 @@ def build(
 
 @app.command("list")
 def list_(cache_dir: CacheDir = None, json_file: Json = None) -> None:
-    """Show what the store holds: state, size, age, mesh and precision."""
+    """Show what the store holds: state (complete, unfinished, outdated, ...), size, age, mesh and precision."""
     from weight_cache.store import Store
 
     _check(json_file)
@@ -90,6 +90,8 @@ def list_(cache_dir: CacheDir = None, json_file: Json = None) -> None:
             f"layout {value.get('layout', '?')}, precision {value.get('precision', '?')}, "
             f"loras {', '.join(value.get('loras', [])) or 'none'}, from {value.get('source', '?')}"
         )
+        if "why" in value:
+            print(f"  {value['why']}{': mochi-tt cache prune' if entry.state in ('outdated', 'unreadable') else ''}")
         if entry.set_aside_bytes:
             print(f"  {entry.set_aside_bytes / 1e9:.3f} GB of damaged files set aside: mochi-tt cache prune")
     _write({"store": str(store.root), "entries": [entry.as_json() for entry in found]}, json_file)
@@ -121,7 +123,11 @@ def prune(
     everything: Annotated[bool, typer.Option("--all", help="Delete every entry.")] = False,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Delete unfinished and unreadable entries and damaged files set aside, and others if asked."""
+    """Delete unfinished, unreadable and outdated entries and damaged files set aside, and others if asked.
+
+    Outdated entries were made by an older version of this program or of ttnn, and are never read again. Entries of a
+    newer version stay unless they are named.
+    """
     from weight_cache.store import Store
 
     removed = Store(cache_dir).prune(names or (), older_than_days=older_than, everything=everything)

@@ -22,6 +22,7 @@ from models.layers.module import Module, Parameter, TensorSource, check_sources
 from models.machine.errors import MachineError
 from weight_cache.digest import ByteProgress
 from weight_cache.entry import TEMPORARY, Entry, free_bytes
+from weight_cache.key import stored_parameters
 from weight_cache.manifest import Manifest, TensorRecord
 from weight_cache.plan import data_bytes, disk_bytes
 from weight_cache.tensor_file import TensorWriter
@@ -63,8 +64,8 @@ def convert(
         ValueError: the weights do not fit the model.
         OSError: there is no space, or the directory cannot be written. Finished tensors stay for the next run.
     """
-    parameters = list(module.parameters())
-    check_sources(parameters, source)
+    check_sources(list(module.parameters()), source)
+    parameters = stored_parameters(module)
     done = entry.start()
     start = perf_counter()
     sizes = {name: disk_bytes(parameter, module.mesh) for name, _, parameter in parameters}

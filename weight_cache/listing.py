@@ -8,11 +8,25 @@ from time import time
 from typing import Any
 
 from weight_cache.entry import Entry
+from weight_cache.manifest import Manifest
+from weight_cache.versions import format_state, key_state
 
 
 @dataclass(frozen=True)
 class Found:
-    """An entry as `Store.entries` lists it. `state` is complete, unfinished or unreadable."""
+    """An entry as `Store.entries` lists it.
+
+    Attributes:
+        name: of its directory.
+        path: its directory.
+        state: "complete"; "unfinished" (being made, or interrupted); "unreadable" (its manifest is damaged); "outdated"
+            (made by an older version of this program or of ttnn, so that it is never read again); or "newer" (made by
+            a newer version, which may still read it).
+        bytes: size of its files, without those set aside.
+        set_aside_bytes: size of the damaged files set aside.
+        last_used: seconds since the epoch.
+        about: what its manifest says for people; "why" gives the reason for an unreadable, outdated or newer state.
+    """
 
     name: str
     path: Path
@@ -35,14 +49,38 @@ class Found:
 
     @classmethod
     def at(cls, path: Path) -> Found:
-        """Return the entry in the directory `path`, in whatever state it is."""
+        """Describe the entry in the directory `path`, whatever state it is in."""
         entry = Entry(path)
-        about: dict[str, Any] = {}
-        try:
-            manifest = entry.manifest()
-            state = "unfinished" if manifest is None else "complete"
-            about = {} if manifest is None else manifest.about | {"tensors": len(manifest.tensors)}
-        except ValueError as error:
-            state, about = "unreadable", {"why": str(error)}
+        state, why = state_of(entry)
+        about = _about(entry) | ({"why": why} if why else {})
         aside = Entry(path / "set-aside").size()
         return cls(path.name, path, state, entry.size() - aside, aside, entry.last_used(), about)
+
+
+def state_of(entry: Entry) -> tuple[str, str]:
+    """Return the state of an entry, as in `Found`, and the reason where it needs one, else "".
+
+    A manifest that says nothing of its versions is judged by what can be read of it.
+    """
+    try:
+        value = Manifest.read_value(entry.manifest_path)
+        state, why = format_state(value.get("format"))
+        if state != "complete":
+            return state, why
+        manifest = entry.manifest()
+        return ("unfinished", "") if manifest is None else key_state(manifest.key_fields)
+    except (FileNotFoundError, NotADirectoryError):
+        return "unfinished", ""
+    except ValueError as error:
+        return "unreadable", str(error)
+
+
+def _about(entry: Entry) -> dict[str, Any]:
+    """What a manifest of any version says for people, as far as it is there."""
+    try:
+        value = Manifest.read_value(entry.manifest_path)
+    except (OSError, ValueError):
+        return {}
+    about, tensors = value.get("about"), value.get("tensors")
+    found = dict(about) if isinstance(about, dict) else {}
+    return found | ({"tensors": len(tensors)} if isinstance(tensors, list) else {})

@@ -12,13 +12,15 @@ from typing import Any
 
 from models.machine.errors import InputError
 
-# Increase it whenever entries of the previous version must not be read any more.
-FORMAT_VERSION = 1
+# Raised whenever entries of the version before must not be read any more. It stands for what is in a manifest and in a
+# key, and for the bytes of tensor files apart from the kinds of conversion: rounding, tiling, sharding, order.
+# 2: versions of conversions in the key instead of hashes of source text, names of tensors from the checkpoint's.
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One stored tensor: the parameter's path in the model, its file, and the content of the file."""
+    """One stored tensor: its name (`weight_cache.key.stored_name`), its file, and what is in it."""
 
     name: str
     file: str
@@ -68,6 +70,22 @@ class Manifest:
         value = {"format": FORMAT_VERSION, **asdict(self)}
         write_atomically(path, json.dumps(value, indent=1) + "\n")
 
+    @staticmethod
+    def read_value(path: Path) -> dict[str, Any]:
+        """Read a manifest of any version as plain JSON values.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is not a JSON object.
+        """
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InputError(f"manifest {path} is damaged ({' '.join(str(error).split())})") from error
+        if not isinstance(value, dict):
+            raise InputError(f"manifest {path} is damaged (it is a {type(value).__name__})")
+        return value
+
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Read a manifest.
@@ -76,15 +94,15 @@ class Manifest:
             FileNotFoundError: there is no manifest.
             ValueError: it is damaged, or of another version of the store.
         """
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"manifest {path} is damaged ({' '.join(str(error).split())})") from error
-        version = value.get("format") if isinstance(value, dict) else None
+        value = cls.read_value(path)
+        version = value.get("format")
         if version != FORMAT_VERSION:
             raise InputError(f"manifest {path} is of version {version!r}, this program reads {FORMAT_VERSION}")
         try:
             tensors = [TensorRecord.from_json(tensor) for tensor in value["tensors"]]
+            for name in ("key_fields", "about"):
+                if not isinstance(value[name], dict):
+                    raise InputError(f"its {name} is a {type(value[name]).__name__}")
             return cls(value["key"], value["key_fields"], tensors, value["about"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"manifest {path} is damaged ({' '.join(str(error).split())})") from error

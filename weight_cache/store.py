@@ -1,5 +1,8 @@
 """The store: entries found by key, created if missing, checked before use, and sent to the mesh.
 
+The key holds the versions of what decides the bytes (`weight_cache.versions`), so that an entry of another version is
+never read: it stays under its own name until `Store.prune`.
+
 <store>/entries/<component>-<layout>-<precision>-<24 digits of the key>/
 <store>/locks/<entry>.lock      held while an entry is created or repaired; freed by the system if its holder dies
 <store>/digests.json            hashes of checkpoint files
@@ -20,8 +23,8 @@ from models.machine.errors import InputError, MachineError
 from weight_cache.checkpoints.lora import LoraRequest, checked_source
 from weight_cache.digest import DigestMemory
 from weight_cache.entry import Entry
-from weight_cache.key import entry_key, key_fields
-from weight_cache.listing import Found
+from weight_cache.key import entry_key, key_fields, stored_parameters
+from weight_cache.listing import Found, state_of
 from weight_cache.location import store_directory
 from weight_cache.manifest import Manifest
 from weight_cache.precision import set_precision, stored_precision
@@ -73,7 +76,7 @@ class Store:
         manifest, entry = self._ready(module, component, precision, loras, progress, on_message, check=True)
         report = progress or _silent
         records = {record.name: record for record in manifest.tensors}
-        parameters = list(module.parameters())
+        parameters = stored_parameters(module)
         for index, (name, _, parameter) in enumerate(parameters):
             parameter.put(module.mesh, ttnn.load_tensor(entry.file(records[name])))
             report(f"weights {component.name}", index + 1, len(parameters))
@@ -95,30 +98,36 @@ class Store:
         return manifest, entry.path
 
     def entries(self) -> list[Found]:
-        """Return all entries, sorted by name."""
+        """List all entries, by name."""
         return [Found.at(path) for path in self._paths()]
 
     def verify(self, names: Sequence[str] = (), progress: Progress | None = None) -> dict[str, dict[str, str]]:
         """Read every file of the complete entries whose name contains one of `names` (all by default).
 
+        Outdated and newer entries are never read by this program and are left out.
+
         Returns:
             For each entry, the damaged files and the reason for each.
 
         Raises:
-            ValueError: no entry has such a name, or a named entry is not finished.
+            ValueError: no entry has such a name, or one that is named is unfinished, outdated or newer.
         """
         found = {}
         for path in self._selected(names):
             entry = Entry(path)
+            state, why = state_of(entry)
+            if state in ("unfinished", "outdated", "newer"):
+                if names:
+                    reason = f" ({why})" if why else ""
+                    raise InputError(f"entry {path.name} is {state}{reason}: there is nothing to verify")
+                continue
             try:
                 manifest = entry.manifest()
             except ValueError as error:
                 found[path.name] = {entry.manifest_path.name: str(error)}
                 continue
             if manifest is None:
-                if names:
-                    raise InputError(f"entry {path.name} is not finished: there is nothing to verify yet")
-                continue
+                continue  # Pruned meanwhile.
             if entry_key(manifest.key_fields) != manifest.key:
                 found[path.name] = {entry.manifest_path.name: f"manifest {entry.manifest_path} is of another entry"}
                 continue
@@ -134,13 +143,14 @@ class Store:
     ) -> list[Found]:
         """Delete entries, and return the deleted ones.
 
-        Without arguments it deletes entries that are unfinished or unreadable. It also deletes files set aside in the
-        other entries, and returns these entries in the state "set aside". Entries on which another process works stay.
+        Without arguments: entries that are unfinished, unreadable or outdated, and what was set aside in the others
+        (which are returned in the state "set aside"). Entries of a newer program stay unless they are named. Entries
+        that another process is working on stay.
 
         Args:
-            names: also delete complete entries whose name contains one of these.
+            names: also delete entries whose name contains one of these, whatever their state.
             older_than_days: also delete complete entries not used for so many days.
-            everything: delete all entries.
+            everything: delete all.
 
         Raises:
             ValueError: no entry has such a name.
@@ -154,7 +164,7 @@ class Store:
             old = older_than_days is not None and time() - found.last_used > older_than_days * 86400
             named = any(name in path.name for name in names)
             with contextlib.suppress(Timeout), self._lock(path.name).acquire(timeout=0):
-                if everything or old or named or found.state != "complete":
+                if everything or named or (old if found.state == "complete" else found.state != "newer"):
                     Entry(path).remove()
                     removed.append(found)
                 elif found.set_aside_bytes:

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import ttnn
 
+from models.conversion import CONV3D_BIAS, CONV3D_WEIGHT, Conversion, describe_packing
 from models.layers import compute
 from models.layers.module import Module, Parameter
 from models.machine.errors import InputError
@@ -147,6 +148,23 @@ def _block_sizes(size: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
                     yield frames, rows, columns
 
 
+@dataclass(frozen=True)
+class Fold:
+    """A change that is made to a convolution's weight and bias on the host, before they are prepared.
+
+    Attributes:
+        function: of (weight, bias), both float32, giving both.
+        weight: the kind of conversion that the weight then has.
+        bias: the kind of conversion that the bias then has.
+        packing: what the function depends on besides the two; see `Parameter`.
+    """
+
+    function: Callable
+    weight: Conversion
+    bias: Conversion
+    packing: str
+
+
 class Conv3d(Module):
     """Convolution without padding in time. In space it pads only on request.
 
@@ -155,8 +173,7 @@ class Conv3d(Module):
         name: checkpoint module.
         in_channels, out_channels: channels in the checkpoint; inputs are padded to whole tiles.
         kernel: taps in time, rows and columns.
-        fold: host function of (weight, bias), both float32, that returns both changed. It is applied before they are
-            prepared.
+        fold: change of weight and bias that is made before they are prepared.
         shape: shape of the weight in the checkpoint if it is not [out, in, *kernel].
     """
 
@@ -168,7 +185,7 @@ class Conv3d(Module):
         out_channels: int,
         kernel: tuple[int, int, int] = (3, 3, 3),
         *,
-        fold: Callable | None = None,
+        fold: Fold | None = None,
         shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(mesh)
@@ -183,15 +200,23 @@ class Conv3d(Module):
 
         weight_source: dict[str, tuple[int, ...]] = {f"{name}.weight": shape or (out_channels, in_channels, *kernel)}
         bias_source: dict[str, tuple[int, ...]] = {f"{name}.bias": (out_channels,)}
-        packing = f"input channels in blocks of {block}"
+        packing = f"kernel {'x'.join(map(str, kernel))}; input channels in blocks of {block}"
         if fold is None:
-            self.weight = Parameter(weight_source, prepare, packing=packing)
-            self.bias = Parameter(bias_source, lambda bias: bias[None])
+            self.weight = Parameter(weight_source, prepare, conversion=CONV3D_WEIGHT, packing=packing)
+            self.bias = Parameter(bias_source, lambda bias: bias[None], conversion=CONV3D_BIAS)
         else:
             self.weight = Parameter(
-                weight_source | bias_source, lambda weight, bias: prepare(fold(weight, bias)[0]), packing=packing
+                weight_source | bias_source,
+                lambda weight, bias: prepare(fold.function(weight, bias)[0]),
+                conversion=fold.weight,
+                packing=describe_packing(packing, fold.packing),
             )
-            self.bias = Parameter(weight_source | bias_source, lambda weight, bias: fold(weight, bias)[1][None])
+            self.bias = Parameter(
+                weight_source | bias_source,
+                lambda weight, bias: fold.function(weight, bias)[1][None],
+                conversion=fold.bias,
+                packing=fold.packing,
+            )
 
     def __call__(self, x_BTHWC: ttnn.Tensor, *, space: tuple[int, int] = (0, 0)) -> ttnn.Tensor:
         """Convolve, after repeating the edge of x outward by `space` rows and columns on each side.

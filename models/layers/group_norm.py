@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import ttnn
 
+from models.conversion import GROUP_NORM
 from models.layers import compute
 from models.layers.module import Module, Parameter
 from models.layers.staging import frames_of, parts, put, take, take_frames, then
@@ -44,8 +45,8 @@ class FrameGroupNorm(Module):
         def row(vector):
             return vector[None, None, None]
 
-        self.weight = Parameter({f"{name}.weight": (channels,)}, row, dtype=ttnn.float32)
-        self.bias = Parameter({f"{name}.bias": (channels,)}, row, dtype=ttnn.float32)
+        self.weight = Parameter({f"{name}.weight": (channels,)}, row, dtype=ttnn.float32, conversion=GROUP_NORM)
+        self.bias = Parameter({f"{name}.bias": (channels,)}, row, dtype=ttnn.float32, conversion=GROUP_NORM)
 
     def __call__(
         self, x_BTHWC: ttnn.Tensor, extent: Extent, out_THWC: ttnn.Tensor, origin: Sequence[int] = (0, 0, 0)

@@ -4,6 +4,14 @@ from collections.abc import Callable, Sequence
 
 import ttnn
 
+from models.conversion import (
+    COLUMN_PARALLEL_BIAS,
+    COLUMN_PARALLEL_WEIGHT,
+    ROW_PARALLEL_BIAS,
+    ROW_PARALLEL_WEIGHT,
+    Conversion,
+    describe_packing,
+)
 from models.layers import compute
 from models.layers.matmul import gathered_matmul, large_matmul, plain_gathered_matmul
 from models.layers.module import Module, Parameter
@@ -61,6 +69,14 @@ def _join_rows(rows: list):
     return joined
 
 
+def _packing(*, outputs: int = 1, rows: Width | None = None, columns: Width | None = None, order: str = "") -> str:
+    """What shapes do not tell of a packed weight or bias: stacked outputs, padding, and an order of its own."""
+    padded = [
+        f"{name} {width.packing}" for name, width in (("rows", rows), ("columns", columns)) if width and width.is_padded
+    ]
+    return describe_packing(f"{outputs} outputs" if outputs > 1 else "", *padded, order)
+
+
 class ColumnParallelLinear(Module):
     """The layer `y = x @ W + b` with the columns of W sharded over TP.
 
@@ -80,6 +96,7 @@ class ColumnParallelLinear(Module):
         bias: bool = False,
         kernel: tuple[int, ...] | None = None,
         flatten: Callable | None = None,
+        flattened: Conversion | None = None,
         swiglu: bool = False,
         over_sp: bool = False,
         fidelity: ttnn.MathFidelity = ttnn.MathFidelity.HiFi4,
@@ -96,6 +113,7 @@ class ColumnParallelLinear(Module):
             kernel: shape of the checkpoint weight if it is not [out, in], such as that of a strided convolution;
                 `flatten` then turns it into [out, in].
             flatten: see `kernel`.
+            flattened: kind of conversion of the weight if there is `flatten`.
             swiglu: the two chunks are (up, gate) of a gated product, which `gathered` then computes.
             over_sp: shard the columns over SP as well, for inputs that are replicated there; `whole` joins the outputs.
                 It has no effect if the columns do not divide into whole tiles.
@@ -127,11 +145,19 @@ class ColumnParallelLinear(Module):
             sp=spare_dim(mesh, in_width.padded, 0) if cuts == 1 else 0,
             tp=1 if cuts == 1 else 3,
             moves_only=True,
-            packing="gate and up in tile pairs" if paired else "",
+            conversion=COLUMN_PARALLEL_WEIGHT if flatten is None else flattened,
+            packing=_packing(
+                outputs=chunks, rows=in_width, columns=out_width, order="gate and up in tile pairs" if paired else ""
+            ),
         )
         if bias:
             self.bias = Parameter(
-                {f"{name}.bias": shape[:1] for name in names}, fused_bias, sp=0 if cuts > 1 else None, tp=3
+                {f"{name}.bias": shape[:1] for name in names},
+                fused_bias,
+                sp=0 if cuts > 1 else None,
+                tp=3,
+                conversion=COLUMN_PARALLEL_BIAS,
+                packing=_packing(outputs=chunks, columns=out_width),
             )
         self.has_bias = bias
 
@@ -214,6 +240,8 @@ class RowParallelLinear(Module):
             sp=spare_dim(mesh, out_width.padded, 1),
             tp=0,
             moves_only=True,
+            conversion=ROW_PARALLEL_WEIGHT,
+            packing=_packing(rows=in_width, columns=out_width),
         )
         self.has_bias = bias
         if bias:
@@ -221,6 +249,8 @@ class RowParallelLinear(Module):
                 {f"{name}.bias": (out_width.size,)},
                 lambda vector: out_width.pad(vector[None, None, None], 3),
                 dtype=ttnn.float32,
+                conversion=ROW_PARALLEL_BIAS,
+                packing=_packing(columns=out_width),
             )
 
     def partial(self, x: ttnn.Tensor, *, dtype: ttnn.DataType = ttnn.bfloat16) -> ttnn.Tensor:

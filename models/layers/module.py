@@ -12,6 +12,7 @@ from typing import Protocol
 
 import ttnn
 
+from models.conversion import Conversion
 from models.machine.errors import InputError
 from models.parallel import Mesh, gather
 
@@ -39,7 +40,12 @@ class Parameter:
         sp, tp: dim split over the SP / TP axis, None for replicated.
         dtype, layout: as stored on the device.
         moves_only: `convert` moves values and computes nothing, so that it may work in the checkpoint's own type.
-        packing: how `convert` orders the values where sources and shape do not tell; part of a stored set's key.
+        conversion: the kind of `convert` and its version, from the table in `models.conversion`.
+        packing: what `convert` does differently from other parameters of its kind, where sources, stored shape and
+            placement do not tell. Kind, version and packing are part of a stored set's key.
+
+    Raises:
+        ValueError: `convert` without its kind, or a kind without `convert`.
     """
 
     def __init__(
@@ -52,8 +58,14 @@ class Parameter:
         dtype: ttnn.DataType = ttnn.bfloat16,
         layout: ttnn.Layout = ttnn.TILE_LAYOUT,
         moves_only: bool = False,
+        conversion: Conversion | None = None,
         packing: str = "",
     ) -> None:
+        if (convert is None) != (conversion is None):
+            raise InputError(
+                f"parameter made of {', '.join(sources)}: convert and conversion go together; "
+                "declare the kind of conversion in models.conversion"
+            )
         self.sources = sources
         self.convert = convert
         self.sp = sp
@@ -61,6 +73,7 @@ class Parameter:
         self.dtype = dtype
         self.layout = layout
         self.moves_only = moves_only
+        self.conversion = conversion
         self.packing = packing
         self._tensor: ttnn.Tensor | None = None
 

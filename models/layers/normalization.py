@@ -2,6 +2,7 @@
 
 import ttnn
 
+from models.conversion import HEAD_NORM_WEIGHT, describe_packing
 from models.layers import compute
 from models.layers.module import Module, Parameter
 from models.layers.rotary import RotaryTable
@@ -153,6 +154,8 @@ class HeadRMSNorm(Module):
         self.weight = Parameter(
             {f"{name}.weight": (head_width.size,)},
             lambda vector: head_width.pad(vector * head_width.norm_factor, 0).repeat(repeats)[None, None, None],
+            conversion=HEAD_NORM_WEIGHT,
+            packing=describe_packing(f"{repeats} times", head_width.packing),
         )
 
     def __call__(self, x: ttnn.Tensor, rope: RotaryTable | None = None) -> ttnn.Tensor:

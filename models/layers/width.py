@@ -66,6 +66,14 @@ class Width:
         """Factor on the weight of a root-mean-square norm over a padded group."""
         return sqrt(self.eps_factor)
 
+    @property
+    def packing(self) -> str:
+        """The padding in words, for `Parameter.packing`: "" without, else such as "8 x 20 in 10 x 32"."""
+        if not self.is_padded:
+            return ""
+        groups = self.groups + self.extra_groups
+        return f"{self.groups} x {self.size // self.groups} in {groups} x {self.padded_group}"
+
     def pad(self, tensor, dim: int):
         """Pad dim `dim` of a host tensor from `size` to `padded`, group by group."""
         if not self.is_padded:

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.mochi.components import Configs, Models
-from models.mochi.config import TransformerConfig, config_named
+from models.mochi.config import TransformerConfig
 from models.mochi.transformer import MochiTransformer
 from models.parallel import Layout
-from tests.weight_cache.helpers import fields
-from weight_cache import digest, key, location
+from tests.weight_cache.helpers import declared, fields
+from weight_cache import digest, key, location, versions
 from weight_cache.checkpoints.component import Component
 from weight_cache.checkpoints.lora import LoraRequest
 from weight_cache.digest import DigestMemory
@@ -96,36 +96,81 @@ def test_another_content_makes_another_key(component, tmp_path, change):
     assert entry_key(fields(changed, tmp_path / "digests.json")) != before
 
 
-def test_ttnn_format_and_conversion_code_are_in_the_key(component, tmp_path, monkeypatch):
+def test_ttnn_and_format_are_in_the_key(component, tmp_path, monkeypatch):
     before = fields(component, tmp_path / "digests.json")
     assert before["ttnn"] == "0.81.1"
     monkeypatch.setattr(key, "FORMAT_VERSION", key.FORMAT_VERSION + 1)
-    monkeypatch.setattr(key.importlib.metadata, "version", lambda name: "9.9")
-    monkeypatch.setattr(key, "_source_digest", lambda name: f"changed {name}")
+    monkeypatch.setattr(key, "ttnn_version", lambda: "9.9")
     after = fields(component, tmp_path / "digests.json")
-    assert {name for name in before if before[name] != after[name]} == {"format", "ttnn", "code"}
+    assert {name for name in before if before[name] != after[name]} == {"format", "ttnn"}
 
 
-def test_comments_and_docstrings_of_the_conversion_do_not_matter_but_code_does(tmp_path, monkeypatch):
-    sources = iter(
-        [
-            '"""One."""\ndef f(x):\n    return x  # a\n',
-            'def f(x):\n    """Two."""\n    return x\n',
-            "def f(x):\n    return x + 1\n",
-        ]
-    )
-    monkeypatch.setattr(key.inspect, "getsource", lambda module: next(sources))
-    first, second, third = (key._source_digest.__wrapped__("weight_cache.key") for _ in range(3))
-    assert first == second != third
+def key_of(model, component, tmp_path, loras=()):
+    return entry_key(key.key_fields(model, component, "bf16", loras, DigestMemory(tmp_path / "digests.json")))
 
 
-def test_the_code_that_a_parameter_is_converted_by_is_found():
-    model = MochiTransformer(config_named("preview"), NamedMesh(Layout((2, 4), 0, 1)))
-    seen, names = set(), set()
+def test_the_versions_of_what_is_used_are_in_the_key_and_no_others(component, lora, tmp_path):
+    used = fields(component, tmp_path / "digests.json")["conversions"]
+    assert used == {
+        name: versions.versions()[name]
+        for name in (
+            "column-parallel-bias",
+            "column-parallel-weight",
+            "form-diffusers",
+            "head-norm-weight",
+            "patch-embedding-weight",
+            "rotary-frequencies",
+            "row-parallel-bias",
+            "row-parallel-weight",
+        )
+    }
+    merged = fields(component, tmp_path / "digests.json", loras=[LoraRequest(lora)])["conversions"]
+    assert merged == used | {"lora-merge": versions.LORA_MERGE.version}
+
+
+def test_a_raised_version_makes_another_key(component, lora, tmp_path, monkeypatch):
+    def raised(kind):
+        return dataclasses.replace(kind, version=kind.version + 1)
+
+    def model():
+        return declared(NamedMesh(Layout.parse("2x4sp0tp1")), component)
+
+    before = key_of(model(), component, tmp_path)
+    changed = model()
+    changed.rotary.frequencies.conversion = raised(changed.rotary.frequencies.conversion)
+    keys = {before, key_of(changed, component, tmp_path)}
+    with_lora = key_of(model(), component, tmp_path, [LoraRequest(lora)])
+    monkeypatch.setitem(versions.FORMS, "diffusers", raised(versions.FORMS["diffusers"]))
+    keys.add(key_of(model(), component, tmp_path))
+    assert len(keys) == 3
+    monkeypatch.undo()
+    monkeypatch.setattr(key, "LORA_MERGE", raised(versions.LORA_MERGE))
+    assert key_of(model(), component, tmp_path) == before
+    assert key_of(model(), component, tmp_path, [LoraRequest(lora)]) != with_lora
+
+
+def test_moved_renamed_and_rewritten_code_makes_no_difference(component, tmp_path, monkeypatch):
+    """Other names of classes, modules, functions and attributes, another forward pass, another order."""
+    model = declared(NamedMesh(Layout.parse("2x4sp0tp1")), component)
+    before = key_of(model, component, tmp_path)
     for _, _, parameter in model.parameters():
-        if parameter.convert is not None:
-            names.update(key._modules_of(parameter.convert, seen))
-    assert {"models.layers.linear", "models.layers.width", "models.mochi.transformer.model"} <= names
+        # The same conversion, by a function of another name in another file.
+        parameter.convert = eval(
+            compile("lambda *parts: moved(*parts)", "elsewhere.py", "eval"), {"moved": parameter.convert}
+        )
+    renamed = type("Renamed", (type(model),), {"__module__": "models.elsewhere", "__call__": lambda self: None})
+    model.__class__ = renamed
+    model.__dict__ = {f"renamed_{name}" if name != "mesh" else name: v for name, v in reversed(vars(model).items())}
+    assert {name.split(".")[0] for name, _, _ in model.parameters()} >= {"renamed_blocks", "renamed_rotary"}
+    monkeypatch.setattr(type(model.renamed_blocks[0]), "__call__", lambda self: None)
+    assert key_of(model, component, tmp_path) == before
+
+
+def test_parameters_of_one_name_in_the_store_are_refused(component, tmp_path):
+    model = declared(NamedMesh(Layout.parse("1x1sp0tp1")), component)
+    model.twin = model.rotary
+    with pytest.raises(ValueError, match=r"two parameters are stored as pos_frequencies\.rotary-frequencies"):
+        key_of(model, component, tmp_path)
 
 
 def test_digests_are_remembered_until_a_file_is_touched(tmp_path, monkeypatch):

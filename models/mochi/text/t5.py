@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import ttnn
 
+from models.conversion import POSITION_BIAS, TEXT_NORM_WEIGHT, TOKEN_EMBEDDING, describe_packing
 from models.layers import (
     ColumnParallelLinear,
     Module,
@@ -111,17 +112,18 @@ class T5Encoder(Module):
             tp=1,
             layout=ttnn.ROW_MAJOR_LAYOUT,
             moves_only=True,
+            conversion=TOKEN_EMBEDDING,
+            packing=width.packing,
         )
         buckets = position_buckets(
             MAX_TOKENS, config.relative_attention_num_buckets, config.relative_attention_max_distance
         )
 
+        all_heads = Width(config.num_heads, config.num_heads, 1, heads.extra_groups)
+
         def by_position(table):
-            """Return the bias [1, H, MAX_TOKENS, MAX_TOKENS] from the table [buckets, H]; shorter prompts use its
-            corner.
-            """
-            bias = table[buckets].permute(2, 0, 1)
-            return Width(config.num_heads, config.num_heads, 1, heads.extra_groups).pad(bias, 0)[None]
+            """Bias [1, H, MAX_TOKENS, MAX_TOKENS] from the table [buckets, H]; shorter prompts use its corner."""
+            return all_heads.pad(table[buckets].permute(2, 0, 1), 0)[None]
 
         self.position_bias = Parameter(
             {
@@ -133,6 +135,8 @@ class T5Encoder(Module):
             by_position,
             tp=1,
             dtype=ttnn.float32,
+            conversion=POSITION_BIAS,
+            packing=describe_packing(f"distances up to {config.relative_attention_max_distance}", all_heads.packing),
         )
         self.blocks = [T5Block(mesh, config, width, heads, index) for index in range(config.num_layers)]
         self.norm = T5Norm(mesh, "encoder.final_layer_norm", width, config.layer_norm_epsilon)
@@ -226,6 +230,8 @@ class T5Norm(Module):
             lambda vector: width.pad(vector * width.norm_factor, 0)[None, None, None],
             tp=3,
             dtype=ttnn.float32,
+            conversion=TEXT_NORM_WEIGHT,
+            packing=width.packing,
         )
 
     def __call__(self, x: ttnn.Tensor) -> ttnn.Tensor:

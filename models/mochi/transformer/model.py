@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import ttnn
 
+from models.conversion import PATCH_EMBEDDING_WEIGHT
 from models.layers import Chunks, ColumnParallelLinear, Module, RotaryTable, RowParallelLinear, Width, layer_norm
 from models.machine.errors import InputError
 from models.mochi.config import TransformerConfig
@@ -177,6 +178,7 @@ class PatchEmbed(Module):
             # them.
             kernel=(width.size, config.in_channels, config.patch_size, config.patch_size),
             flatten=lambda kernel: kernel.permute(0, 2, 3, 1).flatten(1),
+            flattened=PATCH_EMBEDDING_WEIGHT,
         )
 
     def __call__(self, patches_1BNI: ttnn.Tensor) -> ttnn.Tensor:

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import ttnn
 
+from models.conversion import ROTARY_FREQUENCIES
 from models.layers import Module, Parameter, RotaryTable, Width
 from models.mochi.config import TransformerConfig
 from models.parallel import TILE, Mesh, round_up
@@ -48,6 +49,8 @@ class RotaryEmbedding(Module):
             lambda f: head.pad(f.repeat_interleave(2, dim=-1), 2)[:, :, None],
             tp=1,
             dtype=ttnn.float32,
+            conversion=ROTARY_FREQUENCIES,
+            packing=head.packing,
         )
 
     def __call__(self, frames: int, rows: int, columns: int) -> RotaryTable:

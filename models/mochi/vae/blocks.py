@@ -13,7 +13,8 @@ from functools import partial
 
 import ttnn
 
-from models.layers.conv3d import Conv3d
+from models.conversion import UPSAMPLING_CONV3D_BIAS, UPSAMPLING_CONV3D_WEIGHT
+from models.layers.conv3d import Conv3d, Fold
 from models.layers.group_norm import FrameGroupNorm, GroupSums
 from models.layers.module import Module
 from models.layers.staging import frames_of, parts, put, take, then
@@ -235,7 +236,13 @@ class UpBlock(Module):
             ).flatten()
 
         self.proj = Conv3d(
-            shared.mesh, "proj", in_channels, expanded, (1, 1, 1), fold=reorder, shape=(expanded, in_channels)
+            shared.mesh,
+            "proj",
+            in_channels,
+            expanded,
+            (1, 1, 1),
+            fold=Fold(reorder, UPSAMPLING_CONV3D_WEIGHT, UPSAMPLING_CONV3D_BIAS, f"{time}x{space}x{space} positions"),
+            shape=(expanded, in_channels),
         )
 
     def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent, past: Past) -> tuple[ttnn.Tensor, Extent]:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import ttnn
 
-from models.layers.conv3d import Conv3d
+from models.conversion import LATENT_CONV3D_BIAS, LATENT_CONV3D_WEIGHT
+from models.layers.conv3d import Conv3d, Fold
 from models.layers.module import Module, TensorSource
 from models.machine.errors import InputError
 from models.mochi.vae.blocks import Past, ResBlock, Shared, UpBlock
@@ -45,8 +46,14 @@ class MochiVaeDecoder(Module):
         self.split = Split.parse(split) if isinstance(split, str) else split
         self.shared = Shared(mesh)
         channels, layers = config.decoder_block_out_channels, config.layers_per_block
+        latents = f"mean {config.latents_mean}, std {config.latents_std}, scale {config.scaling_factor}"
         self.conv_in = Conv3d(
-            mesh, "conv_in", config.latent_channels, channels[-1], (1, 1, 1), fold=self._fold_normalisation
+            mesh,
+            "conv_in",
+            config.latent_channels,
+            channels[-1],
+            (1, 1, 1),
+            fold=Fold(self._fold_normalisation, LATENT_CONV3D_WEIGHT, LATENT_CONV3D_BIAS, latents),
         )
         self.block_in = [
             ResBlock(self.shared, f"block_in.resnets.{index}.", channels[-1]) for index in range(layers[-1])

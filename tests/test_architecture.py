@@ -1,35 +1,79 @@
 """The house rules that a reader relies on, checked on the source tree."""
 
 import ast
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("mochi_tt", "models", "weight_cache", "scripts")
 # What runs on the device, and what may not know how it runs.
-DEVICE_CODE = ["models/parallel", "models/layers", "models/mochi/transformer", "models/mochi/sampling/denoise.py"]
-# Each package and what it may import of the project; arrows point down only.
-MAY_IMPORT = {
-    "models/parallel": {"models.parallel"},
-    "models/conversion.py": set(),
-    "models/layers": {"models.conversion", "models.layers", "models.parallel"},
-    "models/mochi/transformer": {
-        "models.conversion",
-        "models.mochi.config",
-        "models.mochi.precision",
-        "models.mochi.transformer",
-        "models.layers",
-        "models.parallel",
-    },
-    "models/reference": {"models.reference", "models.mochi", "weight_cache"},
-    "weight_cache": {
+DEVICE_CODE = ["models/parallel", "models/layers", "models/mochi/transformer", "models/mochi/sampling"]
+# The rooms of the house from the ground up. A module may import those of its own room and of the rooms named.
+ROOMS = {
+    "models.machine": set(),
+    "models.conversion": set(),
+    "models.parallel": {"models.machine"},
+    "models.layers": {"models.parallel", "models.conversion", "models.machine"},
+    "weight_cache": {"models.layers", "models.parallel", "models.conversion", "models.machine"},
+    "models.mock": {"models.machine"},
+    "models.device": {"models.machine", "models.mock"},
+    "models.mochi": {
+        "models.device",
         "weight_cache",
-        "models.conversion",
         "models.layers",
         "models.parallel",
-        "models.mochi",
-        "models.tiny",
+        "models.conversion",
+        "models.machine",
     },
+    "models.reference": {"models.mochi", "weight_cache", "models.machine"},
+    "models.tiny": {"models.reference", "models.mochi", "weight_cache", "models.device", "models.machine"},
+    "models.performance": {
+        "models.mochi",
+        "models.device",
+        "weight_cache",
+        "models.layers",
+        "models.parallel",
+        "models.machine",
+    },
+    "models.jobs": {
+        "models.performance",
+        "models.tiny",
+        "models.reference",
+        "models.mochi",
+        "models.device",
+        "models.mock",
+        "weight_cache",
+        "models.layers",
+        "models.parallel",
+        "models.machine",
+    },
+    "mochi_tt": {"scripts", "models.mochi", "models.device", "models.machine"},
+    "scripts": {
+        "mochi_tt",
+        "models.jobs",
+        "models.performance",
+        "models.tiny",
+        "models.mochi",
+        "models.device",
+        "models.layers",
+        "models.parallel",
+        "weight_cache",
+        "models.machine",
+    },
+}
+# Within the largest room: what the device code of the transformer may import of the rest.
+TRANSFORMER = {
+    "models.mochi.config",
+    "models.mochi.precision",
+    "models.mochi.transformer",
+    "models.layers",
+    "models.parallel",
+    "models.conversion",
+    "models.machine.errors",
 }
 
 
@@ -42,43 +86,144 @@ def sources(*places: str) -> list[Path]:
     return found
 
 
-def imports(path: Path, *, top_level: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text())
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the project by its dotted name."""
+    return {module_of(path): path for path in sources(*PACKAGES)}
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def _import_nodes(nodes: list[ast.stmt], *, inside: bool) -> list[ast.Import | ast.ImportFrom]:
+    """Imports that run: those for type checkers are left out, those in functions are taken if `inside`."""
+    found: list[ast.Import | ast.ImportFrom] = []
+    for node in nodes:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found.append(node)
+        elif _is_for_types(node) or (not inside and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))):
+            continue
+        else:
+            children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+            handlers = [stmt for handler in getattr(node, "handlers", []) for stmt in handler.body]
+            found += _import_nodes([*children, *handlers], inside=inside)
+    return found
+
+
+@cache
+def imports(path: Path, *, inside: bool = True) -> frozenset[str]:
+    """Dotted names that a file imports; a name from one of our packages is the module that holds it."""
     names: set[str] = set()
-    for node in tree.body if top_level else ast.walk(tree):
+    for node in _import_nodes(ast.parse(path.read_text()).body, inside=inside):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return names
+        elif node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.add(inner if inner in modules() else node.module)
+    return frozenset(names)
 
 
-def within(name: str, packages: set[str]) -> bool:
+def within(name: str, packages) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_arrows_point_down(package):
-    for path in sources(package):
-        ours = {name for name in imports(path) if within(name, {"models", "weight_cache", "scripts", "tests"})}
-        up = {name for name in ours if not within(name, MAY_IMPORT[package])}
+def room_of(name: str) -> str | None:
+    return next((room for room in sorted(ROOMS, key=len, reverse=True) if within(name, {room})), None)
+
+
+def test_every_module_has_a_room():
+    assert {name for name in modules() if room_of(name) is None} == {"models"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_arrows_point_down(room):
+    for name, path in modules().items():
+        if room_of(name) == room:
+            ours = {found for found in imports(path) if within(found, PACKAGES) and found != "models"}
+            up = {found for found in ours if not within(found, ROOMS[room] | {room})}
+            assert not up, f"{name} imports {sorted(up)}"
+
+
+def test_the_rooms_are_stacked():
+    """The table itself has no circle, but for the entry point and the command line, which name each other."""
+    order: list[str] = []
+    left = {room: set(below) - {"mochi_tt"} for room, below in ROOMS.items()}
+    while left:
+        ready = [room for room, below in left.items() if below <= set(order)]
+        assert ready, f"a circle among {sorted(left)}"
+        order += ready
+        left = {room: below for room, below in left.items() if room not in ready}
+
+
+def test_no_circle_of_modules():
+    """Imports that run, in functions too, never lead back to where they began."""
+    graph = {name: {found for found in imports(path) if found in modules()} for name, path in modules().items()}
+    graph["scripts.cli"] -= {"mochi_tt.version"}  # The version is data, and its package is the entry point.
+    state: dict[str, int] = {}
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        state[name] = 1
+        for other in sorted(graph[name]):
+            assert state.get(other) != 1, f"circle: {' -> '.join([*trail[trail.index(other) :], other])}"
+            if other not in state:
+                visit(other, (*trail, other))
+        state[name] = 2
+
+    for name in graph:
+        if name not in state:
+            visit(name, (name,))
+
+
+def test_the_transformer_knows_its_config_and_what_it_is_built_of():
+    for path in sources("models/mochi/transformer"):
+        up = {name for name in imports(path) if within(name, PACKAGES) and not within(name, TRANSFORMER)}
         assert not up, f"{path.relative_to(ROOT)} imports {sorted(up)}"
 
 
-def test_model_code_knows_nothing_of_the_mock():
-    for path in sources("models/mochi", "models/layers", "models/parallel", "weight_cache"):
-        hidden = {name for name in imports(path) if within(name, {"models.mock"})}
-        assert not hidden, f"{path.relative_to(ROOT)} imports {sorted(hidden)}"
+def closure(start: str) -> set[str]:
+    """All modules that importing `start` imports."""
+    found, queue = set(), [start]
+    while queue:
+        name = queue.pop()
+        if name in found or name not in modules():
+            continue
+        found.add(name)
+        queue += imports(modules()[name], inside=False)
+    return found
+
+
+@pytest.mark.parametrize(
+    "start", ["models.mochi.pipeline", "models.jobs.generate", "scripts.generate", "weight_cache.store"]
+)
+def test_a_run_on_hardware_knows_nothing_of_the_mock(start):
+    reached = closure(start)
+    assert len(reached) > 10
+    assert not {name for name in reached if within(name, {"models.mock", "models.reference", "models.tiny"})}
+
+
+def test_importing_the_pipeline_imports_no_mock_and_prints_nothing():
+    code = (
+        "import sys, mochi_tt; mochi_tt.MochiPipeline; print([n for n in sys.modules if n.startswith('models.mock')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 def test_no_torch_on_the_device_path():
     """Torch is for the host boundary (uploads, weight conversion): never a module's own tool."""
     for path in sources(*DEVICE_CODE):
-        assert "torch" not in imports(path, top_level=True), path.relative_to(ROOT)
+        assert "torch" not in imports(path, inside=False), path.relative_to(ROOT)
 
 
 def test_no_environment_at_import():
-    for path in sources("models", "weight_cache", "scripts"):
+    for path in sources(*PACKAGES):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
                 continue

@@ -11,6 +11,7 @@ import pytest
 from models.device import cards, choose_mode, open_mesh, parse_mesh
 from models.jobs.doctor import SystemReport, describe
 from models.machine import host as guard
+from models.machine.errors import MachineError
 
 GOLDEN = """
 import json, sys, pathlib
@@ -139,7 +140,7 @@ def test_modes(no_card: Path, two_cards: Path) -> None:
     for directory in (no_card, two_cards):
         assert choose_mode("golden", card_directory=directory) == "golden"
         assert choose_mode("dry-run", card_directory=directory) == "dry-run"
-    with pytest.raises(RuntimeError, match=r"needs a Tenstorrent card and none was found.*tt-kmd.*sfpi.*golden"):
+    with pytest.raises(MachineError, match=r"needs a Tenstorrent card and none was found.*tt-kmd.*sfpi.*golden"):
         choose_mode("hardware", card_directory=no_card)
     with pytest.raises(ValueError, match="mode 'fast' does not exist"):
         choose_mode("fast", card_directory=no_card)  # type: ignore[arg-type]
@@ -148,7 +149,7 @@ def test_modes(no_card: Path, two_cards: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "mode", "error", "words"),
     [
-        ("2x4", "hardware", RuntimeError, "needs a Tenstorrent card"),
+        ("2x4", "hardware", MachineError, "needs a Tenstorrent card"),
         ("2by4", "golden", ValueError, "is not ROWSxCOLUMNS"),
         ((2, 0), "golden", ValueError, "is not ROWSxCOLUMNS"),
         ((7, 7), "dry-run", ValueError, "fits no mock system"),
@@ -183,7 +184,7 @@ def test_hardware_opening_on_a_described_cluster(tmp_path: Path) -> None:
         ["hardware", "hardware", [1, 2], 2],
         ["hardware", "hardware", [8, 1], 8],
     ]
-    assert found[3].startswith("ValueError: mesh 9x9 does not fit this machine's 2x4 chips")
+    assert found[3].startswith("InputError: mesh 9x9 does not fit this machine's 2x4 chips")
     assert found[4].startswith("RuntimeError: this process has opened real cards")
     assert "mesh 2x4 in mode hardware (cards found)" in log
     assert "| warning " in log
@@ -222,7 +223,7 @@ def test_report_with_cards(two_cards: Path) -> None:
 
 
 def test_report_opens_and_imports_nothing(tmp_path: Path) -> None:
-    script = "import json, sys; from models.device import describe; describe(); "
+    script = "import json, sys; from models.jobs.doctor import describe; describe(); "
     script += "print(json.dumps([name for name in ('ttnn', 'torch') if name in sys.modules]))"
     assert run(script, tmp_path) == ([], "")
     assert isinstance(describe(), SystemReport)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 
-from models.device import quiet_ttnn
+from models.machine.host import quiet_ttnn
 
 
 @contextmanager

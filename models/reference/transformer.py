@@ -71,8 +71,10 @@ def random_transformer(
 
 
 def save_transformer(model: Any, directory: Path | str) -> Path:
-    """Write a `random_transformer` as component `transformer` of a Diffusers-layout `directory`; return the
-    directory.
+    """Write a `random_transformer` as component `transformer` of a Diffusers-layout `directory`.
+
+    Returns:
+        The directory.
     """
     directory = Path(directory)
     model.save_pretrained(directory / "transformer")

@@ -29,7 +29,7 @@ class TensorSource(Protocol):
 
 
 class Parameter:
-    """A tensor of the model: `sources` in the checkpoint -> `convert` -> the mesh.
+    """A tensor of the model: ``sources`` in the checkpoint -> ``convert`` -> the mesh.
 
     Args:
         sources: checkpoint names relative to the owning module, each with the shape it must have there.
@@ -37,8 +37,8 @@ class Parameter:
             for a single source by default.
         sp, tp: dim split over the SP / TP axis, None for replicated.
         dtype, layout: as stored on the device.
-        moves_only: `convert` moves values and computes nothing, so that it may work in the checkpoint's own type.
-        packing: how `convert` orders the values where sources and shape do not tell; part of a stored set's key.
+        moves_only: ``convert`` moves values and computes nothing, so that it may work in the checkpoint's own type.
+        packing: how ``convert`` orders the values where sources and shape do not tell; part of a stored set's key.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Parameter:
         return tuple(self._converted(parts).shape)
 
     def read(self, source: TensorSource, prefix: str):
-        """Read the sources and convert them: a host `torch.Tensor` over all shards, which may be a view of them."""
+        """Read the sources and convert them: a host ``torch.Tensor`` over all shards, which may be a view of them."""
         parts = [source.tensor(prefix + name) for name in self.sources]
         if not (self.moves_only and len({part.dtype for part in parts}) == 1 and parts[0].is_floating_point()):
             parts = [part.float() for part in parts]

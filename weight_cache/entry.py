@@ -93,8 +93,7 @@ class Entry:
         return wrong
 
     def start(self) -> dict[str, TensorRecord]:
-        """Create the directory, delete unfinished files of an interrupted run, and return the tensors that it had
-        finished.
+        """Create the directory, delete unfinished files, and return the tensors that an interrupted run had finished.
 
         Raises:
             OSError: the directory cannot be written.
@@ -165,10 +164,7 @@ class Entry:
         return total
 
     def remove(self) -> None:
-        """Delete the directory.
-
-        The manifest is deleted first, so that a half-deleted entry never counts as complete.
-        """
+        """Delete the directory, its manifest first, so that a half-deleted entry never counts as complete."""
         self.manifest_path.unlink(missing_ok=True)
         shutil.rmtree(self.path)
 

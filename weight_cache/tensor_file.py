@@ -80,8 +80,9 @@ class TensorWriter:
 
 
 def _only_moves(parameter: Parameter, host: torch.Tensor, mesh: Mesh) -> bool:
-    """Return whether packing computes nothing: the tensor is a bfloat16 matrix, and every chip's part is whole
-    tiles.
+    """Return whether packing computes nothing.
+
+    This holds for a bfloat16 matrix of which every chip's part is whole tiles.
     """
     import torch
 

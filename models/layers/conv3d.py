@@ -1,7 +1,8 @@
 """3D convolution of videos that are sharded over the mesh, and the blocks that its work is cut into.
 
-Weights are replicated. Activations x_BTHWC are row-major (see `models.parallel.halo` for the legend). A block is what
-one core holds at a time: `frames x rows x columns` output positions, and some of the input and output channels.
+Weights are replicated. Activations x_BTHWC are row-major (see `models.parallel.halo` for the legend). A block is the
+work that one core holds at a time: `frames x rows x columns` output positions, and some of the input and output
+channels.
 """
 
 import math

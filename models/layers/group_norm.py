@@ -175,16 +175,18 @@ class GroupSums:
         )
 
     def _pooled(self, sums: ttnn.Tensor, frames: int, pool: ttnn.Tensor) -> ttnn.Tensor:
-        """Sum [T * bands, 1, 1, C] over bands and over the channels of a group, to [1, 1, T, G] float32; `sums` is
-        freed.
+        """Sum [T * bands, 1, 1, C] over bands and over the channels of a group, to [1, 1, T, G] float32.
+
+        `sums` is freed.
         """
         rows = then(ttnn.to_layout, ttnn.reshape(sums, [1, 1, frames, pool.shape[0]]), ttnn.TILE_LAYOUT)
         ttnn.deallocate(sums)
         return then(ttnn.linear, rows, pool, dtype=ttnn.float32, compute_kernel_config=compute.accurate())
 
     def _pool(self, channels: int, height: ShardedDim, bands: int) -> ttnn.Tensor:
-        """Return the table [bands * C, G] per chip: 1 where a band holds real rows and a channel belongs to the group,
-        else 0.
+        """Return the table [bands * C, G] per chip that sums real bands and the channels of a group.
+
+        It is 1 where a band holds real rows and a channel belongs to the group, else 0.
         """
         import torch
 

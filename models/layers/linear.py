@@ -20,8 +20,7 @@ from models.parallel import TILE, Mesh, all_reduce, gather, reduce_scatter
 
 
 def fuse_columns(parts: Sequence, shards: int, layers: int = 1):
-    """Join host matrices [in, out_i] so that splitting the columns into `shards` gives each shard its part of every
-    matrix.
+    """Join host matrices [in, out_i] so that a split of the columns gives each of `shards` its part of every matrix.
 
     Shard s holds `[part_0 shard s | part_1 shard s | ...]`. With several `layers` each shard is cut into that many
     pieces. Layer l of the result [layers, 1, in, out / layers] then holds piece l of every shard.
@@ -164,8 +163,9 @@ class ColumnParallelLinear(Module):
     def __call__(
         self, x: ttnn.Tensor, *, activation: str | None = None, dtype: ttnn.DataType = ttnn.bfloat16
     ) -> ttnn.Tensor:
-        """Map x [1, B, M, in], replicated over TP, to [1, B, M, parts * out / TP], fractured over TP, or over TP and
-        SP.
+        """Map x [1, B, M, in], replicated over TP, to [1, B, M, parts * out / TP].
+
+        The result is fractured over TP, or over TP and SP.
         """
         return ttnn.linear(
             x,

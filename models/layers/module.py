@@ -31,7 +31,7 @@ class TensorSource(Protocol):
 
 
 class Parameter:
-    """A tensor of the model: `sources` in the checkpoint -> `convert` -> the mesh.
+    """A tensor of the model: ``sources`` in the checkpoint -> ``convert`` -> the mesh.
 
     Args:
         sources: checkpoint names relative to the owning module, each with the shape it must have there.
@@ -39,13 +39,13 @@ class Parameter:
             for a single source by default.
         sp, tp: dim split over the SP / TP axis, None for replicated.
         dtype, layout: as stored on the device.
-        moves_only: `convert` moves values and computes nothing, so that it may work in the checkpoint's own type.
-        conversion: the kind of `convert` and its version, from the table in `models.conversion`.
-        packing: what `convert` does differently from other parameters of its kind, where sources, stored shape and
+        moves_only: ``convert`` moves values and computes nothing, so that it may work in the checkpoint's own type.
+        conversion: the kind of ``convert`` and its version, from the table in `models.conversion`.
+        packing: what ``convert`` does differently from other parameters of its kind, where sources, stored shape and
             placement do not tell. Kind, version and packing are part of a stored set's key.
 
     Raises:
-        ValueError: `convert` without its kind, or a kind without `convert`.
+        ValueError: ``convert`` without its kind, or a kind without ``convert``.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Parameter:
         return tuple(self._converted(parts).shape)
 
     def read(self, source: TensorSource, prefix: str):
-        """Read the sources and convert them: a host `torch.Tensor` over all shards, which may be a view of them."""
+        """Read the sources and convert them: a host ``torch.Tensor`` over all shards, which may be a view of them."""
         parts = [source.tensor(prefix + name) for name in self.sources]
         if not (self.moves_only and len({part.dtype for part in parts}) == 1 and parts[0].is_floating_point()):
             parts = [part.float() for part in parts]

@@ -16,11 +16,11 @@ from models.parallel import TILE, round_up
 
 @dataclass(frozen=True)
 class Width:
-    """A width of `groups` groups of features, each padded with zeros to `padded_group`, and `extra_groups` groups of
-    zeros.
+    """A width of `groups` groups of features, padded with zeros.
 
-    Zero weights make the padding exact: padded features stay zero through linear layers, SwiGLU and modulation. A mean
-    over the padded group is too small by the factor `size / padded`. `eps_factor` and `norm_factor` correct this.
+    Each group is padded to `padded_group` features, and `extra_groups` groups of zeros follow. Zero weights make the
+    padding exact: padded features stay zero through linear layers, SwiGLU and modulation. A mean over the padded group
+    is too small by the factor `size / padded`. `eps_factor` and `norm_factor` correct this.
     """
 
     size: int

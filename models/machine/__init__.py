@@ -1,3 +1,1 @@
-"""Facts about machines: known systems, the cards and environment of this host, child processes, and a search for device
-tensors.
-"""
+"""Facts about machines, settings of this host, child processes, and a search for device tensors."""

@@ -1,10 +1,9 @@
-"""Arguments that ttnn's host code accepts, but with which a kernel computes wrong values, never ends or does not
-compile.
+"""Limits of kernels that ttnn's host code does not check.
 
-A mock mesh runs no kernel, so nothing else would notice them: golden execution would compute the intended values, and a
-dry run would pass. Therefore every op on a mock mesh, with numbers or without, is first checked against these limits.
-Each limit was read from the kernel that it names, in the wheel of ttnn 0.81.1. Paths are relative to
-`ttnn/ttnn/cpp/ttnn/operations` there.
+With arguments beyond them, a kernel computes wrong values, never ends or does not compile. A mock mesh runs no kernel,
+so nothing else would notice them: golden execution would compute the intended values, and a dry run would pass.
+Therefore every op on a mock mesh, with numbers or without, is first checked against these limits. Each limit was read
+from the kernel that it names, in the wheel of ttnn 0.81.1. Paths are relative to `ttnn/ttnn/cpp/ttnn/operations` there.
 """
 
 from __future__ import annotations

@@ -26,8 +26,9 @@ TIME, HEIGHT, WIDTH = 1, 2, 3
 
 @dataclass(frozen=True)
 class ShardedDim:
-    """One dim over all shards: `real` positions, `local` stored positions per shard, split over `axis` (None: not
-    split).
+    """One dim over all shards: `real` positions, stored as `local` positions per shard.
+
+    It is split over `axis`, or not split if None.
     """
 
     real: int

@@ -67,9 +67,7 @@ class Mesh:
         return self if layout == self.layout else type(self)(self.device, layout, fused=self.fused)
 
     def _axis(self, index: int) -> Axis:
-        """Return one axis of the layout, with the number of links that the fabric has between its chips, and its
-        topology.
-        """
+        """Return one axis of the layout, with its topology and the number of links between its chips."""
         size = self.layout.mesh_shape[index]
         if size == 1:
             return Axis(index, size)
@@ -144,11 +142,11 @@ class Mesh:
         return _join(joined_rows, by_axis[0])
 
     def alternating(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """Return one of two long-lived resources under `key`, and the other one at the next call; `make` makes each
-        once.
+        """Return one of two long-lived resources under `key`, and the other one at the next call.
 
-        A chip may be one collective ahead of its neighbour. With one resource, its next message could overwrite values
-        that the neighbour still reads. With two, the barrier of the collective in between prevents this.
+        `make` makes each once. A chip may be one collective ahead of its neighbour. With one resource, its next message
+        could overwrite values that the neighbour still reads. With two, the barrier of the collective in between
+        prevents this.
         """
         made, turn = self._alternating.get(key, ([], 0))
         if len(made) < 2:

@@ -79,7 +79,7 @@ def fits(rows: int, stride: int, cores: int) -> bool:
 def _group(rows: int, stride: int) -> int:
     """Return the rows that a core with `rows` rows moves at a time.
 
-    It is the largest divisor of `rows`, rounded up to a tile, that fits `_GROUP_BYTES`.
+    `rows` is first rounded up to whole tiles. The result is its largest divisor whose bytes fit `_GROUP_BYTES`.
     """
     padded = round_up(rows, TILE)
     return max(size for size in range(1, max(_GROUP_BYTES // stride, 1) + 1) if padded % size == 0)

@@ -1,3 +1,4 @@
-"""Performance of the program: ops, FLOPs, bytes and memory counted from outside the model, and times from a cost model
-or from measurements.
+"""Performance of the program, seen from outside the model: counts of ops, FLOPs, bytes and memory, and times.
+
+Times come from a cost model or from measurements.
 """

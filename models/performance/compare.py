@@ -1,6 +1,4 @@
-"""Comparison of two reports: ratios per stage and kind of op, and whether the second is worse by more than a
-threshold.
-"""
+"""Comparison of two reports: ratios per stage and kind of op, and regressions beyond a threshold."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -129,8 +129,9 @@ def _matrix_seconds(record: Record, system: System, kind: dict[str, Any], index:
 
 
 def _takes_older_kernel(record: Record) -> bool:
-    """Return whether attention uses the kernel that does not overlap softmax with products; see
-    `models.layers.attention`.
+    """Return whether attention uses the kernel that does not overlap softmax with products.
+
+    See `models.layers.attention`.
     """
     return bool(record.settings.float32_sums) or record.name == "ttnn.transformer.joint_scaled_dot_product_attention"
 
@@ -154,9 +155,7 @@ def _matrix_share(fidelity: str, operand_bytes: float, system: System) -> float:
 
 
 def _link_seconds(record: Record, system: System, kind: dict[str, Any], index: int) -> tuple[float, float]:
-    """Return seconds on the busiest link: those that the op does not overlap with its own work, and those that it
-    does.
-    """
+    """Return seconds on the busiest link: the exposed ones, and those that the op overlaps with its own work."""
     cost = record.cost
     if not cost.link_bytes:
         return 0.0, 0.0

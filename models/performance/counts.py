@@ -60,8 +60,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Call:
-    """One call in the form that counting rules take: tensor operands and outputs on the device, and the raw
-    arguments.
+    """One call in the form that counting rules take.
+
+    It has the tensor operands and outputs on the device, and the raw arguments.
     """
 
     name: str
@@ -190,8 +191,9 @@ def _all_reduce(call: Call) -> Cost:
 
 @cost_rule("ttnn.experimental.all_gather_minimal_matmul_async")
 def _gathered_matmul(call: Call) -> Cost:
-    """Count a fused gather and product: the gathered input is written to its buffer beside the product, and read from
-    there.
+    """Count a fused gather and product.
+
+    The gathered input is written to its buffer beside the product, and read from there.
     """
     x, weight = call.inputs[:2]
     chips = call.chips()
@@ -212,11 +214,11 @@ def _fused_norm(call: Call) -> Cost:
 
 
 def _attention_work(call: Call, queries: list[int], keys: list[int]) -> dict[str, float]:
-    """Return the FLOPs of attention between sequences of `queries` and `keys`, and its steps if the call has chunk
-    sizes.
+    """Return the FLOPs of attention between sequences of `queries` and `keys`.
 
-    The kernels' unit of work is one chunk of queries of one head against all keys, chunk by chunk. Whole units are
-    distributed to the cores (upstream `sdpa/device/ring_joint_sdpa_program_factory.cpp`).
+    If the call has chunk sizes, the result includes its steps. The kernels' unit of work is one chunk of queries of one
+    head against all keys, chunk by chunk. Whole units are distributed to the cores (upstream
+    `sdpa/device/ring_joint_sdpa_program_factory.cpp`).
     """
     heads, width = call.inputs[0].padded_shape[1], call.inputs[0].padded_shape[3]
     work = {"flops": 4.0 * heads * width * sum(queries) * sum(keys)}

@@ -47,8 +47,9 @@ def _reshape(call: Call) -> Cost:
 
 @dataclass(frozen=True)
 class DecodeRun:
-    """Result of a dry run of the decoder, per chip: its trace, its split, and the sizes of its chunks in latent
-    frames.
+    """Result of a dry run of the decoder, per chip.
+
+    It has the trace, the split, the sizes of the chunks in latent frames, and the bytes of the weights.
     """
 
     trace: Trace

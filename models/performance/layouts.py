@@ -209,8 +209,9 @@ def lines(candidates: Sequence[Candidate]) -> list[str]:
 
 
 def advice(candidates: Sequence[Candidate]) -> list[str]:
-    """Return the best layout for each precision: the fastest that fits and, if that has halves, the fastest without
-    halves.
+    """Return the best layout for each precision, as text lines.
+
+    It is the fastest that fits. If that has halves, the fastest without halves is added.
 
     Args:
         candidates: result of `compare`, fastest first.

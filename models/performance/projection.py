@@ -55,11 +55,10 @@ class Projection:
         return next(self.num_steps if parts[part] == "steps" else 1 for parts in _PARTS.values() if part in parts)
 
     def part_seconds(self, part: str) -> Seconds:
-        """Return the seconds of one run of a traced part: its calls in a row, or the host's dispatch of them if that is
-        longer.
+        """Return the seconds of one run of a traced part.
 
-        A denoising step is captured and replayed on cards (`models.parallel.Replay`), so only the slow case waits for
-        the host there.
+        It is the time of its calls in a row, or of the host's dispatch of them if that is longer. A denoising step is
+        captured and replayed on cards (`models.parallel.Replay`), so only the slow case waits for the host there.
         """
         trace = self.run.stages[part]
         device = total(time.seconds for _, time in self._times(trace))

@@ -106,8 +106,9 @@ def _point(
 
 
 def _limit(made: Projection) -> str:
-    """Describe the largest part of a step, or the host's dispatch if it would take longer than the chips without
-    capture.
+    """Describe the largest part of a step, or the host's dispatch.
+
+    The dispatch is described if, without capture, it would take longer than the chips.
     """
     trace = made.run.stages["denoise"]
     device = total(op_time(record, made.system).seconds for record in trace.records)

@@ -67,8 +67,9 @@ def new_vae(seed: int = 0) -> Any:
 
 
 def _start_encoding_(encoder: Any, colour: int) -> None:
-    """Initialise the path from a colour channel, averaged over the pixels of a latent pixel, past the last norm to a
-    latent channel.
+    """Initialise the path from a colour channel to a latent channel.
+
+    It averages over the pixels of a latent pixel and passes the last norm.
     """
     first, second, third = (block.conv_in.conv for block in encoder.down_blocks)
     for layer in (encoder.proj_in, first, second):
@@ -83,8 +84,9 @@ def _start_encoding_(encoder: Any, colour: int) -> None:
 
 
 def _start_decoding_(decoder: Any, colour: int) -> None:
-    """Initialise the path from a latent channel to the pixels of a colour channel, past the last SiLU, which is linear
-    far from 0.
+    """Initialise the path from a latent channel to the pixels of a colour channel.
+
+    It passes the last SiLU, which is linear far from 0.
     """
     _pick_(decoder.conv_in, [colour], colour, 0.5)
     for index, block in enumerate(decoder.up_blocks):

@@ -23,7 +23,7 @@ BOUNCE = 6.0
 
 @dataclass(frozen=True)
 class Sight:
-    """What was recognised. A field is None if there is nothing to see."""
+    """The recognised properties of a thing. A property is None if no thing was found."""
 
     colour: str | None
     motion: str | None
@@ -46,8 +46,9 @@ def background(frames_THWC: torch.Tensor) -> torch.Tensor:
 
 
 def _colour(frames_THWC: torch.Tensor, distance: torch.Tensor, mask: torch.Tensor) -> str:
-    """Return the colour name nearest to the mean of the half of the thing's pixels that differ most from the
-    background.
+    """Return the colour name nearest to the mean colour of the thing.
+
+    The mean is over the half of the thing's pixels that differ most from the background.
     """
     inner = mask & (distance >= distance[mask].median())
     mean = frames_THWC[inner].mean(0)
@@ -86,8 +87,9 @@ def _shape(mask: torch.Tensor) -> str:
 
 @cache
 def _proportions(shape: str) -> tuple[float, float]:
-    """Return the square root of a shape's area, and how far its centroid is below its origin, in units of its
-    radius.
+    """Return the square root of a shape's area, and the distance of its centroid below its origin.
+
+    Both are in units of the shape's radius.
     """
     radius, grid = 16.0, torch.arange(64) - 31.5
     mask = coverage(shape, grid[None, :], grid[:, None], torch.tensor(radius)) > 0.5

@@ -111,8 +111,9 @@ class Component:
         _ = self._locations
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits of the configuration and of the files' beginnings and ends; see the function
-        `fingerprint`.
+        """Return 16 hex digits of the configuration and of the files' beginnings and ends.
+
+        See the function `fingerprint`.
         """
         return fingerprint(self.files, (self.directory / "config.json").read_bytes())
 

@@ -59,8 +59,9 @@ LATENTS_STD = (
 
 @dataclass(frozen=True)
 class Piece:
-    """The place of a canonical tensor in a stored one: rows `part` of `parts` of `key`, with its halves swapped or
-    not.
+    """The place of a canonical tensor in a stored one.
+
+    It is rows `part` of `parts` of `key`, with its halves swapped if `swap` is set.
     """
 
     key: str

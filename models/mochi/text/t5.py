@@ -83,10 +83,10 @@ def position_buckets(tokens: int, buckets: int, max_distance: int) -> np.ndarray
 
 
 def text_layout(layout: Layout, heads: int) -> Layout:
-    """Return the layout of the text encoder beside a transformer in `layout`: the one with the widest TP that divides
-    the heads.
+    """Return the layout of the text encoder beside a transformer in `layout`.
 
-    A prompt is too short to be sharded, so the chips along SP would only repeat each other's work and weights.
+    It has the widest TP that divides the heads. A prompt is too short to be sharded, so the chips along SP would only
+    repeat each other's work and weights.
     """
     turned = replace(layout, sp_axis=layout.tp_axis, tp_axis=layout.sp_axis)
     fitting = [candidate for candidate in (layout, turned) if heads % candidate.tp == 0]
@@ -122,7 +122,10 @@ class T5Encoder(Module):
         all_heads = Width(config.num_heads, config.num_heads, 1, heads.extra_groups)
 
         def by_position(table):
-            """Bias [1, H, MAX_TOKENS, MAX_TOKENS] from the table [buckets, H]; shorter prompts use its corner."""
+            """Return the bias [1, H, MAX_TOKENS, MAX_TOKENS] from the table [buckets, H].
+
+            Shorter prompts use its corner.
+            """
             return all_heads.pad(table[buckets].permute(2, 0, 1), 0)[None]
 
         self.position_bias = Parameter(

@@ -1,5 +1,6 @@
-"""One AsymmDiT block: joint attention, then one feed-forward per stream, with modulated norms before and gated norms
-after.
+"""One AsymmDiT block: joint attention, then one feed-forward per stream.
+
+Each has a modulated norm before it and a gated norm after it.
 """
 
 import ttnn
@@ -79,8 +80,9 @@ class TransformerBlock(Module):
         self.text = Stream(mesh, text, text_feed_forward, inputs)
 
     def modulations(self, conditioning_11SD: ttnn.Tensor) -> tuple[list[ttnn.Tensor], list[ttnn.Tensor]]:
-        """Return the tables of both streams' norm weights for all steps, from silu(conditioning) [1, 1, S, D]
-        replicated.
+        """Return the tables of both streams' norm weights for all steps.
+
+        `conditioning_11SD` is silu(conditioning) [1, 1, S, D], replicated.
         """
         return self.visual_modulation(conditioning_11SD), self.text_modulation(conditioning_11SD)
 

@@ -44,10 +44,10 @@ class CaptionPool(Module):
         self.to_out = ColumnParallelLinear(mesh, ["to_out"], widths.pool, widths.visual, bias=True)
 
     def __call__(self, features_11LC: ttnn.Tensor | None) -> ttnn.Tensor:
-        """Pool caption features [1, 1, L, C], replicated (None without tokens), to [1, 1, 1, D / TP], fractured over
-        TP.
+        """Pool caption features [1, 1, L, C], replicated, to [1, 1, 1, D / TP], fractured over TP.
 
-        Without tokens the mean is zero and attends only to itself. The reference does the same with an all-False mask.
+        `features_11LC` is None without tokens. The mean is then zero and attends only to itself. The reference does the
+        same with an all-False mask.
         """
         if features_11LC is None:
             pooled = self.mesh.upload(np.zeros((1, 1, 1, self.width), dtype=np.float32))

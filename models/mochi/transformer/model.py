@@ -97,8 +97,9 @@ class MochiTransformer(Module):
     def from_checkpoint(
         cls, checkpoint, mesh: Mesh, *, on_parameter: Callable[[int, int], None] | None = None
     ) -> MochiTransformer:
-        """Build the model from a checkpoint component: its `config` (Diffusers' names) and its tensors, loaded
-        strictly.
+        """Build the model from a checkpoint component and load its weights strictly.
+
+        The component has a `config` with Diffusers' names, and the tensors.
 
         Raises:
             ValueError: the configuration, the layout or the weights do not fit.

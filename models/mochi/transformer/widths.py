@@ -11,9 +11,7 @@ from models.mochi.config import POOL_HEADS, TransformerConfig
 
 @dataclass(frozen=True)
 class Widths:
-    """Stored widths: D (visual), P (text), attention heads, one head, caption features and the heads of the caption
-    pool.
-    """
+    """Stored widths: D (visual), P (text), attention heads, one head, caption features and the caption pool's heads."""
 
     visual: Width
     text: Width

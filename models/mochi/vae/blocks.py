@@ -96,8 +96,9 @@ class CausalConv3d(Module):
 
     @staticmethod
     def border(extent: Extent) -> Border:
-        """Return the border that the convolution reads around a shard: two frames, and one row or column per side in
-        split dims.
+        """Return the border that the convolution reads around a shard.
+
+        It is two frames, and one row or column on each side in split dims.
         """
         height, width = ((1, 1) if size.shards > 1 else (0, 0) for size in (extent.height, extent.width))
         return Border((_PAST, 0), height, width)
@@ -138,8 +139,9 @@ class CausalConv3d(Module):
         return [_PAST, *border.around(extent, self.conv.in_channels)[1:]]
 
     def _fill_whole_time(self, padded: ttnn.Tensor, extent: Extent, border: Border, past: Past) -> None:
-        """Fill the border if each chip holds all frames: first the past before the frames, then the borders in
-        space.
+        """Fill the border if each chip holds all frames.
+
+        The past is written before the frames first; then the borders in space are filled.
         """
         earlier = past.earlier(self)
         if earlier is not None:
@@ -155,8 +157,9 @@ class CausalConv3d(Module):
         self.halo.fill(padded, extent, border)
 
     def _fill_split_time(self, padded: ttnn.Tensor, extent: Extent, border: Border, past: Past) -> None:
-        """Fill the border if frames are split over chips: the past comes from the previous chip, on the first chip from
-        `past`.
+        """Fill the border if frames are split over chips.
+
+        The past comes from the previous chip, on the first chip from `past`.
         """
         self.halo.fill(padded, extent, border)
         earlier = past.earlier(self)

@@ -216,8 +216,9 @@ class MochiVaeDecoder(Module):
                 past.allocate(conv, extent)
 
     def raw_frames(self, latents_BCTHW: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
-        """Return host frames [1, 6 T, 8 H, 8 W, 3] as the network computes them, including surplus frames; see
-        `chunks`.
+        """Return host frames [1, 6 T, 8 H, 8 W, 3] as the network computes them; see `chunks`.
+
+        Surplus frames are included.
         """
         parts = [self.download_frames(frames, extent) for frames, extent in self.chunks(latents_BCTHW, chunk)]
         return torch.cat(parts, dim=1)

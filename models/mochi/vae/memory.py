@@ -29,8 +29,9 @@ def dram_free(mesh: Mesh) -> int:
 
 
 def levels(config: DecoderConfig, extent: Extent) -> Iterator[tuple[Extent, int, int, int]]:
-    """Yield (extent, channels, number of residual blocks, values per position after the level's projection), latent
-    first.
+    """Yield each level of the decoder, the latent's first.
+
+    A level is (extent, channels, number of residual blocks, values per position after the level's projection).
     """
     channels, layers = config.decoder_block_out_channels[::-1], config.layers_per_block[::-1]
     factors = list(zip(config.temporal_expansions[::-1], config.spatial_expansions[::-1], strict=True))
@@ -43,13 +44,12 @@ def levels(config: DecoderConfig, extent: Extent) -> Iterator[tuple[Extent, int,
 
 
 def peak_bytes(config: DecoderConfig, extent: Extent, *, chunked: bool) -> int:
-    """Return the largest number of DRAM bytes of activations that a chip holds at once, decoding all of `extent` in one
-    go.
+    """Return the largest number of DRAM bytes of activations that a chip holds at once.
 
-    In a residual block these are its input, a convolution's padded input, and either the source of that input or the
-    convolution's output. At the end of a level they are the projection, twice. One more tensor of the largest size is
-    added, because a tensor needs one contiguous block, and live tensors fragment DRAM. With `chunked` the carried
-    frames of all convolutions are added.
+    All of `extent` is decoded in one go. In a residual block the activations are its input, a convolution's padded
+    input, and either the source of that input or the convolution's output. At the end of a level they are the
+    projection, twice. One more tensor of the largest size is added, because a tensor needs one contiguous block, and
+    live tensors fragment DRAM. With `chunked` the carried frames of all convolutions are added.
     """
     peak = carried = 0
     for size, channels, blocks, expanded in levels(config, extent):
@@ -64,8 +64,9 @@ def peak_bytes(config: DecoderConfig, extent: Extent, *, chunked: bool) -> int:
 
 
 def chunk_frames(config: DecoderConfig, split: Split, mesh: Mesh, size: tuple[int, int, int], free: int) -> int:
-    """Return the number of latent frames to decode at a time so that `free` bytes suffice: all of them, or equal
-    chunks.
+    """Return the number of latent frames to decode at a time so that `free` bytes suffice.
+
+    It is all of them, or that of equal chunks.
 
     Raises:
         ValueError: even the shortest chunk does not fit.

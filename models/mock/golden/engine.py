@@ -142,8 +142,9 @@ class Engine:
 
 
 class _Call:
-    """One call in the form that its rule takes: arguments with slots for tensors, whose values are read before the op
-    runs.
+    """One call in the form that its rule takes: arguments with slots for tensors.
+
+    The values of the tensors are read before the op runs.
     """
 
     def __init__(self, store: Store, op: str, rule: Rule, args: tuple, kwargs: dict) -> None:

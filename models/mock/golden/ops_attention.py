@@ -64,13 +64,12 @@ def _exact(query: torch.Tensor, chunks, scale: float, config) -> torch.Tensor:
 
 
 def _streaming(query: torch.Tensor, chunks, scale: float, config, fidelity) -> torch.Tensor:
-    """Compute attention as the streaming kernel does, `compute_streaming.hpp`: `sdpa_inner_loop_step` and
-    `normalize_row_streaming`.
+    """Compute attention as the streaming kernel does.
 
-    It differs from `_exact` in three points. Products and differences accumulate in bfloat16. The exponential is
-    approximate (its call is `exp_packthread_tile<true, ...>` whatever `exp_approx_mode` says), except for the factors
-    between chunks (`exp_tile_first_column`). The packer adds up probabilities tile by tile, so a row has 32 sums until
-    the end.
+    Source: `compute_streaming.hpp`, `sdpa_inner_loop_step` and `normalize_row_streaming`. It differs from `_exact` in
+    three points. Products and differences accumulate in bfloat16. The exponential is approximate (its call is
+    `exp_packthread_tile<true, ...>` whatever `exp_approx_mode` says), except for the factors between chunks
+    (`exp_tile_first_column`). The packer adds up probabilities tile by tile, so a row has 32 sums until the end.
     """
     top, sums, out = None, torch.zeros(()), torch.zeros(())
     keep_scale = truncate(torch.tensor(scale, dtype=torch.float32), 7)

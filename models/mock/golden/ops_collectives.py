@@ -40,8 +40,9 @@ def _chain(shards: Shards, dtype: ttnn.DataType) -> torch.Tensor:
 
 
 def _line_sum(shards: Shards, position: int, dtype: ttnn.DataType) -> torch.Tensor:
-    """Return the sum as the device at `position` of a line computes it: one partial sum from either side, plus its own
-    shard.
+    """Return the sum as the device at `position` of a line computes it.
+
+    It adds one partial sum from either side and its own shard.
     """
     ahead, behind = shards[:position], shards[:position:-1]
     own = shards[position]

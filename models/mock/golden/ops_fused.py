@@ -101,10 +101,10 @@ def dit_fused_distributed_rmsnorm(
     rope_sin: MeshShards | None = None,
     num_preferred_links: int | None = None,
 ) -> Shards:
-    """Compute the root-mean-square norm over the whole row, or over each head, then weight, bias, head split and
-    rotation.
+    """Compute the root-mean-square norm over the whole row or over each head, then the other steps of the op.
 
-    With `cluster_axis` the row is the group's shards side by side. Without it the row is each chip's own columns.
+    These are weight, bias, head split and rotation. With `cluster_axis` the row is the group's shards side by side.
+    Without it the row is each chip's own columns.
     """
     if per_head_norm and cluster_axis is not None:
         raise ValueError("a norm per head is local: cluster_axis must be None")

@@ -91,7 +91,7 @@ def neighbor_pad_async(
 def _end(
     shards: Shards, group: list[int], position: int, dim: int, count: int, mode: str, *, left: bool
 ) -> torch.Tensor:
-    """Return what the chip at `position` of a line receives from its left or right side."""
+    """Return the positions that the chip at `position` of a line receives from its left or right side."""
     size = shards[group[0]].shape[dim]
     neighbor = position - 1 if left else position + 1
     if 0 <= neighbor < len(group):

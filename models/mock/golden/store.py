@@ -119,8 +119,9 @@ class Store:
         self._queue.clear()
 
     def sweep(self, *, everything: bool = False) -> None:
-        """Drop entries to which only the store itself refers: check all young entries, and some (or all) of the old
-        ones.
+        """Drop entries to which only the store itself refers.
+
+        All young entries are checked, and some of the old ones (all with `everything`).
         """
         dead = []
         for key, entry in self._young.items():

@@ -2,6 +2,7 @@
 # make test   set everything up and run the tests
 # make lint   style and types
 # make baselines  take the present counts of both systems as those that the tests hold later ones against
+# make docs-tables  make the tables in the documents anew (ONLY=PATTERN for some; LIST=1 says what each costs)
 # make setup  only the set-up: .venv with mochi-tt in it
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := .venv/bin
 UV := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),$(CURDIR)/.uv/bin/uv)
 PROMPT ?= a red ball rolls to the left
 
-.PHONY: setup demo test test-full lint baselines clean
+.PHONY: setup demo test test-full lint baselines docs-tables clean
 .DELETE_ON_ERROR:
 
 setup: $(BIN)/.ready
@@ -43,6 +44,9 @@ baselines: setup
 	  $(BIN)/mochi-tt measure --mode projection --system $$system \
 	    --baseline tests/performance/baselines/$$system.json || exit; \
 	done
+
+docs-tables: setup
+	$(BIN)/python -m scripts.docs_tables $(if $(ONLY),--only '$(ONLY)') $(if $(LIST),--list)
 
 clean:
 	rm -rf .venv .uv

@@ -98,12 +98,13 @@ class OpenMesh:
         self.close()
 
 
-def parse_mesh(text: str) -> tuple[int, int]:
-    """(rows, columns) of a mesh written like "2x4".
+def parse_mesh(mesh: str | tuple[int, int]) -> tuple[int, int]:
+    """Return (rows, columns) of a mesh given like "2x4" or (2, 4).
 
     Raises:
-        ValueError: the text is not two positive numbers with an x between them.
+        InputError: `mesh` is not two positive numbers.
     """
+    text = mesh if isinstance(mesh, str) else "x".join(map(str, mesh))
     match = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
     rows, cols = (int(match[1]), int(match[2])) if match else (0, 0)
     if rows < 1 or cols < 1:
@@ -156,7 +157,7 @@ def open_mesh(
         ValueError: the mesh, the mode or the system is not one, or the mesh does not fit it.
         RuntimeError: no card for mode "hardware", or this process is bound to another cluster.
     """
-    rows, cols = parse_mesh(mesh) if isinstance(mesh, str) else parse_mesh("x".join(map(str, mesh)))
+    rows, cols = parse_mesh(mesh)
     chosen = choose_mode(mode, card_directory=card_directory)
     named = system_named(system) if system is not None else None
     if chosen == "hardware":

@@ -79,8 +79,6 @@ def measure(
     for name, file in outputs.items():
         if file is not None:
             check_writable(file, check_suffix(file).suffix.lower() if name == "plot" else ".json")
-    if on_hardware and model is None:
-        raise InputError("a measurement needs weights: give --model, or --mode projection for none")
     if not on_hardware and machine.mock is None:
         raise InputError(f"system {machine.name} cannot be projected yet: no mock stands for it")
     setup = resolve(
@@ -97,6 +95,8 @@ def measure(
             video=VideoRequest(height=height, width=width, num_frames=num_frames, num_steps=num_steps),
         )
     )
+    if on_hardware and model is None:
+        raise InputError("a measurement needs weights: give --model, or --mode projection for none")
     if scaling:
         return _scaling(machine, num_steps, setup.precision)
     report = _measured(setup, machine, num_steps, runs) if on_hardware else _projected(setup, machine, num_steps)

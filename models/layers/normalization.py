@@ -12,9 +12,9 @@ from models.parallel import TILE, Mesh, all_reduce, gather
 # Tiles that the fused norm processes at a time with float32 accumulation: a destination register holds so many.
 _FUSED_BLOCK_TILES = 4
 # Largest number of head tiles on a chip for which the fused norm keeps a row of all heads in L1. With more tiles it
-# works head by head, and then reads the wrong rows of the rotation tables (dit_rmsnorm_fused_compute.cpp, lines 675 to
-# 714).
-_FUSED_ROTATION_TILES = 60
+# works head by head. Then it reads the wrong rows of the rotation tables, and a head whose own tiles are not whole
+# blocks makes it hang (dit_rmsnorm_fused_compute.cpp, lines 566 to 714).
+_FUSED_ROW_TILES = 60
 # Largest number of features on a chip for which ttnn's layer norm on gathered statistics fits L1. Its circular buffers
 # take 26 KB for each tile of a row (ttnn 0.81.1 reports 2,497,888 bytes for 96 tiles, and allows 1,499,136).
 _LAYER_NORM_WIDTH = 56 * TILE
@@ -145,10 +145,12 @@ class HeadRMSNorm(Module):
         self.heads = heads // mesh.tp.size
         self.dtype = dtype
         self.eps = eps * head_width.eps_factor
-        # The fused op needs at least two heads. It hangs if the tiles of the heads are not whole blocks.
-        tiles = self.heads * head_width.padded_group // TILE
-        self.fused = mesh.fused and self.heads > 1 and tiles % _FUSED_BLOCK_TILES == 0
-        self.rotates = tiles <= _FUSED_ROTATION_TILES
+        # The fused op needs at least two heads. It hangs if the tiles that it takes together are not whole blocks:
+        # those of all heads, or of one head where a row of all heads does not fit L1.
+        head_tiles = head_width.padded_group // TILE
+        self.rotates = self.heads * head_tiles <= _FUSED_ROW_TILES
+        together = self.heads * head_tiles if self.rotates else head_tiles
+        self.fused = mesh.fused and self.heads > 1 and together % _FUSED_BLOCK_TILES == 0
         # The fused op needs one copy of the weight for each head of the chip.
         repeats = self.heads if self.fused else 1
         self.weight = Parameter(

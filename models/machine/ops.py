@@ -1,8 +1,60 @@
-"""Search for device tensors, used by golden execution and op traces."""
+"""The one hook on ttnn's ops, and a search for device tensors.
 
+The limits of kernels, golden execution and op traces all need to see every op. They attach here, so that one place
+changes ttnn and any of them may leave first.
+"""
+
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import ttnn
+from ttnn.decorators import FastOperation
+
+Around = Callable[..., Any]
+"""A function ``around(call, operation, *args, **kwargs)`` that runs in place of an op.
+
+``call(operation, *args, **kwargs)`` goes on to the older hooks and then to the op.
+"""
+
+_original: Around = FastOperation.__call__
+_hooks: list[Around] = []
+
+
+def add_hook(around: Around) -> None:
+    """Run `around` in place of every ttnn op of this process. The newest hook is the outermost.
+
+    An op that ttnn builds from other ops passes the hooks for each of them.
+
+    Raises:
+        ValueError: `around` is a hook already.
+    """
+    if around in _hooks:
+        raise ValueError(f"{around} is a hook already")
+    _hooks.append(around)
+    _rebuild()
+
+
+def remove_hook(around: Around) -> None:
+    """Take one hook away. With the last one, ttnn is as it was.
+
+    Raises:
+        ValueError: `around` is not a hook.
+    """
+    _hooks.remove(around)
+    _rebuild()
+
+
+def _rebuild() -> None:
+    call = _original
+    for around in _hooks:
+        call = functools.partial(around, call)
+
+    @functools.wraps(_original)
+    def entry(operation, *args, **kwargs):
+        return call(operation, *args, **kwargs)
+
+    FastOperation.__call__ = entry if _hooks else _original
 
 
 def device_tensors(value: Any) -> list[ttnn.Tensor]:

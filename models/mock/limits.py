@@ -2,17 +2,18 @@
 
 With arguments beyond them, a kernel computes wrong values, never ends or does not compile. A mock mesh runs no kernel,
 so nothing else would notice them: golden execution would compute the intended values, and a dry run would pass.
-Therefore every op on a mock mesh, with numbers or without, is first checked against these limits. Each limit was read
-from the kernel that it names, in the wheel of ttnn 0.81.1. Paths are relative to `ttnn/ttnn/cpp/ttnn/operations` there.
+Therefore every op on a mock mesh, with numbers or without, is first checked against these limits. Each limit names
+the kernel that it was read from. Paths are relative to `ttnn/ttnn/cpp/ttnn/operations` of the wheel of ttnn 0.81.1.
+The wheel has kernels alone: what runs on the host (`..._program_factory.cpp`) is in tt-metal at the same tag.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from models.machine.ops import add_hook, remove_hook
 from models.mock.golden.errors import call_site
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _ATTENTION = "transformer/sdpa"
 _SOCKETS = "experimental/ccl/send_recv_async"
 
 _LIMITS: dict[str, Callable[..., str | None]] = {}
-_original: list[Callable[..., Any]] = []
+_attached: list[bool] = []
 
 
 class KernelLimit(RuntimeError):
@@ -48,20 +49,22 @@ def limit(*names: str) -> Callable:
 
 
 def attach() -> None:
-    """Check every op of this process against the limits. Golden execution and traces are attached after this."""
-    from ttnn.decorators import FastOperation
+    """Check every op of this process against the limits."""
+    if not _attached:
+        add_hook(_checked)
+        _attached.append(True)
 
-    if _original:
-        return
-    original = FastOperation.__call__
-    _original.append(original)
 
-    @functools.wraps(original)
-    def call(operation, *args, **kwargs):
-        check(operation.python_fully_qualified_name, args, kwargs)
-        return original(operation, *args, **kwargs)
+def detach() -> None:
+    """Stop checking."""
+    if _attached:
+        remove_hook(_checked)
+        _attached.clear()
 
-    FastOperation.__call__ = call
+
+def _checked(call: Callable[..., Any], operation: Any, *args: Any, **kwargs: Any) -> Any:
+    check(operation.python_fully_qualified_name, args, kwargs)
+    return call(operation, *args, **kwargs)
 
 
 def check(op: str, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -75,14 +78,6 @@ def check(op: str, args: tuple, kwargs: dict[str, Any]) -> None:
         raise KernelLimit(f"{op} at {call_site()}: {wrong}")
 
 
-def detach() -> None:
-    """Restore ttnn's op entry point. Golden execution and traces must be detached before this."""
-    from ttnn.decorators import FastOperation
-
-    if _original:
-        FastOperation.__call__ = _original.pop()
-
-
 @limit("ttnn.experimental.dit_fused_distributed_rmsnorm")
 def _fused_norm(
     input_tensor: ttnn.Tensor,
@@ -90,6 +85,7 @@ def _fused_norm(
     mesh_device: ttnn.MeshDevice | None = None,
     *_: Any,
     per_head_norm: bool = False,
+    num_heads_per_device: int = 1,
     weight: ttnn.Tensor | None = None,
     rope_cos: ttnn.Tensor | None = None,
     num_preferred_links: int | None = None,
@@ -98,7 +94,9 @@ def _fused_norm(
     **__: Any,
 ) -> str | None:
     rows, width = list(input_tensor.shape)[-2:]
+    # A destination register holds 8 tiles of float32 in full synchronization, else 4; twice as many of bfloat16.
     block = 4 if getattr(compute_kernel_config, "fp32_dest_acc_en", True) else 8
+    block *= 2 if getattr(compute_kernel_config, "dst_full_sync_en", False) else 1
     if per_head_norm and (width // _TILE) % block:
         return (
             f"it never ends: {width // _TILE} tiles of heads on a chip are no multiple of the {block} that it takes at "
@@ -111,11 +109,18 @@ def _fused_norm(
             f"tiles alone ({_NORM}/dataflow/dit_rmsnorm_fused_reader.cpp: 456 and 489, rope_seqlen_tiles); pad the "
             "rows and the tables"
         )
-    if per_head_norm and rope_cos is not None and rope_cos.shape[1] > 1:
-        tiles = width // _TILE
+    if per_head_norm:
+        tiles, head = width // _TILE, width // _TILE // num_heads_per_device
         outside = _tile_bytes(input_tensor.dtype) + _tile_bytes(dtype or input_tensor.dtype)
         kept = tiles * (2 * 4096 + 2 * outside + (0 if weight is None else _tile_bytes(weight.dtype)))
-        if kept + _NORM_OTHER_BYTES > _NORM_L1_BYTES:
+        by_head = kept + _NORM_OTHER_BYTES > _NORM_L1_BYTES
+        if by_head and head % block:
+            return (
+                f"it never ends: {tiles} tiles of heads do not fit L1, so it works head by head, and a head's {head} "
+                f"tiles are no multiple of the {block} that it takes at a time "
+                f"({_NORM}/compute/dit_rmsnorm_fused_compute.cpp: 566 to 714); use the separate ops"
+            )
+        if by_head and rope_cos is not None and rope_cos.shape[1] > 1:
             return (
                 f"its rotation would be wrong, and then it never ends: {tiles} tiles of heads do not fit L1, so it "
                 "works head by head, frees each head's rows of the tables and still counts from the first one's "
@@ -144,10 +149,25 @@ def _tile_bytes(dtype: ttnn.DataType) -> int:
 
 
 @limit("ttnn.slice")
-def _slice(input_tensor: ttnn.Tensor, slice_start: Any = None, slice_end: Any = None, *_: Any, **__: Any) -> str | None:
-    if str(input_tensor.layout) != "Layout.ROW_MAJOR" or not isinstance(slice_start, (list, tuple)):
-        return None
-    sizes = [end - start for start, end in zip(slice_start, slice_end, strict=True)]
+def _slice(
+    input_tensor: ttnn.Tensor,
+    slice_start: Any = None,
+    slice_end: Any = None,
+    slice_step: Any = None,
+    *_: Any,
+    **__: Any,
+) -> str | None:
+    step = slice_step or ()
+    if str(input_tensor.layout) != "Layout.ROW_MAJOR" or slice_start is None or any(s != 1 for s in step):
+        return None  # Another kernel takes steps.
+    shape = list(input_tensor.shape)
+    starts, ends = (
+        [at + size if at < 0 else at for at, size in zip(list(bound), shape, strict=True)]
+        for bound in (slice_start, slice_end)
+    )
+    sizes = [min(end, size) - start for start, end, size in zip(starts, ends, shape, strict=True)]
+    if sizes == shape:
+        return None  # It gives the tensor itself back.
     return _moved_rows(sizes, input_tensor, "data_movement/slice/device/slice_program_factory_rm.cpp: 128, 274 and 352")
 
 

@@ -39,11 +39,12 @@ def read(path: str | Path) -> dict[str, Any]:
     """Read a report or a baseline.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a report of `mochi-tt measure`.
+        InputError: the file cannot be read, or is not a report of `mochi-tt measure`.
     """
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"report {path} cannot be read ({error.strerror}): give a file of mochi-tt measure") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"report {path} is not JSON ({error}): give a file of mochi-tt measure --json") from None
     if not isinstance(report, dict) or "counts" not in report or any(name not in report for name in _SUBJECT):

@@ -1,6 +1,5 @@
 """Trace of the ops that a program runs: the cost of each on a chip, and the DRAM in use around it."""
 
-import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ttnn
-from ttnn.decorators import FastOperation
 
-from models.machine.ops import device_tensors
+from models.machine.ops import add_hook, device_tensors, remove_hook
 from models.performance.counts import SEND, Call, Cost, cost
 from models.performance.settings import Settings
 
@@ -102,32 +100,30 @@ def dram_allocated(device: ttnn.MeshDevice) -> int:
 def trace(device: ttnn.MeshDevice) -> Iterator[Trace]:
     """Record the outermost ops of this process on `device` while the block runs. It is not re-entrant."""
     made = Trace(dram_peak_bytes=dram_allocated(device))
-    original = FastOperation.__call__
     inside = False
 
-    @functools.wraps(original)
-    def call(operation, *args, **kwargs):
+    def record(call, operation, *args, **kwargs):
         nonlocal inside
         if inside:
-            return original(operation, *args, **kwargs)
+            return call(operation, *args, **kwargs)
         inside = True
         try:
-            result = original(operation, *args, **kwargs)
+            result = call(operation, *args, **kwargs)
         finally:
             inside = False
         made.dram_peak_bytes = max(made.dram_peak_bytes, dram_allocated(device))
-        record = _record(device, operation.python_fully_qualified_name, args, kwargs, result)
-        if record is not None:
-            made.records.append(record)
+        made_record = _record(device, operation.python_fully_qualified_name, args, kwargs, result)
+        if made_record is not None:
+            made.records.append(made_record)
         return result
 
-    FastOperation.__call__ = call
+    add_hook(record)
     start = time.perf_counter()
     try:
         yield made
     finally:
         made.host_seconds = time.perf_counter() - start
-        FastOperation.__call__ = original
+        remove_hook(record)
 
 
 def _record(device: ttnn.MeshDevice, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> Record | None:

@@ -220,7 +220,7 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install ttnn"):
         package_directory()
-    with pytest.raises(FileNotFoundError, match="pip install ziglang"):
+    with pytest.raises(FileNotFoundError, match=r"pip install 'mochi-tt\[mock\]'"):
         zig_program()
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import ttnn
 
+from models.mock import golden
 from models.mock.limits import KernelLimit
 from models.parallel.rows import copy_rows, fits, write_rows
 from tests.support import randn
@@ -49,18 +50,33 @@ def test_the_rule_is_what_the_cores_do(stride, cores):
 @pytest.mark.parametrize("mesh", ["1x1sp0tp1"], indirect=True)
 def test_a_copy_that_does_not_fit_is_cut(mesh):
     """One core moves 129 rows in groups of 40, so there is room for 80; the others move 128 in two groups of 64."""
-    cores = mesh.grid[0] * mesh.grid[1]
-    rows = cores * 128 + 1
-    assert not fits(rows, 64, cores)
-    x = randn(1, rows + 3, 2, 32, seed=1).bfloat16().float()
-    device = put(mesh, x)
-    with pytest.raises(KernelLimit, match=rf"write over L1: of {rows} rows .* some cores get 128, which"):
-        ttnn.slice(device, [0, 2, 1, 0], [1, rows + 2, 2, 32])
+    x, device, rows = too_many_rows(mesh)
     part = copy_rows(device, [0, 2, 1, 0], [1, rows + 2, 2, 32])
     assert torch.equal(get(mesh, part), x[:, 2 : rows + 2, 1:])
-    with pytest.raises(KernelLimit, match="slice_write_rm_interleaved"):
-        ttnn.experimental.slice_write(part, device, [0, 0, 0, 0], [1, rows, 1, 32], [1] * 4)
     write_rows(device, part, [0, 0, 0, 0])
     expected = x.clone()
     expected[:, :rows, :1] = x[:, 2 : rows + 2, 1:]
     assert torch.equal(get(mesh, device), expected)
+
+
+@pytest.mark.parametrize("mesh", ["1x1sp0tp1"], indirect=True)
+def test_a_copy_that_is_not_cut_is_refused(mesh):
+    if golden.active() is None:
+        pytest.skip("this machine has cards: these calls write over L1 on them")
+    _, device, rows = too_many_rows(mesh)
+    with pytest.raises(KernelLimit, match=rf"write over L1: of {rows} rows .* some cores get 128, which"):
+        ttnn.slice(device, [0, 2, 1, 0], [1, rows + 2, 2, 32])
+    with pytest.raises(KernelLimit, match="write over L1"):
+        ttnn.slice(device, [0, 2, -1, 0], [1, rows + 2, 2, 32])
+    part = copy_rows(device, [0, 2, 1, 0], [1, rows + 2, 2, 32])
+    with pytest.raises(KernelLimit, match="slice_write_rm_interleaved"):
+        ttnn.experimental.slice_write(part, device, [0, 0, 0, 0], [1, rows, 1, 32], [1] * 4)
+
+
+def too_many_rows(mesh) -> tuple[torch.Tensor, ttnn.Tensor, int]:
+    """Return values, the same on the device, and a number of their rows that takes a cut to copy."""
+    cores = mesh.grid[0] * mesh.grid[1]
+    rows = cores * 128 + 1
+    assert not fits(rows, 64, cores)
+    x = randn(1, rows + 3, 2, 32, seed=1).bfloat16().float()
+    return x, put(mesh, x), rows

@@ -13,7 +13,7 @@ from typing import Any
 import ttnn
 from ttnn.decorators import FastOperation
 
-from models.machine.ops import device_tensors
+from models.machine.ops import add_hook, device_tensors, remove_hook
 from models.mock import limits
 from models.mock.golden import transfers
 from models.mock.golden.compute import run_rule
@@ -54,7 +54,7 @@ class Engine:
         self.ops_seen: dict[str, int] = {}
         self._lock = threading.RLock()
         self._thread = threading.local()
-        self._original_call: Callable[..., Any] | None = None
+        self._attached = False
 
     @property
     def inside(self) -> bool:
@@ -63,62 +63,53 @@ class Engine:
 
     def attach(self) -> None:
         """Attach the interposer to every ttnn op."""
-        engine, original = self, FastOperation.__call__
-        self._original_call = original
-
-        @functools.wraps(original)
-        def call(operation, *args, **kwargs):
-            return engine.run(operation, args, kwargs)
-
-        FastOperation.__call__ = call
+        add_hook(self.run)
+        self._attached = True
         transfers.attach(self)
 
     def detach(self) -> None:
         """Detach the interposer and forget all values."""
-        if self._original_call is not None:
-            FastOperation.__call__ = self._original_call
-            self._original_call = None
+        if self._attached:
+            remove_hook(self.run)
+            self._attached = False
             transfers.detach()
         self.store.clear()
 
-    def run(self, operation: FastOperation, args: tuple, kwargs: dict) -> Any:
-        """Run one real op and compute its golden values."""
-        assert self._original_call is not None
+    def run(self, call: Callable[..., Any], operation: FastOperation, *args: Any, **kwargs: Any) -> Any:
+        """Run one real op through `call` and compute its golden values."""
         name = operation.python_fully_qualified_name
         if self.inside or name in _TRANSPARENT:
-            return self._original_call(operation, *args, **kwargs)
+            return call(operation, *args, **kwargs)
         self._thread.inside = True
         try:
             if not _touches_device((args, tuple(kwargs.values()))):
-                return self._original_call(operation, *args, **kwargs)
+                return call(operation, *args, **kwargs)
             with self._lock:
                 self.store.sweep()
-                return self._follow(operation, name, args, kwargs)
+                return self._follow(call, operation, name, args, kwargs)
         finally:
             self._thread.inside = False
 
-    def _follow(self, operation: FastOperation, name: str, args: tuple, kwargs: dict) -> Any:
-        assert self._original_call is not None
+    def _follow(self, call: Callable[..., Any], operation: FastOperation, name: str, args: tuple, kwargs: dict) -> Any:
         handler = transfers.HANDLERS.get(name)
         if handler is not None:
-            return handler(self, self._original_call, operation, args, kwargs)
+            return handler(self, call, operation, args, kwargs)
         if name in _ALLOCATING:
-            result = self._original_call(operation, *args, **kwargs)
+            result = call(operation, *args, **kwargs)
             self.store.reserve(result, "it was allocated and never written")
             return result
-        return self._compute(operation, name, args, kwargs)
+        return self._compute(call, operation, name, args, kwargs)
 
-    def _compute(self, operation: FastOperation, name: str, args: tuple, kwargs: dict) -> Any:
-        assert self._original_call is not None
+    def _compute(self, call: Callable[..., Any], operation: FastOperation, name: str, args: tuple, kwargs: dict) -> Any:
         limits.check(name, args, kwargs)  # This comes before the op's golden, which knows less about the reason.
         if not any(map(_has_device_tensor, (args, tuple(kwargs.values())))):
-            result = self._original_call(operation, *args, **kwargs)
+            result = call(operation, *args, **kwargs)
             if not device_tensors(result):
                 return result  # Host work only.
-            call = _Call(self.store, name, _rule(operation, name), args, kwargs)
+            taken = _Call(self.store, name, _rule(operation, name), args, kwargs)
         else:
-            call = _Call(self.store, name, _rule(operation, name), args, kwargs)
-            result = self._original_call(operation, *args, **kwargs)
+            taken = _Call(self.store, name, _rule(operation, name), args, kwargs)
+            result = call(operation, *args, **kwargs)
         outputs = device_tensors(result)
         if not outputs:
             raise golden_error(name, "it read device tensors and gave none back: golden execution cannot follow that")
@@ -128,12 +119,12 @@ class Engine:
         mesh = outputs[0].device()
         self.ops_seen[name] = self.ops_seen.get(name, 0) + 1
         shape = (mesh.shape[0], mesh.shape[1])
-        values = run_rule(call.rule, name, call.args, call.kwargs, call.shards, call.dtypes, shape, outputs)
+        values = run_rule(taken.rule, name, taken.args, taken.kwargs, taken.shards, taken.dtypes, shape, outputs)
         written = set()
         for output, shards in zip(outputs, values, strict=True):
             self.store.put(output, shards)
             written.add(output.buffer_unique_id())
-        for buffer in call.buffers:
+        for buffer in taken.buffers:
             if buffer.buffer_unique_id() in written:
                 self.store.alias(buffer)
             else:

@@ -1,11 +1,11 @@
 """Writing parameters as ttnn's `.tensorbin` files.
 
 Most parameters of a model are alike, block after block, and their files differ in values only. ttnn packs and writes
-the first of a kind. If what it wrote is a header and then the values in the order of `_pieces`, the others are written
-that way under that header: one strided copy from wherever the values lie, in pieces that stay in a core's cache while
-they are hashed and handed to the system. ttnn does the same by way of several buffers as large as the tensor, which
-costs several times as much. It writes all of a kind whose order is another one, or whose packing computes (bfloat8_b,
-float32).
+the first of each shape and placement. If what it wrote is a header and then the values in the order of `_pieces`, the
+others are written that way under that header: one strided copy from wherever the values lie, in pieces that stay in a
+core's cache while they are hashed and handed to the system. ttnn does the same by way of several buffers as large as
+the tensor, which costs several times as much. ttnn writes all of those whose order is another one, or whose packing
+computes (bfloat8_b, float32).
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 _FACE = 16
 # What a core's second-level cache holds.
 _PIECE_BYTES = 1 << 20
-_Kind = tuple[tuple[int, ...], int | None, int | None]
+_Alike = tuple[tuple[int, ...], int | None, int | None]
 
 
 class TensorWriter:
     """Writes the parameters of one mesh; threads may share it."""
 
     def __init__(self, mesh: Mesh) -> None:
-        """Begin with no kind known."""
+        """Bind the mesh; nothing is known of ttnn's headers yet."""
         self._mesh = mesh
-        self._headers: dict[_Kind, bytes] = {}
+        self._headers: dict[_Alike, bytes] = {}
 
     def write(self, path: Path, parameter: Parameter, host: torch.Tensor) -> str:
         """Write what `Parameter.read` gave to `path`, which must end with `.tensorbin`; returns its checksum.
@@ -47,15 +47,15 @@ class TensorWriter:
             ValueError: a split dim is not divisible by its axis.
             OSError, RuntimeError: it cannot be written.
         """
-        kind = (parameter.shape, parameter.sp, parameter.tp)
+        alike = (parameter.shape, parameter.sp, parameter.tp)
         only_moves = _only_moves(parameter, host, self._mesh)
-        if only_moves and kind in self._headers:
-            return self._write_alike(path, self._headers[kind], parameter, host)
+        if only_moves and alike in self._headers:
+            return self._write_alike(path, self._headers[alike], parameter, host)
         ttnn.dump_tensor(path, parameter.distribute(self._mesh, host))
         if only_moves:
             header = self._header(path, parameter, host)
             if header is not None:
-                self._headers[kind] = header
+                self._headers[alike] = header
         return checksum(path)
 
     def _write_alike(self, path: Path, header: bytes, parameter: Parameter, host: torch.Tensor) -> str:

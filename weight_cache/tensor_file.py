@@ -1,10 +1,10 @@
 """Writing of parameters as ttnn's `.tensorbin` files.
 
 Most parameters of a model have the same shape in every block, and their files differ only in the values. ttnn packs and
-writes the first parameter of a kind. If its file is a header followed by the values in the order of `_pieces`, the
+writes the first of those that are alike. If its file is a header followed by the values in the order of `_pieces`, the
 others are written here under the same header. That is one strided copy from the place of the values, in pieces that
 stay in a core's cache while they are hashed and written. ttnn does the same with several buffers as large as the
-tensor, which costs several times as much. ttnn writes all parameters of a kind whose order is another, or whose packing
+tensor, which costs several times as much. ttnn writes all of those whose order is another, or whose packing
 computes (bfloat8_b, float32).
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _FACE = 16
 # Size of a core's second-level cache.
 _PIECE_BYTES = 1 << 20
-_Kind = tuple[tuple[int, ...], int | None, int | None]
+_Alike = tuple[tuple[int, ...], int | None, int | None]
 
 
 class TensorWriter:
@@ -38,7 +38,7 @@ class TensorWriter:
     def __init__(self, mesh: Mesh) -> None:
         """Create a writer that knows no header yet."""
         self._mesh = mesh
-        self._headers: dict[_Kind, bytes] = {}
+        self._headers: dict[_Alike, bytes] = {}
 
     def write(self, path: Path, parameter: Parameter, host: torch.Tensor) -> str:
         """Write the result of `Parameter.read` to `path`, which must end with `.tensorbin`, and return its checksum.
@@ -47,15 +47,15 @@ class TensorWriter:
             ValueError: a split dim is not divisible by its axis.
             OSError, RuntimeError: the file cannot be written.
         """
-        kind = (parameter.shape, parameter.sp, parameter.tp)
+        alike = (parameter.shape, parameter.sp, parameter.tp)
         only_moves = _only_moves(parameter, host, self._mesh)
-        if only_moves and kind in self._headers:
-            return self._write_alike(path, self._headers[kind], parameter, host)
+        if only_moves and alike in self._headers:
+            return self._write_alike(path, self._headers[alike], parameter, host)
         ttnn.dump_tensor(path, parameter.distribute(self._mesh, host))
         if only_moves:
             header = self._header(path, parameter, host)
             if header is not None:
-                self._headers[kind] = header
+                self._headers[alike] = header
         return checksum(path)
 
     def _write_alike(self, path: Path, header: bytes, parameter: Parameter, host: torch.Tensor) -> str:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from scripts.cli import main
 from weight_cache.checkpoints.download import download, wanted_files
+from weight_cache.manifest import FORMAT_VERSION
 from weight_cache.store import Store
 
 
@@ -86,6 +87,27 @@ def test_build_list_verify_and_prune(tiny, store, tmp_path, capsys, on_this_mesh
     assert len(Store(store).entries()) == 2
     assert main(["cache", "prune", "--all", "--cache-dir", str(store)]) == 0
     assert Store(store).entries() == []
+
+
+def test_outdated_and_newer_entries_are_listed_with_the_reason(store, capsys):
+    for name, version in (("old", 1), ("new", 1000)):
+        folder = Store(store).root / "entries" / name
+        folder.mkdir(parents=True)
+        value = {"format": version, "about": {"layout": "2x4sp0tp1"}, "tensors": []}
+        (folder / "manifest.json").write_text(json.dumps(value))
+    assert main(["cache", "list", "--cache-dir", str(store)]) == 0
+    text = capsys.readouterr().out
+    assert "old\n  outdated, " in text
+    assert "new\n  newer, " in text
+    assert f"  format version 1, this program has {FORMAT_VERSION}: mochi-tt cache prune\n" in text
+    assert f"  format version 1000, this program has {FORMAT_VERSION}\n" in text
+    assert "layout 2x4sp0tp1" in text
+    assert main(["cache", "verify", "--cache-dir", str(store)]) == 0, "neither is damaged"
+    assert "entry old is outdated" in refused(capsys, "cache", "verify", "old", "--cache-dir", store)
+    assert main(["cache", "prune", "--cache-dir", str(store)]) == 0
+    assert capsys.readouterr().out.splitlines() == ["deleted old (outdated, 0.000 GB)"]
+    assert main(["cache", "prune", "--help"]) == 0
+    assert "outdated" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"])

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from tests.weight_cache.helpers import assert_same, copy_store, declared, from_s
 from weight_cache import convert as conversion
 from weight_cache.checkpoints.component import Component
 from weight_cache.entry import TEMPORARY
+from weight_cache.key import entry_key
 from weight_cache.manifest import FORMAT_VERSION
 from weight_cache.store import Store
 from weight_cache.tensor_file import TensorWriter
+from weight_cache.versions import ttnn_version, versions
 
 MESH = "2x4sp0tp1"
 SMALL = pytest.mark.parametrize("mesh", [MESH], indirect=True)
@@ -131,19 +134,21 @@ def test_damage_that_hides_its_time_is_found_on_demand_and_on_first_use(mesh, co
 
 
 @SMALL
-@pytest.mark.parametrize("damage", ["version", "garbage", "foreign", "escape", "fields"])
+@pytest.mark.parametrize("damage", ["version", "garbage", "foreign", "escape", "fields", "key"])
 def test_a_manifest_that_cannot_be_trusted_is_not(mesh, component, filled, expected, tmp_path, damage):
     cache = copy_store(filled, tmp_path / "store")
     path = only_entry(cache).manifest_path
     value = json.loads(path.read_text())
     if damage == "version":
-        value["format"] = FORMAT_VERSION + 1
+        value["format"] = "two"
     elif damage == "foreign":
         value["key_fields"]["layout"]["sp_axis"] = 1
     elif damage == "escape":
         value["tensors"][0]["file"] = "../../../../etc/passwd"
     elif damage == "fields":
         del value["tensors"][0]["checksum"]
+    elif damage == "key":
+        value["key_fields"] = []
     path.write_text("{" if damage == "garbage" else json.dumps(value))
     ((file, why),) = Store(cache).verify()[path.parent.name].items()
     assert (file, why.startswith(f"manifest {path} ")) == ("manifest.json", True)
@@ -304,3 +309,136 @@ def test_list_and_prune(mesh, component, filled, tmp_path):
         store.prune(["nothing-like-it"])
     assert [e.name for e in store.prune(older_than_days=1)] == [sound.name]
     assert store.entries() == []
+
+
+def first_format(value):
+    """Roughly as the first version of the store wrote it."""
+    value["format"] = 1
+    value["key_fields"]["code"] = value["key_fields"].pop("conversions")
+    for record in value["tensors"]:
+        record["name"] = "blocks.0.attention.to_qkv.weight"
+
+
+def set_version(kind, version):
+    def change(value):
+        assert kind in value["key_fields"]["conversions"]
+        value["key_fields"]["conversions"][kind] = version
+
+    return change
+
+
+def set_field(name, content):
+    return lambda value: value["key_fields"].update({name: content})
+
+
+KIND = "column-parallel-weight"
+OUTDATED = {
+    "format": (first_format, f"format version 1, this program has {FORMAT_VERSION}"),
+    "schema": (set_field("conversions", "0123"), "its key has no versions of conversions"),
+    "kind": (set_version(KIND, 0), f"{KIND} version 0, this program has {versions()[KIND]}"),
+    "form": (set_version("form-diffusers", 0), "form-diffusers version 0, this program has 1"),
+    "ttnn": (set_field("ttnn", "0.9.9"), f"ttnn 0.9.9, this program has {ttnn_version()}"),
+}
+NEWER = {
+    "format": (lambda value: value.update(format=FORMAT_VERSION + 1), f"format version {FORMAT_VERSION + 1}, this"),
+    "kind": (set_version(KIND, versions()[KIND] + 1), f"{KIND} version {versions()[KIND] + 1}, this program has"),
+    "unknown kind": (
+        lambda value: value["key_fields"]["conversions"].update({"later": 1, KIND: 0}),
+        "later is unknown to this program",
+    ),
+    "ttnn": (set_field("ttnn", "0.100.0"), f"ttnn 0.100.0, this program has {ttnn_version()}"),
+}
+
+
+def rewritten(cache, change):
+    """Let another version of the program have made the store's entry, under the name that it has there."""
+    entry = only_entry(cache)
+    value = json.loads(entry.manifest_path.read_text())
+    change(value)
+    value["key"] = entry_key(value["key_fields"])
+    entry.manifest_path.write_text(json.dumps(value))
+    return entry.path.rename(entry.path.with_name(f"transformer-{MESH}-bf16-{value['key'][:24]}"))
+
+
+@SMALL
+@pytest.mark.parametrize(("change", "why"), OUTDATED.values(), ids=OUTDATED)
+def test_outdated_entries_are_listed_and_pruned_and_never_read(mesh, component, filled, tmp_path, change, why):
+    cache = copy_store(filled, tmp_path / "store")
+    store, path = Store(cache), rewritten(cache, change)
+    (found,) = store.entries()
+    assert (found.name, found.state, found.about["precision"]) == (path.name, "outdated", "bf16")
+    assert found.as_json()["why"].startswith(why)
+    assert store.verify() == {}, "it is not damaged"
+    with pytest.raises(ValueError, match=r"is outdated .*: there is nothing to verify"):
+        store.verify([path.name])
+    for file in (path / "tensors").iterdir():
+        os.truncate(file, 1)
+    model, lines = from_store(mesh, component, cache)
+    assert_same(model, in_memory(mesh, component))
+    assert lines == []
+    assert sorted(entry.state for entry in store.entries()) == ["complete", "outdated"]
+    assert [(entry.name, entry.state) for entry in store.prune()] == [(path.name, "outdated")]
+    assert [entry.state for entry in store.entries()] == ["complete"]
+
+
+@SMALL
+@pytest.mark.parametrize(("change", "why"), NEWER.values(), ids=NEWER)
+def test_newer_entries_stay_until_they_are_named(mesh, component, filled, tmp_path, change, why):
+    cache = copy_store(filled, tmp_path / "store")
+    store, path = Store(cache), rewritten(cache, change)
+    os.utime(path / "manifest.json", (0, 0))
+    (found,) = store.entries()
+    assert (found.state, found.about["why"].startswith(why)) == ("newer", True)
+    assert store.verify() == {}
+    assert store.prune() == store.prune(older_than_days=1) == []
+    assert [entry.name for entry in store.prune([path.name])] == [path.name]
+    assert store.entries() == []
+
+
+@SMALL
+def test_a_raised_version_makes_what_is_stored_outdated(mesh, component, filled, tmp_path, monkeypatch):
+    from models.conversion import CONVERSIONS, ROTARY_FREQUENCIES
+    from models.mochi.transformer import rope
+
+    cache = copy_store(filled, tmp_path / "store")
+    raised = replace(ROTARY_FREQUENCIES, version=ROTARY_FREQUENCIES.version + 1)
+    monkeypatch.setattr(rope, "ROTARY_FREQUENCIES", raised)
+    monkeypatch.setitem(CONVERSIONS, raised.name, raised)
+    assert [entry.state for entry in Store(cache).entries()] == ["outdated"]
+    model, _ = from_store(mesh, component, cache)
+    assert_same(model, in_memory(mesh, component))
+    assert sorted(entry.state for entry in Store(cache).entries()) == ["complete", "outdated"]
+    monkeypatch.undo()
+    assert sorted(entry.state for entry in Store(cache).entries()) == ["complete", "newer"]
+
+
+def test_kinds_that_are_no_longer_used_are_outdated(monkeypatch):
+    from weight_cache import versions as module
+
+    fields = {"ttnn": ttnn_version(), "conversions": {"dropped": 1}}
+    assert module.key_state(fields)[0] == "newer"
+    monkeypatch.setattr(module, "RETIRED", frozenset({"dropped"}))
+    assert module.key_state(fields) == ("outdated", "dropped is no longer used")
+
+
+def test_listing_and_pruning_import_neither_torch_nor_ttnn(tmp_path):
+    import subprocess
+    import sys
+
+    folder = tmp_path / "mochi-weights" / "entries" / "old"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"format": 1}')
+    code = (
+        "import sys; from weight_cache.store import Store; store = Store(sys.argv[1]);"
+        "print([entry.state for entry in store.entries()], [entry.state for entry in store.prune()]);"
+        "print([name for name in ('torch', 'ttnn', 'numpy') if name in sys.modules])"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["['outdated'] ['outdated']", "[]"]

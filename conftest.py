@@ -2,15 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 from loguru import logger
 
-if TYPE_CHECKING:
-    from tests.systems import Elsewhere
-
-_ELSEWHERE = pytest.StashKey["Elsewhere | None"]()
+_ELSEWHERE = pytest.StashKey[Any]()  # a tests.systems.Elsewhere, or None
 _peaks: dict[str, dict[str, float | None]] = {}
 
 

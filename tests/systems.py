@@ -1,7 +1,7 @@
 """Which mock system a test's meshes are part of, and the process in which the tests of another system run.
 
-ttnn binds a process to one cluster. So the system belongs to the test, not to the process: `system_of` reads it from the
-test alone, and a process that runs tests of both systems hands those of the Galaxy to a process of their own.
+ttnn binds a process to one cluster. So the system belongs to the test: `system_of` reads it from the test alone, and a
+process that has tests of both systems gives those of the Galaxy to a process of their own.
 """
 
 import json
@@ -121,6 +121,7 @@ class Elsewhere:
         self.peak: float | None = None
         self._config, self._tests = config, tests
         self._rows: dict[str, dict[str, Any]] = {}
+        self._count = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: TextIO | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -141,15 +142,13 @@ class Elsewhere:
         """End the process: by itself if every outcome was asked for, else at once."""
         if self._process is None or self._pipe is None or self._folder is None:
             return
-        if self._rows or len(self._tests) > self._read_count:
+        if self._rows or len(self._tests) > self._count:
             self._process.terminate()
         while self._read():
             pass
         self._process.wait()
         self._pipe.close()
         self._folder.cleanup()
-
-    _read_count = 0
 
     def _read(self) -> bool:
         assert self._pipe is not None
@@ -161,7 +160,7 @@ class Elsewhere:
             self.peak = row["peak"]
         else:
             self._rows[row["test"]] = row
-            self._read_count += 1
+            self._count += 1
         return True
 
     def _log(self) -> Path:

@@ -114,7 +114,6 @@ def open_mock_mesh(
                 f"mesh {rows}x{cols} does not fit mock system {chosen.name!r} ({_shape(chosen.shape)}); "
                 f"use system {best.name!r}"
             )
-        ttnn = quiet_ttnn()
         if _process.parent is None:
             _process.parent = _open_parent(chosen)
         kind = (block, (rows, cols))

@@ -1,12 +1,14 @@
-"""Fixtures of the whole test suite: one cluster per process, meshes by layout name."""
+"""What the whole suite shares: each test on its own mock system, and meshes by layout name."""
 
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from loguru import logger
 
-PLAIN = "-plain"
+_ELSEWHERE = pytest.StashKey[Any]()  # a tests.systems.Elsewhere, or None
+_peaks: dict[str, dict[str, float | None]] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -16,15 +18,25 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if config.getoption("--outcomes-to") is not None:
+        from tests.systems import Reporter
+
+        config.pluginmanager.register(Reporter(config.getoption("--outcomes-to")))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--accuracy", action="store_true", help="print the worst accuracy that each test measured")
-    parser.addoption("--system", help="the mock system of which meshes are parts, such as galaxy-torus")
+    parser.addoption("--system", help="run every test on this mock system, such as galaxy-torus, and not on its own")
+    parser.addoption("--outcomes-to", type=int, metavar="DESCRIPTOR", help="for the suite's own use: see tests.systems")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """With --accuracy: per test function, the worst PCC and relative RMSE over its meshes and sizes."""
+    """Peak memory; with --accuracy also, per test function, the worst PCC and relative RMSE over meshes and sizes."""
+    for name, peaks in _peaks.items():
+        for system, peak in peaks.items():
+            if peak is not None:
+                beside = f", its process for system {system}" if system else ""
+                terminalreporter.line(f"peak memory of {name}{beside}: {peak:.1f} GB")
     if not config.getoption("--accuracy"):
         return
     from tests.support import ACCURACY
@@ -38,57 +50,93 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.line(f"{test}: {len(rows)} comparisons, pcc {pcc:.5f}, rmse {rmse:.4f}{beside}")
 
 
-def _chips(item: pytest.Item) -> int:
-    from models.parallel import Layout
-
-    try:
-        params = item.callspec.params  # type: ignore[attr-defined]
-        rows, cols = Layout.parse((params.get("halves") or params["mesh"]).removesuffix(PLAIN)).mesh_shape
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return 0  # the test wants no mesh of ours
-    return rows * cols
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Give an xdist worker whole files, and all tests of the other system to one: it starts one process for them."""
+    if config.getoption("numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadgroup"
+        config.pluginmanager.register(_PlainIds())
 
 
+class _PlainIds:
+    """Takes xdist's ``@group`` off the ids in reports, so that ``--last-failed`` finds the tests again."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        report.nodeid = report.nodeid.partition("@")[0]
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Bind this process's mock cluster to a system that holds every mesh the selected tests want.
+    from tests.systems import T3000, system_of
 
-    A process sees one cluster only. Alone, tests for up to 8 chips run on the T3000 they are written for; together
-    with 4x8 tests they run on part of a Galaxy.
-    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        system = system_of(item)
+        item.add_marker(pytest.mark.xdist_group(item.path.stem if system == T3000 else system))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
     from models.device import cards
-    from models.mock.mesh import set_process_system
+    from tests.systems import place
 
-    chips = max((_chips(item) for item in items), default=0)
-    if chips and not cards():
-        set_process_system(config.getoption("--system") or ("t3000" if chips <= 8 else "galaxy"))
+    if not cards():
+        session.config.stash[_ELSEWHERE] = place(session)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    from tests.systems import peak_gigabytes
+
+    peaks = {"": peak_gigabytes()}
+    elsewhere = session.config.stash.get(_ELSEWHERE, None)
+    if elsewhere is not None:
+        elsewhere.close()
+        peaks[elsewhere.system] = elsewhere.peak
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peaks"] = peaks
+    else:
+        _peaks["this process"] = peaks
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:  # type: ignore[no-untyped-def]
+    _peaks[node.gateway.id] = getattr(node, "workeroutput", {}).get("peaks", {})
 
 
 @pytest.fixture(scope="session")
 def open_layout() -> Iterator[Callable]:
-    """Open the mesh of a layout such as ``2x4sp0tp1``, once per session; real cards where there are some.
+    """Give the mesh of a layout such as ``2x4sp0tp1``; layouts of one shape share a device that is opened once.
 
     With ``-plain`` behind it, layers compose single ops instead of using fused ones. Cards are open as one mesh at a
     time: two meshes of the same chips would each take all of their memory.
     """
     from models.device import OpenMesh, cards, open_mesh
     from models.parallel import Layout, Mesh
+    from tests.systems import PLAIN
 
-    opened: dict[str, tuple[OpenMesh, Mesh]] = {}
+    devices: dict[tuple[int, int], OpenMesh] = {}
+    meshes: dict[str, Mesh] = {}
 
     def close() -> None:
-        for device, mesh in opened.values():
+        for mesh in meshes.values():
             mesh.release()
+        meshes.clear()
+        for device in devices.values():
             device.close()
-        opened.clear()
+        devices.clear()
 
     def open_(layout_text: str) -> Mesh:
-        if layout_text not in opened:
+        layout = Layout.parse(layout_text.removesuffix(PLAIN))
+        if layout.mesh_shape not in devices:
             if cards():
                 close()
-            layout = Layout.parse(layout_text.removesuffix(PLAIN))
-            device = open_mesh(layout.mesh_shape)
-            opened[layout_text] = (device, Mesh(device.device, layout, fused=not layout_text.endswith(PLAIN)))
-        return opened[layout_text][1]
+            devices[layout.mesh_shape] = open_mesh(layout.mesh_shape)
+        if layout_text not in meshes:
+            device = devices[layout.mesh_shape].device
+            meshes[layout_text] = Mesh(device, layout, fused=not layout_text.endswith(PLAIN))
+        return meshes[layout_text]
 
     yield open_
     close()

@@ -1,7 +1,9 @@
 """What the model tests share: weights from a reference module, inputs, and one way to compare."""
 
 import functools
+import itertools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +55,25 @@ SMALL = {
 
 def config_of(model) -> TransformerConfig:
     return TransformerConfig.from_dict(dict(model.config))
+
+
+def pairs(*parameters: Sequence) -> list[tuple]:
+    """Few combinations of several parameters' values, in which any two values of any two parameters meet.
+
+    A test of three or more parameters takes these where a fault needs two of them at most. They are always the same.
+    """
+
+    def met(row: tuple[int, ...]) -> set:
+        return set(itertools.combinations(enumerate(row), 2))
+
+    rows = list(itertools.product(*(range(len(values)) for values in parameters)))
+    missing = set().union(*map(met, rows))
+    chosen = []
+    while missing:
+        best = max(rows, key=lambda row: len(met(row) & missing))
+        missing -= met(best)
+        chosen.append(best)
+    return [tuple(values[i] for values, i in zip(parameters, row, strict=True)) for row in sorted(chosen)]
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:

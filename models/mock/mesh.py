@@ -3,12 +3,16 @@
 ttnn binds a process to the first cluster it sees. The mock therefore opens the whole of one system, once. Every mesh is
 a submesh of it: a rectangle is cut out, and reshaped if the requested shape is its transpose or a line. Each submesh
 has its own allocators, so meshes on the same chips do not share memory.
+
+ttnn keeps 5 MB of host memory and two threads for every chip of the *system* for each submesh ever made, closed or
+not. So a mesh that was closed empty is handed out again to the next user of its shape.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -17,16 +21,20 @@ from typing import TYPE_CHECKING
 
 from models.machine.errors import InputError
 from models.machine.host import bind_process, environment, log_level, quiet_ttnn, refuse_cards
-from models.mock.cluster import System, system_for, system_named, write_descriptor
+from models.mock.cluster import Coord, System, system_for, system_named, write_descriptor
 from models.mock.toolchain import cache_directory, mock_variables, prepare_toolchain
 
 if TYPE_CHECKING:
     import ttnn
 
+_Kind = tuple[Coord, Coord]
+"""The rectangle that a mesh is made from, and its shape."""
+
 
 @dataclass
 class _Opened:
     mesh: ttnn.MeshDevice
+    kind: _Kind
     numbers: bool
 
 
@@ -41,6 +49,7 @@ class _Process:
 
     def __post_init__(self) -> None:
         self.opened: dict[int, _Opened] = {}
+        self.idle: dict[_Kind, list[ttnn.MeshDevice]] = {}
 
 
 _process = _Process()
@@ -79,7 +88,8 @@ def open_mock_mesh(
     """Open a rows x cols mock mesh.
 
     The first open chooses the system of the process: `system` if given, else the one set by `set_process_system`, else
-    the smallest that holds the mesh. Later meshes come from the same system. Several may be open at the same time.
+    the smallest that holds the mesh. Later meshes come from the same system. Several may be open at the same time. A
+    mesh has no allocations and no cached programs, whether it is new or was closed before.
 
     Args:
         rows: chips along mesh axis 0.
@@ -108,26 +118,26 @@ def open_mock_mesh(
                 f"mesh {rows}x{cols} does not fit mock system {chosen.name!r} ({_shape(chosen.shape)}); "
                 f"use system {best.name!r}"
             )
-        ttnn = quiet_ttnn()
         if _process.parent is None:
             _process.parent = _open_parent(chosen)
-        mesh = _process.parent.create_submesh(ttnn.MeshShape(*block))
-        if block != (rows, cols):
-            mesh.reshape(ttnn.MeshShape(rows, cols))
+        kind = (block, (rows, cols))
+        idle = _process.idle.setdefault(kind, [])
+        mesh = idle.pop() if idle else _cut(_process.parent, kind)
         if numbers:
             try:
                 _golden().install()
             except BaseException:
-                ttnn.close_mesh_device(mesh)
+                idle.append(mesh)
                 raise
-        _process.opened[id(mesh)] = _Opened(mesh, numbers)
+        _process.opened[id(mesh)] = _Opened(mesh, kind, numbers)
         return mesh
 
 
 def close_mock_mesh(mesh: ttnn.MeshDevice) -> None:
     """Close a mesh from `open_mock_mesh`.
 
-    The cluster stays open for the next mesh until the process ends or `release_cluster` is called.
+    The cluster stays open for the next mesh until the process ends or `release_cluster` is called. So does the mesh
+    itself, for the next user of its shape, unless somebody still holds a tensor on it: then ttnn closes it for good.
 
     Raises:
         ValueError: the mesh is not from `open_mock_mesh`, or is already closed.
@@ -140,7 +150,10 @@ def close_mock_mesh(mesh: ttnn.MeshDevice) -> None:
             if opened.numbers:
                 _golden().uninstall()
         finally:
-            quiet_ttnn().close_mesh_device(mesh)
+            if _empty(opened):
+                _process.idle[opened.kind].append(mesh)
+            else:
+                quiet_ttnn().close_mesh_device(mesh)
 
 
 @contextlib.contextmanager
@@ -162,10 +175,56 @@ def release_cluster() -> None:
             close_mock_mesh(opened.mesh)
         if _process.parent is not None:
             ttnn = quiet_ttnn()
+            for mesh in [mesh for meshes in _process.idle.values() for mesh in meshes]:
+                ttnn.close_mesh_device(mesh)
+            _process.idle.clear()
             _limits().detach()
             ttnn.close_mesh_device(_process.parent)
             _process.parent = None
             ttnn.set_fabric_config(ttnn.FabricConfig.DISABLED)
+
+
+def _cut(parent: ttnn.MeshDevice, kind: _Kind) -> ttnn.MeshDevice:
+    ttnn = quiet_ttnn()
+    block, shape = kind
+    mesh = parent.create_submesh(ttnn.MeshShape(*block))
+    if block != shape:
+        mesh.reshape(ttnn.MeshShape(*shape))
+    return mesh
+
+
+def _empty(opened: _Opened) -> bool:
+    """Drop what nobody holds any more and the cached programs; tell whether the mesh is then as good as new."""
+    mesh = opened.mesh
+    if tuple(mesh.shape) != opened.kind[1]:
+        return False
+    parts = [mesh, *mesh.get_submeshes()]
+    _sweep()
+    if any(map(_allocated, parts)):
+        gc.collect()  # A model and its layers refer to each other.
+        _sweep()
+        if any(map(_allocated, parts)):
+            return False
+    for part in parts:
+        part.clear_program_cache()
+    return True
+
+
+def _allocated(mesh: ttnn.MeshDevice) -> bool:
+    """Whether anything lies in the mesh's memory. A part that its user closed counts as full."""
+    ttnn = quiet_ttnn()
+    types = ttnn.BufferType
+    try:
+        views = [ttnn.get_memory_view(mesh, kind) for kind in (types.DRAM, types.L1, types.L1_SMALL, types.TRACE)]
+    except RuntimeError:
+        return True
+    return any(view.total_bytes_allocated_per_bank for view in views)
+
+
+def _sweep() -> None:
+    engine = _golden().active()
+    if engine is not None:
+        engine.store.sweep(everything=True)
 
 
 def _golden():  # type: ignore[no-untyped-def]

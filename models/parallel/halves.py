@@ -22,7 +22,7 @@ class Halves:
     """
 
     def __init__(self, device: ttnn.MeshDevice, layout: Layout, *, fused: bool = True) -> None:
-        """Cut `device` into halves.
+        """Cut `device`, or take the halves that it was cut into before: they stay open as long as it does.
 
         Args:
             device: an open mesh.
@@ -37,7 +37,9 @@ class Halves:
             raise ValueError(f"layout {layout} does not cut mesh {shape[0]}x{shape[1]} in halves: name it with cfg")
         self.layout = layout
         half = layout.branch
-        parts = device.create_submeshes(ttnn.MeshShape(*half.mesh_shape))
+        # A shape tells which cut it was. Halves cut again would have other allocators for the same memory.
+        parts = [part for part in device.get_submeshes() if tuple(part.shape) == half.mesh_shape]
+        parts = parts or device.create_submeshes(ttnn.MeshShape(*half.mesh_shape))
         self.conditional, self.unconditional = (Mesh(part, half, fused=fused) for part in parts)
         self._axis = Axis(layout.cfg_axis, half.mesh_shape[layout.cfg_axis])
         self._sockets: tuple[_Sockets, _Sockets] | None = None

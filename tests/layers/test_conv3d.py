@@ -7,7 +7,7 @@ import torch
 
 from models.layers.conv3d import L1_BUDGET, Conv3d, channel_blocking, choose_blocking, l1_bytes
 from tests.layers.test_group_norm import extent_of, gather, scatter
-from tests.support import StateDict, check, in_both, randn
+from tests.support import StateDict, check, in_both, pairs, randn
 
 KERNELS = [(3, 3, 3), (1, 1, 1)]
 
@@ -17,9 +17,12 @@ def layer(inside: int, outside: int, kernel) -> torch.nn.Conv3d:
     return torch.nn.Conv3d(inside, outside, kernel)
 
 
-@pytest.mark.parametrize("mesh", ["1x1sp0tp1", "2x4sp0tp1"], indirect=True)
-@pytest.mark.parametrize("kernel", KERNELS, ids=str)
-@pytest.mark.parametrize("channels", [(32, 64), (12, 96), (160, 32), (64, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("mesh", "kernel", "channels"),
+    pairs(["1x1sp0tp1", "2x4sp0tp1"], KERNELS, [(32, 64), (12, 96), (160, 32), (64, 3)]),
+    ids=str,
+    indirect=["mesh"],
+)
 def test_conv3d(mesh, kernel, channels):
     inside, outside = channels
     x = randn(1, 5, 6, 7, inside, seed=2)
@@ -42,9 +45,11 @@ def test_conv3d(mesh, kernel, channels):
 WIDTHS = [(768, 768), (512, 512), (256, 256), (128, 128), (160, 96)]
 
 
-@pytest.mark.parametrize("channels", WIDTHS, ids=str)
-@pytest.mark.parametrize("size", [(2, 1, 1), (7, 1, 2), (1, 8, 14), (14, 15, 106), (84, 120, 848)], ids=str)
-@pytest.mark.parametrize("cores", [64, 72, 56])
+@pytest.mark.parametrize(
+    ("channels", "size", "cores"),
+    pairs(WIDTHS, [(2, 1, 1), (7, 1, 2), (1, 8, 14), (14, 15, 106), (84, 120, 848)], [64, 72, 56]),
+    ids=str,
+)
 def test_blocking_fits(channels, size, cores):
     """Any size gets a block that fits L1, in channel blocks that the size has no say in."""
     block = choose_blocking(*channels, (3, 3, 3), size, cores)

@@ -6,7 +6,7 @@ import torch
 from models.layers.group_norm import FrameGroupNorm, GroupSums
 from models.layers.staging import frames_of
 from models.parallel.halo import Extent, ShardedDim, download, upload
-from tests.support import StateDict, check, in_both, randn
+from tests.support import StateDict, check, in_both, pairs, randn
 
 MESHES = ["1x1sp0tp1", "1x2sp0tp1", "2x4sp0tp1", "1x8sp0tp1", "4x8sp1tp0"]
 
@@ -51,9 +51,11 @@ def as_images(x_BTHWC):
     return x_BTHWC[0].permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("mesh", MESHES, indirect=True)
-@pytest.mark.parametrize("split", ["th", "ht", "hw", "wh"])
-@pytest.mark.parametrize("sizes", [(3, 6, 10, 64), (4, 9, 13, 32)])
+@pytest.mark.parametrize(
+    ("mesh", "split", "sizes"),
+    pairs(MESHES, ["th", "ht", "hw", "wh"], [(3, 6, 10, 64), (4, 9, 13, 32)]),
+    indirect=["mesh"],
+)
 def test_group_norm(mesh, split, sizes):
     """Uneven rows and columns, shards without real ones, and garbage in the padding."""
     *size, channels = sizes

@@ -9,6 +9,7 @@ from models.reference.metrics import relative_rmse
 from tests.support import randn
 
 
+@pytest.mark.system("galaxy")
 @pytest.mark.parametrize("columns", [5, 6, 7, 8])
 def test_links_that_do_not_divide_the_grid(open_layout, columns):
     """4 links share 5, 6 or 7 columns of cores: all groups but the last are of one size, rounded up."""

@@ -8,16 +8,16 @@ from models.layers import HeadRMSNorm, Heads, RotaryTable, Width, joint_attentio
 from models.layers.normalization import _norm_links
 from models.mochi.transformer.rope import _pair_rotation
 from models.reference.metrics import relative_rmse
-from tests.support import StateDict, randn
+from tests.support import StateDict, pairs, randn
 
 LAYOUTS = ["1x1sp0tp1", "1x2sp0tp1", "2x4sp0tp1", "4x8sp1tp0"]
 # A norm rounds its output to bfloat16 once (relative step 2^-8, so an error of 0.0017) and its weight once more.
 MAX_RMSE = 0.004
 
 
-@pytest.mark.parametrize("mesh", LAYOUTS, indirect=True)
-@pytest.mark.parametrize("size", [256, 72, 682, 2048])
-@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize(
+    ("mesh", "size", "kind"), pairs(LAYOUTS, [256, 72, 682, 2048], ["rms", "layer"]), indirect=["mesh"]
+)
 def test_norm_over_fractured_features(mesh, size, kind):
     width = Width.sharded(size, mesh.tp.size)
     x, weight, bias = 2 * randn(1, 1, 45, size, seed=1) + 0.3, 1 + randn(size, seed=2) / 3, randn(size, seed=3)
@@ -91,11 +91,14 @@ def test_norm_of_all_heads_on_one_chip(mesh, dtype):
 
 
 # Tiles of heads on a chip: 2, 6 and 3 are no whole blocks of the fused op, 4 and 8 are.
-@pytest.mark.parametrize("mesh", ["1x1sp0tp1", "1x2sp0tp1", "2x4sp0tp1"], indirect=True)
-@pytest.mark.parametrize(("heads", "head"), [(8, 32), (24, 20), (12, 64), (4, 96)])
-@pytest.mark.parametrize("rotate", [False, True])
-def test_norm_of_heads(mesh, heads, head, rotate):
+@pytest.mark.parametrize(
+    ("mesh", "sizes", "rotate"),
+    pairs(["1x1sp0tp1", "1x2sp0tp1", "2x4sp0tp1"], [(8, 32), (24, 20), (12, 64), (4, 96)], [False, True]),
+    indirect=["mesh"],
+)
+def test_norm_of_heads(mesh, sizes, rotate):
     """Every number of tiles of heads on a chip, with and without rotation."""
+    heads, head = sizes
     width = Width.heads(1, head)
     rows = 64 if rotate else 45
     x, weight = randn(1, 1, rows, heads * head, seed=1), 1 + randn(head, seed=2) / 3

@@ -63,6 +63,41 @@ print(json.dumps(dict(
 )))
 """
 
+REUSE = """
+from pathlib import Path
+
+def tensor(mesh):
+    return ttnn.from_torch(torch.ones(1, 1, 32, 64), device=mesh, layout=ttnn.TILE_LAYOUT, dtype=ttnn.bfloat16)
+
+def threads():
+    return len(list(Path("/proc/self/task").iterdir()))
+
+def use(mesh):
+    halves = mesh.get_submeshes() or mesh.create_submeshes(ttnn.MeshShape(1, 2))
+    for part in (mesh, *halves):
+        ttnn.add(tensor(part), tensor(part))
+
+def state(mesh):
+    views = [ttnn.get_memory_view(mesh, kind) for kind in (ttnn.BufferType.DRAM, ttnn.BufferType.L1)]
+    return [mesh.num_program_cache_entries(), *(view.total_bytes_allocated_per_bank for view in views)]
+
+found, counts, states = {}, [], []
+for numbers in (True, False, True):
+    with mock_mesh(2, 2, numbers=numbers, system="t3000") as mesh, mock_mesh(1, 4, numbers=False) as line:
+        states.append([state(part) for part in (mesh, *mesh.get_submeshes())])
+        use(mesh)
+        kept = line
+    counts.append(threads())
+found |= {"threads": len(set(counts)), "states": states}
+with mock_mesh(1, 4, numbers=False) as one, mock_mesh(1, 4, numbers=False) as two:
+    found["two at once"] = [one is kept, two is kept]
+with mock_mesh(2, 2) as full:
+    left = tensor(full)
+with mock_mesh(2, 2) as fresh:
+    found["after a leak"] = [fresh is full, *state(fresh)]
+print(json.dumps(found))
+"""
+
 GALAXY = """
 set_process_system("galaxy")
 meshes = [open_mock_mesh(*shape, numbers=False) for shape in ((4, 8), (4, 4), (3, 5), (8, 4), (1, 1))]
@@ -135,6 +170,15 @@ def test_t3000_serves_every_mesh_it_holds(tmp_path: Path) -> None:
     assert found["left"] == []
     assert errors == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mesh_that_was_closed_empty_is_handed_out_as_new(tmp_path: Path) -> None:
+    found, errors = finish(start(REUSE, tmp_path))
+    assert found["states"] == [[[0, 0, 0]], [[0, 0, 0]] * 3, [[0, 0, 0]] * 3]
+    assert found["threads"] == 1, "ttnn keeps some for every submesh that was ever made"
+    assert found["two at once"] == [True, False]
+    assert found["after a leak"] == [False, 0, 0, 0]
+    assert errors == ""
 
 
 def test_two_clusters_at_once(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from models.layers.staging import frames_of, put
 from models.parallel.halo import HEIGHT, TIME, WIDTH, Border, HaloExchange, ShardedDim, read, write
 from tests.layers.test_group_norm import dims_of, extent_of, scatter
-from tests.support import randn
+from tests.support import pairs, randn
 
 MESHES = ["1x2sp0tp1", "2x4sp0tp1", "1x8sp0tp1", "4x8sp1tp0"]
 BORDER = Border((2, 0), (1, 1), (1, 1))
@@ -34,9 +34,11 @@ def position(mesh, index: int, dim: ShardedDim) -> int:
     return (row, column)[dim.axis.index]
 
 
-@pytest.mark.parametrize("mesh", MESHES, indirect=True)
-@pytest.mark.parametrize("split", ["th", "ht", "hw", "wh", "tw", "wt"])
-@pytest.mark.parametrize("sizes", [(4, 6, 10), (16, 9, 13), (17, 16, 8)])
+@pytest.mark.parametrize(
+    ("mesh", "split", "sizes"),
+    pairs(MESHES, ["th", "ht", "hw", "wh", "tw", "wt"], [(4, 6, 10), (16, 9, 13), (17, 16, 8)]),
+    indirect=["mesh"],
+)
 def test_halo(mesh, split, sizes):
     """Every real position, and every halo that a convolution at a real position can see, is exact."""
     extent = extent_of(mesh, split, *sizes)

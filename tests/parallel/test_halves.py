@@ -29,8 +29,6 @@ def halves(request, open_layout):
     made = Halves(open_layout(f"{rows}x{columns}sp0tp1").device, layout)
     yield made
     made.release()
-    for half in (made.conditional, made.unconditional):
-        ttnn.close_mesh_device(half.device)
 
 
 @pytest.mark.parametrize("halves", [*LAYOUTS, "4x8cfg0sp1tp0", "4x8cfg1sp1tp0"], indirect=True)

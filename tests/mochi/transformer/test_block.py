@@ -1,5 +1,6 @@
 """Sub-layers and blocks of the AsymmDiT against Diffusers' modules on random weights."""
 
+import copy
 import functools
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from models.mochi.transformer.widths import Widths
 from models.reference.metrics import relative_rmse
 from models.reference.random_weights import randomize_
 from models.reference.transformer import MODULATION_GAINS
-from tests.support import SMALL, StateDict, check, config_of, in_both, randn, reference
+from tests.support import SMALL, StateDict, check, config_of, in_both, pairs, randn, reference
 from weight_cache.precision import set_precision
 
 MESHES = ["1x1sp0tp1", "1x2sp0tp1", "2x4sp0tp1", "2x4sp0tp1-plain", "2x4sp1tp0", "4x8sp1tp0"]
@@ -103,8 +104,11 @@ def test_sinusoid(channels):
     assert torch.allclose(torch.from_numpy(sinusoid(times, channels))[0, 0], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("mesh", MESHES, indirect=True)
-@pytest.mark.parametrize("length", [0, 1, 45])
+@pytest.mark.parametrize(
+    ("mesh", "length"),
+    [("2x4sp0tp1", 0), ("2x4sp0tp1", 1), *zip(MESHES, (0, 1, 45) * 2, strict=True)],
+    indirect=["mesh"],
+)
 def test_caption_pool(mesh, length):
     model = reference(**SMALL)
     features = randn(1, length + 2, SMALL["text_embed_dim"], seed=5)
@@ -160,9 +164,7 @@ def test_modulation(mesh):
         table.select(3)
 
 
-@pytest.mark.parametrize("mesh", MESHES, indirect=True)
-@pytest.mark.parametrize("length", [1, 77])
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("mesh", "length", "last"), pairs(MESHES, [1, 77], [False, True]), indirect=["mesh"])
 def test_attention(mesh, length, last):
     index = 3 if last else 0
     model = reference(**SMALL)
@@ -205,8 +207,10 @@ def test_feed_forward(mesh, stream):
     check(mesh.download(out, tp=3)[0, ..., :width].float(), exact, rounded, max_rmse=0.02)
 
 
-def run_block(mesh, model_of, config, index: int, length: int, grid=GRID, precision="bf16", **limits) -> None:
-    """Compare one block; ``model_of(dtype)`` gives the reference's blocks, frequencies and rope."""
+def run_block(
+    mesh, model_of, config, index: int, length: int, grid=GRID, precision="bf16", weights=torch.float32, **limits
+) -> None:
+    """Compare one block; ``model_of(dtype)`` gives the reference's blocks, frequencies and rope, ours ``weights``."""
     last = index == config.num_layers - 1
     tokens = grid[0] * grid[1] * grid[2]
     streams = Streams(mesh, config, length, tokens=tokens)
@@ -222,10 +226,10 @@ def run_block(mesh, model_of, config, index: int, length: int, grid=GRID, precis
     policy = Precision.named(precision)
     block = TransformerBlock(mesh, config, streams.widths, policy, index, last=last)
     set_precision(block, policy.weights)
-    block.load(StateDict(model_of(torch.float32).transformer_blocks[index], f"transformer_blocks.{index}."))
+    block.load(StateDict(model_of(weights).transformer_blocks[index], f"transformer_blocks.{index}."))
     conditioning = pad(torch.nn.functional.silu(embedding)[None, None], streams.widths.visual)
     tables = block.modulations(mesh.upload(conditioning))
-    rope = rotary(mesh, config, model_of(torch.float32), grid)
+    rope = rotary(mesh, config, model_of(weights), grid)
     table = StepTable(tables)
     spatial, text = block(streams.spatial_device, streams.text_device, table.group(0), table.group(1), rope, tokens)
     check(streams.spatial_back(spatial), exact[0], rounded[0], **limits)
@@ -235,16 +239,24 @@ def run_block(mesh, model_of, config, index: int, length: int, grid=GRID, precis
         check(streams.text_back(text), exact[1], rounded[1], **limits)
 
 
-@pytest.mark.parametrize("mesh", MESHES, indirect=True)
-@pytest.mark.parametrize("length", [1, 7, 77, 256])
-@pytest.mark.parametrize("index", [0, 3], ids=["block", "last"])
+@pytest.mark.parametrize(("mesh", "index", "length"), pairs(MESHES, [0, 3], [1, 7, 77, 256]), indirect=["mesh"])
 def test_block(mesh, index, length):
     run_block(mesh, lambda dtype: reference(dtype, **SMALL), CONFIG, index, length)
 
 
 # Without SP there are no shards to pad for, but the rotation wants whole tiles all the same.
-@pytest.mark.parametrize("mesh", ["1x1sp0tp1", "1x2sp0tp1", "1x8sp0tp1", "1x3sp0tp1"], indirect=True)
-@pytest.mark.parametrize("grid", [(1, 1, 1), (3, 3, 5), (1, 8, 8), (2, 7, 5)], ids=["1", "45", "64", "70"])
+@pytest.mark.parametrize(
+    ("mesh", "grid"),
+    [
+        *(("1x3sp0tp1", grid) for grid in ((1, 1, 1), (3, 3, 5), (1, 8, 8), (2, 7, 5))),  # 1, 45, 64 and 70 tokens
+        ("1x1sp0tp1", (1, 1, 1)),
+        ("1x1sp0tp1", (2, 7, 5)),
+        ("1x2sp0tp1", (3, 3, 5)),
+        ("1x8sp0tp1", (1, 1, 1)),
+        ("1x8sp0tp1", (1, 8, 8)),
+    ],
+    indirect=["mesh"],
+)
 def test_block_without_sp(mesh, grid):
     """Tokens that are whole tiles and tokens that are not; three chips have six heads and an odd number of sums."""
     sizes = SMALL | ({"num_attention_heads": 6, "pooled_projection_dim": 96} if mesh.tp.size == 3 else {})
@@ -261,17 +273,21 @@ def run_block_at_real_width(mesh, **options) -> None:
     config = TransformerConfig(num_layers=2)
 
     @functools.cache
-    def model_of(dtype):
+    def rounded():
         block = MochiTransformerBlock(
             config.inner_dim, config.num_attention_heads, config.attention_head_dim, config.pooled_projection_dim
         )
         randomize_(block, gains={name.removeprefix("norm_out."): gain for name, gain in MODULATION_GAINS.items()})
         frequencies = randn(3, config.num_attention_heads, config.attention_head_dim // 2, seed=11) / 5
-        return SimpleNamespace(
-            transformer_blocks=[block.to(dtype)], pos_frequencies=torch.nn.Parameter(frequencies), rope=MochiRoPE()
-        )
+        return block.bfloat16(), torch.nn.Parameter(frequencies)
 
-    run_block(mesh, model_of, config, 0, 33, grid=(2, 5, 7), **options)
+    def model_of(dtype):
+        """Weights that bfloat16 holds, and one copy of them for as long as it is used: in float32 they are 0.8 GB."""
+        block, frequencies = rounded()
+        blocks = [block if dtype == torch.bfloat16 else copy.deepcopy(block).to(dtype)]
+        return SimpleNamespace(transformer_blocks=blocks, pos_frequencies=frequencies, rope=MochiRoPE())
+
+    run_block(mesh, model_of, config, 0, 33, grid=(2, 5, 7), weights=torch.bfloat16, **options)
 
 
 @pytest.mark.parametrize("mesh", MESHES, indirect=True)

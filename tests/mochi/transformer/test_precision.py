@@ -24,8 +24,14 @@ BLOCK = {
 }
 
 
-@pytest.mark.parametrize("mesh", ["2x4sp0tp1", "2x4sp1tp0", "1x1sp0tp1", "2x4sp0tp1-plain"], indirect=True)
-@pytest.mark.parametrize("policy", BLOCK)
+@pytest.mark.parametrize(
+    ("mesh", "policy"),
+    [
+        *(("2x4sp1tp0", policy) for policy in BLOCK),
+        *((mesh, policy) for mesh in ("2x4sp0tp1", "1x1sp0tp1", "2x4sp0tp1-plain") for policy in ("default", "fast")),
+    ],
+    indirect=["mesh"],
+)
 def test_block(mesh, policy):
     min_pcc, max_rmse, margin = BLOCK[policy]
     limits = {"min_pcc": min_pcc, "max_rmse": max_rmse, "margin": margin}

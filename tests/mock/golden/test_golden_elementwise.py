@@ -5,6 +5,7 @@ import torch
 import ttnn
 
 from tests.mock.golden.chips import bf16, tf32
+from tests.support import pairs
 
 BINARY = {
     "add": torch.add,
@@ -14,20 +15,19 @@ BINARY = {
 }
 
 
-@pytest.mark.parametrize("dtype", [ttnn.bfloat16, ttnn.float32])
-@pytest.mark.parametrize(
-    ("left", "right"),
-    [
-        ((1, 2, 32, 64), (1, 2, 32, 64)),
-        ((1, 1, 40, 64), (1, 1, 1, 64)),  # a row to all rows
-        ((1, 1, 40, 64), (1, 1, 40, 1)),  # a column to all columns
-        ((1, 1, 40, 1), (1, 1, 1, 64)),  # both
-        ((1, 2, 32, 64), (1, 1, 1, 1)),
-        ((1, 1, 1, 64), (1, 2, 33, 64)),
-    ],
-)
-@pytest.mark.parametrize("name", BINARY)
-def test_binary_with_broadcasting(chips, name, left, right, dtype):
+SHAPES = [
+    ((1, 2, 32, 64), (1, 2, 32, 64)),
+    ((1, 1, 40, 64), (1, 1, 1, 64)),  # a row to all rows
+    ((1, 1, 40, 64), (1, 1, 40, 1)),  # a column to all columns
+    ((1, 1, 40, 1), (1, 1, 1, 64)),  # both
+    ((1, 2, 32, 64), (1, 1, 1, 1)),
+    ((1, 1, 1, 64), (1, 2, 33, 64)),
+]
+
+
+@pytest.mark.parametrize(("name", "shapes", "dtype"), pairs(list(BINARY), SHAPES, [ttnn.bfloat16, ttnn.float32]))
+def test_binary_with_broadcasting(chips, name, shapes, dtype):
+    left, right = shapes
     a, b = chips.random(*left, seed="a", dtype=dtype), chips.random(*right, seed="b", dtype=dtype)
     out = getattr(ttnn, name)(chips.put(a, dtype), chips.put(b, dtype))
     chips.check(out, BINARY[name], a, b, dtype=dtype)

@@ -1,0 +1,217 @@
+"""Which mock system a test's meshes are part of, and the process in which the tests of another system run.
+
+ttnn binds a process to one cluster. So the system belongs to the test: `system_of` reads it from the test alone, and a
+process that has tests of both systems gives those of the Galaxy to a process of their own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import pytest
+
+T3000, GALAXY = "t3000", "galaxy"
+PLAIN = "-plain"
+_T3000_CHIPS = 8
+
+
+def system_of(item: pytest.Item) -> str:
+    """Name the mock system on which a test runs.
+
+    It is the one that its mark ``system`` names, else the smaller one that holds the layouts in its parameters if its
+    meshes come from `open_layout`, else the T3000.
+    """
+    mark = item.get_closest_marker("system")
+    if mark is not None:
+        return mark.args[0]
+    if "open_layout" not in getattr(item, "fixturenames", ()):
+        return T3000
+    callspec = getattr(item, "callspec", None)
+    values = () if callspec is None else callspec.params.values()
+    return GALAXY if max(map(_chips, values), default=0) > _T3000_CHIPS else T3000
+
+
+def _chips(value: Any) -> int:
+    from models.parallel import Layout
+
+    try:
+        rows, columns = Layout.parse(value.removesuffix(PLAIN)).mesh_shape
+    except (AttributeError, ValueError):
+        return 0
+    return rows * columns
+
+
+def place(session: pytest.Session) -> "Elsewhere | None":
+    """Bind this process to the system of its tests; put those of another one into a process of their own.
+
+    The process keeps to the T3000 if it has tests of both.
+    """
+    from models.mock.mesh import set_process_system
+
+    forced = session.config.getoption("--system")
+    if forced:
+        set_process_system(forced)
+        return None
+    systems = {system_of(item) for item in session.items}
+    here = T3000 if T3000 in systems or not systems else systems.pop()
+    set_process_system(here)
+    foreign = [item for item in session.items if system_of(item) != here]
+    if not foreign:
+        return None
+    elsewhere = Elsewhere(session.config, GALAXY, [item.nodeid.partition("@")[0] for item in foreign])
+    session.items[:] = [
+        item if system_of(item) == here else ElsewhereItem.standing_for(item, elsewhere) for item in session.items
+    ]
+    return elsewhere
+
+
+class ElsewhereItem(pytest.Item):
+    """A test that runs in another process and has its outcome here."""
+
+    elsewhere: "Elsewhere"
+
+    @classmethod
+    def standing_for(cls, item: pytest.Item, elsewhere: "Elsewhere") -> "ElsewhereItem":
+        """Make an item of the same name and place as ``item``."""
+        assert item.parent is not None
+        other = cls.from_parent(item.parent, name=item.name, nodeid=item.nodeid)
+        other.elsewhere = elsewhere
+        other.own_markers = [mark for mark in item.iter_markers() if mark.name == "timeout"]
+        other.location = item.location
+        return other
+
+    def runtest(self) -> None:
+        """Wait for the outcome and repeat it."""
+        row = self.elsewhere.outcome(self.nodeid.partition("@")[0])
+        self.user_properties += map(tuple, row["properties"])
+        for title, text in row["sections"]:
+            self.add_report_section("call", f"({self.elsewhere.system}) {title}", text)
+        if row["outcome"] == "skipped":
+            pytest.skip(row["text"])
+        if row["outcome"] == "failed":
+            raise ElsewhereFailure(row["text"])
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """Show the other process's own words where the failure is its."""
+        if isinstance(excinfo.value, ElsewhereFailure):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
+        """Name the test's own place."""
+        path, line, name = self.location
+        return path, line, name
+
+
+class ElsewhereFailure(Exception):
+    """A test failed in the process that ran it."""
+
+
+class Elsewhere:
+    """A pytest of its own, started when the first of its tests is due."""
+
+    def __init__(self, config: pytest.Config, system: str, tests: Sequence[str]) -> None:
+        """Prepare to run ``tests`` on ``system``."""
+        self.system = system
+        self.peak: float | None = None
+        self._config, self._tests = config, tests
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._count = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: TextIO | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def outcome(self, test: str) -> dict[str, Any]:
+        """Wait until ``test`` has run and return what `Reporter` wrote of it."""
+        if self._process is None:
+            self._start()
+        while test not in self._rows and self._read():
+            pass
+        if test in self._rows:
+            return self._rows.pop(test)
+        assert self._process is not None
+        text = f"the process for system {self.system} ended with {self._process.wait()} before it reported {test}:\n"
+        return {"outcome": "failed", "text": text + self._log().read_text()[-3000:], "sections": [], "properties": []}
+
+    def close(self) -> None:
+        """End the process: by itself if every outcome was asked for, else at once."""
+        if self._process is None or self._pipe is None or self._folder is None:
+            return
+        if self._rows or len(self._tests) > self._count:
+            self._process.terminate()
+        while self._read():
+            pass
+        self._process.wait()
+        self._pipe.close()
+        self._folder.cleanup()
+
+    def _read(self) -> bool:
+        assert self._pipe is not None
+        line = self._pipe.readline()
+        if not line:
+            return False
+        row = json.loads(line)
+        if "peak" in row:
+            self.peak = row["peak"]
+        else:
+            self._rows[row["test"]] = row
+            self._count += 1
+        return True
+
+    def _log(self) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name, "log")
+
+    def _start(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="mochi-tt-tests-")
+        tests = Path(self._folder.name, "tests")
+        tests.write_text("\n".join(self._tests))
+        reading, writing = os.pipe()
+        command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", ""]
+        command += ["--system", self.system, "--outcomes-to", str(writing), f"@{tests}"]
+        with self._log().open("wb") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self._config.rootpath, stdout=log, stderr=log, pass_fds=(writing,)
+            )
+        os.close(writing)
+        self._pipe = os.fdopen(reading)
+
+
+class Reporter:
+    """In the other process: writes each test's outcome as a line of JSON, and at the end the peak of memory."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Write to an open file descriptor."""
+        os.set_inheritable(descriptor, False)
+        self._pipe = os.fdopen(descriptor, "w", buffering=1)
+        self._row: dict[str, Any] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Gather a test's three reports."""
+        if report.when == "setup":
+            self._row = {"test": report.nodeid, "outcome": "passed", "text": ""}
+        if report.skipped and isinstance(report.longrepr, tuple):
+            self._row |= {"outcome": "skipped", "text": report.longrepr[2].removeprefix("Skipped: ")}
+        elif report.failed:
+            self._row |= {"outcome": "failed", "text": self._row["text"] + report.longreprtext}
+        if report.when == "teardown":
+            self._row |= {"sections": report.sections, "properties": report.user_properties}
+            print(json.dumps(self._row), file=self._pipe)
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the peak of memory."""
+        print(json.dumps({"peak": peak_gigabytes()}), file=self._pipe)
+
+
+def peak_gigabytes() -> float | None:
+    """Largest resident memory of this process so far, or None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1e6 for line in lines if line.startswith("VmHWM:")), None)

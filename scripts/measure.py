@@ -68,7 +68,7 @@ def measure(
     from models.machine.systems import system as system_called
     from models.mochi.setup import Request, VideoRequest, resolve
     from models.performance.compare import baseline
-    from models.performance.plots import check_suffix, plot
+    from models.performance.plots import check_plot, plot
     from models.performance.report import markdown
 
     machine = system_called(system)
@@ -78,7 +78,7 @@ def measure(
     outputs = {"json": json_file, "baseline": baseline_file, "plot": plot_file}
     for name, file in outputs.items():
         if file is not None:
-            check_writable(file, check_suffix(file).suffix.lower() if name == "plot" else ".json")
+            check_writable(file, check_plot(file).suffix.lower() if name == "plot" else ".json")
     if not on_hardware and machine.mock is None:
         raise InputError(f"system {machine.name} cannot be projected yet: no mock stands for it")
     setup = resolve(

@@ -61,7 +61,8 @@ def plan(request: DecodeRequest) -> DecodeJob:
         raise InputError(f"fps {fps} must be at least 1 (Mochi's is 30)")
     out = Path(request.out) if request.out is not None else Path(request.latents).with_suffix(".mp4")
     check_writable(out)
-    setup = resolve(replace(request.request, model=request.request.model or about.get("model") or "tiny"))
+    model = request.request.model or about.get("model") or "tiny"
+    setup = resolve(replace(request.request, model=model, components=("vae",)))
     from models.mochi.vae.decoder import check_latents
 
     check_latents(latents, setup.configs.vae.latent_channels)

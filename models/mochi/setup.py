@@ -95,6 +95,7 @@ class Request:
         attention_chunks: rows of a chunk of queries and of keys, such as `256x384`; by rule if None.
         capture: whether a mesh that can records a denoising step once and replays it.
         video: a video whose rules are checked before anything heavy is imported.
+        components: those whose weights the job loads. The files of the others may be missing.
     """
 
     model: str | Path | Checkpoint | None = "tiny"
@@ -112,6 +113,7 @@ class Request:
     attention_chunks: str | None = None
     capture: bool = True
     video: VideoRequest | None = None
+    components: tuple[str, ...] = ("transformer", "vae", "text_encoder")
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,8 @@ def resolve(request: Request) -> Setup:
     chunks = Chunks.parse(request.attention_chunks) if request.attention_chunks is not None else None
     if checkpoint is not None:
         for component in checkpoint.components:
-            component.check()
+            if component.name in request.components:
+                component.check()
     return Setup(
         request, checkpoint, configs, scales, defaults, mode, mesh_shape, layout, precision, loras, chunks, video
     )

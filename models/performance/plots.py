@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import matplotlib
-
 from models.machine.errors import InputError
+from models.machine.extras import require
 from models.machine.files import renamed_when_done
 from models.machine.systems import system
 from models.performance.report import Report, typical
@@ -23,11 +22,12 @@ def plot(report: Report, path: str | Path) -> None:
         ValueError: the suffix is another, or the report has no times per op.
         OSError: the file cannot be written.
     """
-    from matplotlib.figure import Figure
-
-    path = check_suffix(path)
+    path = check_plot(path)
     if "by_kind" not in report:
         raise InputError("only projections have a time per op to plot; a measurement has times per stage")
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "mochi-tt"}):
         figure = Figure(figsize=(11, 5), layout="constrained")
         stages, roofline = figure.subplots(1, 2)
@@ -38,15 +38,17 @@ def plot(report: Report, path: str | Path) -> None:
             figure.savefig(scratch, format=path.suffix[1:].lower(), dpi=150)
 
 
-def check_suffix(path: str | Path) -> Path:
-    """Return the path if it ends with one of `SUFFIXES`.
+def check_plot(path: str | Path) -> Path:
+    """Return the path if it ends with one of `SUFFIXES` and a plot can be drawn, before any long work.
 
     Raises:
-        ValueError: it does not.
+        InputError: it ends otherwise.
+        MissingInputError: matplotlib is not installed.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"plot {path} must end with {' or '.join(SUFFIXES)}")
+    require("matplotlib", "plots", "--plot")
     return path
 
 
@@ -55,6 +57,8 @@ def _stages(axes, report: Report) -> None:
 
     Bars show shares, because denoising is much longer than the other stages.
     """
+    import matplotlib
+
     tables = {stage: kinds for stage, kinds in report["by_kind"].items() if kinds}
     kinds = list(dict.fromkeys(kind for table in tables.values() for kind in table))
     colours = {kind: matplotlib.colormaps["tab10"](index) for index, kind in enumerate(kinds)}

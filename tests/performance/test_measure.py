@@ -1,5 +1,7 @@
 """The measuring path on golden execution with the built-in model, and what the command refuses."""
 
+import sys
+
 import pytest
 
 from models.device import cards
@@ -109,3 +111,13 @@ def test_bad_input(arguments, message, capsys, tmp_path, monkeypatch):
     assert main(["measure", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plot_without_its_package_is_refused_at_once(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["measure", "--plot", str(tmp_path / "a.png")]) == 2
+    assert "--plot needs the package matplotlib, which is not installed: pip install 'mochi-tt[plots]'" in (
+        capsys.readouterr().err
+    )
+    assert main(["measure", "--compare", str(tmp_path / "none.json"), str(tmp_path / "none.json")]) == 2
+    assert "none.json cannot be read" in capsys.readouterr().err

@@ -1,5 +1,8 @@
 """What the whole suite shares: each test on its own mock system, and meshes by layout name."""
 
+import contextlib
+import ctypes
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,6 +11,8 @@ import pytest
 from loguru import logger
 
 _ELSEWHERE = pytest.StashKey[Any]()  # a tests.systems.Elsewhere, or None
+_devices: dict[tuple[int, int], Any] = {}  # the open models.device.OpenMesh by shape
+_after_tidying = {"resident": 0.0}
 _peaks: dict[str, dict[str, float | None]] = {}
 
 
@@ -50,31 +55,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.line(f"{test}: {len(rows)} comparisons, pcc {pcc:.5f}, rmse {rmse:.4f}{beside}")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Give an xdist worker whole files, and all tests of the other system to one: it starts one process for them."""
-    if config.getoption("numprocesses", None) and config.option.dist == "no":
-        config.option.dist = "loadgroup"
-        config.pluginmanager.register(_PlainIds())
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):  # type: ignore[no-untyped-def]
+    """Give an xdist worker whole files, and all tests of the Galaxy to one: it starts one process for them."""
+    if config.option.dist != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
 
+    from tests.systems import names_galaxy
 
-class _PlainIds:
-    """Takes xdist's ``@group`` off the ids in reports, so that ``--last-failed`` finds the tests again."""
+    class ByFileAndSystem(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "galaxy" if names_galaxy(nodeid) else nodeid.partition("::")[0]
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        report.nodeid = report.nodeid.partition("@")[0]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    from tests.systems import T3000, system_of
-
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        system = system_of(item)
-        item.add_marker(pytest.mark.xdist_group(item.path.stem if system == T3000 else system))
+    return ByFileAndSystem(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -84,6 +78,26 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
     if not cards():
         session.config.stash[_ELSEWHERE] = place(session)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """After a file's last test and after a large one free what they left.
+
+    A model and its layers refer to each other, and ttnn keeps the programs that it built for every shape.
+    """
+    from tests.systems import resident_gigabytes
+
+    same_file = nextitem is not None and nextitem.path == item.path
+    if same_file and resident_gigabytes() < _after_tidying["resident"] + 0.1:
+        return
+    gc.collect()
+    if not same_file:
+        for device in _devices.values():
+            device.device.clear_program_cache()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    _after_tidying["resident"] = resident_gigabytes()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -112,29 +126,28 @@ def open_layout() -> Iterator[Callable]:
     With ``-plain`` behind it, layers compose single ops instead of using fused ones. Cards are open as one mesh at a
     time: two meshes of the same chips would each take all of their memory.
     """
-    from models.device import OpenMesh, cards, open_mesh
+    from models.device import cards, open_mesh
     from models.parallel import Layout, Mesh
     from tests.systems import PLAIN
 
-    devices: dict[tuple[int, int], OpenMesh] = {}
     meshes: dict[str, Mesh] = {}
 
     def close() -> None:
         for mesh in meshes.values():
             mesh.release()
         meshes.clear()
-        for device in devices.values():
+        for device in _devices.values():
             device.close()
-        devices.clear()
+        _devices.clear()
 
     def open_(layout_text: str) -> Mesh:
         layout = Layout.parse(layout_text.removesuffix(PLAIN))
-        if layout.mesh_shape not in devices:
+        if layout.mesh_shape not in _devices:
             if cards():
                 close()
-            devices[layout.mesh_shape] = open_mesh(layout.mesh_shape)
+            _devices[layout.mesh_shape] = open_mesh(layout.mesh_shape)
         if layout_text not in meshes:
-            device = devices[layout.mesh_shape].device
+            device = _devices[layout.mesh_shape].device
             meshes[layout_text] = Mesh(device, layout, fused=not layout_text.endswith(PLAIN))
         return meshes[layout_text]
 

@@ -6,6 +6,7 @@ process that has tests of both systems gives those of the Galaxy to a process of
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,11 @@ def system_of(item: pytest.Item) -> str:
     return GALAXY if max(map(_chips, values), default=0) > _T3000_CHIPS else T3000
 
 
+def names_galaxy(test: str) -> bool:
+    """Whether a test's id names a layout that takes a Galaxy; good enough to hand tests out, and for nothing else."""
+    return max(map(_chips, re.findall(r"\d+x\d+(?:cfg\d)?sp\dtp\d", test)), default=0) > _T3000_CHIPS
+
+
 def _chips(value: Any) -> int:
     from models.parallel import Layout
 
@@ -63,7 +69,7 @@ def place(session: pytest.Session) -> "Elsewhere | None":
     foreign = [item for item in session.items if system_of(item) != here]
     if not foreign:
         return None
-    elsewhere = Elsewhere(session.config, GALAXY, [item.nodeid.partition("@")[0] for item in foreign])
+    elsewhere = Elsewhere(session.config, GALAXY, [item.nodeid for item in foreign])
     session.items[:] = [
         item if system_of(item) == here else ElsewhereItem.standing_for(item, elsewhere) for item in session.items
     ]
@@ -87,7 +93,7 @@ class ElsewhereItem(pytest.Item):
 
     def runtest(self) -> None:
         """Wait for the outcome and repeat it."""
-        row = self.elsewhere.outcome(self.nodeid.partition("@")[0])
+        row = self.elsewhere.outcome(self.nodeid)
         self.user_properties += map(tuple, row["properties"])
         for title, text in row["sections"]:
             self.add_report_section("call", f"({self.elsewhere.system}) {title}", text)
@@ -172,7 +178,7 @@ class Elsewhere:
         tests = Path(self._folder.name, "tests")
         tests.write_text("\n".join(self._tests))
         reading, writing = os.pipe()
-        command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", ""]
+        command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-m", ""]
         command += ["--system", self.system, "--outcomes-to", str(writing), f"@{tests}"]
         with self._log().open("wb") as log:
             self._process = subprocess.Popen(
@@ -208,10 +214,19 @@ class Reporter:
         print(json.dumps({"peak": peak_gigabytes()}), file=self._pipe)
 
 
-def peak_gigabytes() -> float | None:
-    """Largest resident memory of this process so far, or None where the system does not tell."""
+def peak_gigabytes() -> float:
+    """Largest resident memory of this process so far, 0 where the system does not tell."""
+    return _memory("VmHWM:")
+
+
+def resident_gigabytes() -> float:
+    """Resident memory of this process, 0 where the system does not tell."""
+    return _memory("VmRSS:")
+
+
+def _memory(name: str) -> float:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
-        return None
-    return next((int(line.split()[1]) / 1e6 for line in lines if line.startswith("VmHWM:")), None)
+        return 0.0
+    return next((int(line.split()[1]) / 1e6 for line in lines if line.startswith(name)), 0.0)

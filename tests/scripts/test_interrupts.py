@@ -8,23 +8,40 @@ import sys
 import pytest
 
 # Each script runs in a process of its own, with the main thread alone: a signal for the process is then its signal.
-BEGIN = """
+BEGIN = '''
 import io, os, signal, subprocess, sys, threading, time
 from scripts import interrupts
 from scripts.progress import LineReporter
 
-def interrupt_soon():
-    threading.Thread(target=lambda: (time.sleep(0.3), os.kill(os.getpid(), signal.SIGINT))).start()
+def asleep(thread):
+    return open(f"/proc/self/task/{thread}/stat").read().rsplit(")", 1)[1].split()[0] == "S"
+
+def interrupt_when_asleep():
+    main = threading.get_native_id()
+
+    def send():
+        seen = 0
+        while seen < 3:
+            time.sleep(0.05)
+            seen = seen + 1 if asleep(main) else 0
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=send).start()
+
+def wait():
+    """In short sleeps: a signal just before a long one would be handled after it."""
+    while True:
+        time.sleep(0.01)
 
 reporter = LineReporter(io.StringIO())
-"""
+'''
 
 # `system` ignores SIGINT until the program that it started ends, as when tt-metal builds a kernel.
 WHILE_IGNORED = """
 try:
     with interrupts.remembered():
         os.system("kill -INT $PPID; echo the program ends by itself")
-        time.sleep(60)
+        wait()
 except KeyboardInterrupt:
     print("interrupted")
 """
@@ -36,7 +53,7 @@ try:
         reporter.progress("denoise", 0, 3)
         try:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(60)
+            wait()
         except KeyboardInterrupt:
             print("dropped")
         reporter.progress("denoise", 1, 3)
@@ -47,13 +64,13 @@ assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 """
 
-# A wait that only a signal ends. A signal that comes before the wait raises the same.
+# A wait that only a signal ends. The signal comes when the main thread is in it.
 WHILE_WAITING = """
 lock = threading.Lock()
 lock.acquire()
 try:
     with interrupts.remembered():
-        interrupt_soon()
+        interrupt_when_asleep()
         lock.acquire()
 except KeyboardInterrupt:
     print("interrupted")

@@ -24,7 +24,7 @@ def cache_directory(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fi
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small checkpoint of random weights; kept between runs beside pytest's folders. Do not write in it."""
     from tests.random_checkpoint import random_checkpoint
 
@@ -32,8 +32,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny_copy(tiny: Path, tmp_path: Path) -> Path:
+def small_copy(small_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of the random checkpoint that a test may damage."""
     import shutil
 
-    return Path(shutil.copytree(tiny, tmp_path / "checkpoint"))
+    return Path(shutil.copytree(small_checkpoint, tmp_path / "checkpoint"))

@@ -9,17 +9,17 @@ from tests.random_checkpoint import build, random_checkpoint
 from weight_cache.checkpoints.checkpoint import Checkpoint
 
 
-def test_it_is_a_complete_small_checkpoint(tiny):
-    checkpoint = Checkpoint(tiny)
+def test_it_is_a_complete_small_checkpoint(small_checkpoint):
+    checkpoint = Checkpoint(small_checkpoint)
     for component in checkpoint.components:
         component.check()
     assert len(checkpoint.transformer.files) > 1, "the transformer is sharded, as the big one is"
-    assert sum(path.stat().st_size for path in tiny.rglob("*") if path.is_file()) < 25e6
+    assert sum(path.stat().st_size for path in small_checkpoint.rglob("*") if path.is_file()) < 25e6
 
 
-def test_making_it_twice_gives_the_same_files(tiny, tmp_path):
+def test_making_it_twice_gives_the_same_files(small_checkpoint, tmp_path):
     build(tmp_path / "again")
-    manifests = [json.loads((folder / "files.json").read_text()) for folder in (tiny, tmp_path / "again")]
+    manifests = [json.loads((folder / "files.json").read_text()) for folder in (small_checkpoint, tmp_path / "again")]
     assert manifests[0] == manifests[1]
     assert "tokenizer/spiece.model" in manifests[0]
 
@@ -81,10 +81,10 @@ def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast")
-def test_diffusers_loads_and_runs_it(tiny):
+def test_diffusers_loads_and_runs_it(small_checkpoint):
     from diffusers import MochiPipeline
 
-    pipe = MochiPipeline.from_pretrained(tiny, dtype=torch.float32)
+    pipe = MochiPipeline.from_pretrained(small_checkpoint, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     arguments = dict(height=32, width=48, num_frames=7, num_inference_steps=4, output_type="np")
     frames = pipe("a red ball", generator=torch.Generator().manual_seed(0), **arguments).frames

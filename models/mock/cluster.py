@@ -35,8 +35,8 @@ class Wiring:
 
 
 @dataclass(frozen=True)
-class System:
-    """One machine that the mock can stand for."""
+class MockSystem:
+    """How the mock stands for a machine of `models.machine.systems`: its chips, their links and their descriptor."""
 
     name: str
     shape: Coord
@@ -148,13 +148,13 @@ def _galaxy(ring: bool = False) -> Wiring:
     )
 
 
-def _system(name: str, board: str, harvest_mask: int, wire: Callable[[], Wiring]) -> System:
+def _system(name: str, board: str, harvest_mask: int, wire: Callable[[], Wiring]) -> MockSystem:
     """Return a mock system with the shape, grid and ring of the machine that it stands for."""
     machine = mock_of(name)
-    return System(name, machine.mesh, machine.grid, board, harvest_mask, wire, machine.ring)
+    return MockSystem(name, machine.mesh, machine.grid, board, harvest_mask, wire, machine.ring)
 
 
-SYSTEMS: dict[str, System] = {
+SYSTEMS: dict[str, MockSystem] = {
     system.name: system
     for system in (
         _system("n150", "n150", 0b1, _n150),
@@ -168,7 +168,7 @@ SYSTEMS: dict[str, System] = {
 """All mock systems by name, smallest first."""
 
 
-def system_named(name: str) -> System:
+def system_named(name: str) -> MockSystem:
     """Return the system called `name`.
 
     Raises:
@@ -179,7 +179,7 @@ def system_named(name: str) -> System:
     return SYSTEMS[name]
 
 
-def system_for(rows: int, cols: int, *, ring: bool = False) -> System:
+def system_for(rows: int, cols: int, *, ring: bool = False) -> MockSystem:
     """Return the smallest system that holds a rows x cols mesh, with wrap-around links if `ring`.
 
     Raises:
@@ -196,7 +196,7 @@ def system_for(rows: int, cols: int, *, ring: bool = False) -> System:
     )
 
 
-def descriptor(system: System) -> str:
+def descriptor(system: MockSystem) -> str:
     """Return the system's cluster descriptor as YAML text."""
     wiring = system.wire()
     chips = sorted(wiring.coords)
@@ -232,7 +232,7 @@ def descriptor(system: System) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_descriptor(system: System, directory: Path) -> Path:
+def write_descriptor(system: MockSystem, directory: Path) -> Path:
     """Write the system's descriptor into `directory` (created if absent) and return its path.
 
     The name contains the hash of the content, and a rename makes the file visible, so processes may write it at the

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from models.machine.errors import InputError
 from models.machine.host import bind_process, environment, log_level, quiet_ttnn, refuse_cards
-from models.mock.cluster import Coord, System, system_for, system_named, write_descriptor
+from models.mock.cluster import Coord, MockSystem, system_for, system_named, write_descriptor
 from models.mock.toolchain import cache_directory, mock_variables, prepare_toolchain
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class _Opened:
 class _Process:
     """State of the one cluster of this process."""
 
-    system: System | None = None
+    system: MockSystem | None = None
     beside_cards: bool = False
     seen_by_ttnn: bool = False
     parent: ttnn.MeshDevice | None = None
@@ -77,7 +77,7 @@ def set_process_system(name: str, *, beside_cards: bool = False) -> None:
         _process.beside_cards |= beside_cards
 
 
-def process_system() -> System | None:
+def process_system() -> MockSystem | None:
     """Return the mock system of this process, or None if it is not chosen yet."""
     return _process.system
 
@@ -239,7 +239,7 @@ def _limits():  # type: ignore[no-untyped-def]
     return limits
 
 
-def _open_parent(system: System) -> ttnn.MeshDevice:
+def _open_parent(system: MockSystem) -> ttnn.MeshDevice:
     """Open the whole system as one mesh. With more than one chip it has a fabric, as on hardware."""
     ttnn = quiet_ttnn()
     variables: dict[str, str] = {}

@@ -9,17 +9,17 @@ from models.machine.errors import InputError
 from models.mochi.setup import Request, resolve
 
 
-def test_only_the_decoder_is_needed(tiny_copy, tmp_path):
+def test_only_the_decoder_is_needed(small_copy, tmp_path):
     for part in ("transformer", "text_encoder"):
-        for file in (tiny_copy / part).glob("*.safetensors"):
+        for file in (small_copy / part).glob("*.safetensors"):
             file.unlink()
     save_latents(torch.zeros(1, 12, 3, 8, 8), tmp_path / "a.safetensors", {})
-    request = Request(model=tiny_copy, mesh="1x1", mode="golden", cache_dir=tmp_path)
+    request = Request(model=small_copy, mesh="1x1", mode="golden", cache_dir=tmp_path)
     job = plan(DecodeRequest(str(tmp_path / "a.safetensors"), request))
     assert job.setup.checkpoint is not None
     with pytest.raises(InputError, match="transformer"):
         resolve(request)
-    for file in (tiny_copy / "vae").glob("*.safetensors"):
+    for file in (small_copy / "vae").glob("*.safetensors"):
         file.unlink()
     with pytest.raises(InputError, match="vae"):
         plan(DecodeRequest(str(tmp_path / "a.safetensors"), request))

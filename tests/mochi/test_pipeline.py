@@ -23,10 +23,10 @@ def seeded(seed=0):
 
 
 @pytest.fixture(scope="module")
-def reference(tiny):
+def reference(small_checkpoint):
     import diffusers
 
-    pipe = diffusers.MochiPipeline.from_pretrained(tiny, dtype=torch.float32)
+    pipe = diffusers.MochiPipeline.from_pretrained(small_checkpoint, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -48,9 +48,9 @@ def reference_denoise(transformer, latents, *, sigmas, guidance, prompt, negativ
 
 
 @pytest.fixture
-def pipe(tiny, reference):
+def pipe(small_checkpoint, reference):
     """Our pipeline with everything but the mesh: the reference's transformer in the place of ours."""
-    checkpoint = Checkpoint(tiny)
+    checkpoint = Checkpoint(small_checkpoint)
     return MochiPipeline(
         transformer=reference.transformer,
         text_encoder=HostTextEncoder.from_checkpoint(checkpoint),
@@ -242,7 +242,7 @@ def test_a_dry_run_has_no_frames(pipe):
 
 # The name `mesh` is what the root conftest reads to choose this process's mock cluster.
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"])
-def test_on_the_mesh_it_samples_as_diffusers_does(tiny, reference, mesh):
+def test_on_the_mesh_it_samples_as_diffusers_does(small_checkpoint, reference, mesh):
     arguments = dict(num_inference_steps=6, guidance_scale=4.5, output_type="latent", **SIZE)
     noise = torch.randn(1, 12, 2, 4, 6, generator=seeded())
     embeds = torch.randn(2, 9, 128, generator=seeded(1))
@@ -253,7 +253,7 @@ def test_on_the_mesh_it_samples_as_diffusers_does(tiny, reference, mesh):
         negative_prompt_embeds=embeds[1:],
         negative_prompt_attention_mask=mask[1:],
     )
-    with MochiPipeline.from_pretrained(tiny, mesh="2x4", layout="sp0tp1") as pipe:
+    with MochiPipeline.from_pretrained(small_checkpoint, mesh="2x4", layout="sp0tp1") as pipe:
         for inputs in (given, dict(prompt=PROMPT)):
             expected = reference(latents=noise, **inputs, **arguments).frames
             actual = pipe(latents=noise, **inputs, **arguments).frames
@@ -263,7 +263,7 @@ def test_on_the_mesh_it_samples_as_diffusers_does(tiny, reference, mesh):
         assert frames.shape == (1, 7, 32, 48, 3)
 
 
-def test_what_cannot_work_is_found_before_weights_are_read(tiny, tiny_copy, monkeypatch):
+def test_what_cannot_work_is_found_before_weights_are_read(small_checkpoint, small_copy, monkeypatch):
     from models.mochi import pipeline
 
     monkeypatch.setattr(pipeline, "open_mesh", lambda *_, **__: pytest.fail("a mesh was opened"))
@@ -276,8 +276,8 @@ def test_what_cannot_work_is_found_before_weights_are_read(tiny, tiny_copy, monk
         (dict(variant="fp8"), "variant 'fp8'"),
     ]:
         with pytest.raises(ValueError, match=message):
-            MochiPipeline.from_pretrained(tiny, **arguments)
-    shard = next((tiny_copy / "transformer").glob("*00002*"))
+            MochiPipeline.from_pretrained(small_checkpoint, **arguments)
+    shard = next((small_copy / "transformer").glob("*00002*"))
     shard.unlink()
     with pytest.raises(FileNotFoundError, match="lacks the shard"):
-        MochiPipeline.from_pretrained(tiny_copy)
+        MochiPipeline.from_pretrained(small_copy)

@@ -23,12 +23,12 @@ PROMPT = "a red ball rolls to the left"
         pytest.param("2x4cfg1sp0tp1", None, id="2x4cfg1sp0tp1"),
     ],
 )
-def test_video(request, tiny, mesh, split):
+def test_video(request, small_checkpoint, mesh, split):
     model = request.config.getoption("--model") or "tiny"
     shape, layout = mesh[:3], mesh[3:]
     size = {"height": 48, "width": 80, "num_frames": 13} if model == "tiny" else {"num_frames": 25}
     arguments = {"prompt": PROMPT, "num_inference_steps": 4, "guidance_scale": 4.5, "output_type": "np", **size}
-    source = tiny if model == "tiny" else model
+    source = small_checkpoint if model == "tiny" else model
     with MochiPipeline.from_pretrained(source, shape, layout, vae_split=split) as pipe:
         frames = pipe(**arguments, seed=1).frames
     assert frames.shape == (1, size["num_frames"], size.get("height", 480), size.get("width", 848), 3)
@@ -39,7 +39,7 @@ def test_video(request, tiny, mesh, split):
         return
     import diffusers
 
-    reference = diffusers.MochiPipeline.from_pretrained(tiny, dtype=torch.float32)
+    reference = diffusers.MochiPipeline.from_pretrained(small_checkpoint, dtype=torch.float32)
     reference.set_progress_bar_config(disable=True)
     expected = torch.from_numpy(reference(**arguments, generator=torch.Generator().manual_seed(1)).frames)
     actual = torch.from_numpy(frames)

@@ -6,7 +6,7 @@ import yaml
 
 from models.mock.cluster import (
     SYSTEMS,
-    System,
+    MockSystem,
     block_within,
     descriptor,
     system_for,
@@ -17,12 +17,12 @@ from models.mock.cluster import (
 EVERY = pytest.mark.parametrize("system", SYSTEMS.values(), ids=list(SYSTEMS))
 
 
-def positions(system: System) -> dict[int, tuple[int, int]]:
+def positions(system: MockSystem) -> dict[int, tuple[int, int]]:
     return system.wire().coords
 
 
 @EVERY
-def test_chips_fill_the_mesh_once(system: System) -> None:
+def test_chips_fill_the_mesh_once(system: MockSystem) -> None:
     rows, cols = system.shape
     places = positions(system)
     assert sorted(places) == list(range(rows * cols))
@@ -30,14 +30,14 @@ def test_chips_fill_the_mesh_once(system: System) -> None:
 
 
 @EVERY
-def test_every_channel_has_one_link(system: System) -> None:
+def test_every_channel_has_one_link(system: MockSystem) -> None:
     ends = Counter(end for link in system.wire().links for end in link)
     assert all(count == 1 for count in ends.values())
     assert all(0 <= channel < 16 for _, channel in ends)
 
 
 @EVERY
-def test_links_join_exactly_the_neighbours(system: System) -> None:
+def test_links_join_exactly_the_neighbours(system: MockSystem) -> None:
     rows, cols = system.shape
     places = positions(system)
     bundle = 4 if system.board == "ubb" else 2
@@ -53,7 +53,7 @@ def test_links_join_exactly_the_neighbours(system: System) -> None:
 
 
 @EVERY
-def test_descriptor_describes_the_system(system: System) -> None:
+def test_descriptor_describes_the_system(system: MockSystem) -> None:
     tree = yaml.safe_load(descriptor(system))
     chips = set(range(system.chips))
     assert set(tree["arch"]) == chips == set(tree["harvesting"]) == set(tree["chip_unique_ids"])

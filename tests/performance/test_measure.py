@@ -18,11 +18,11 @@ QUIETBOX = system("quietbox")
 
 
 @pytest.fixture(scope="module")
-def measured(tiny):
+def measured(small_checkpoint):
     from models.mochi import MochiPipeline
 
     lines = []
-    with MochiPipeline.from_pretrained(tiny, mesh="1x2", layout="sp1tp0", mode="golden") as pipe:
+    with MochiPipeline.from_pretrained(small_checkpoint, mesh="1x2", layout="sp1tp0", mode="golden") as pipe:
         report = measure(
             pipe, QUIETBOX, Geometry(16, 16, 7), num_steps=2, runs=1, precision="default", on_message=lines.append
         )

@@ -47,9 +47,9 @@ def test_steps_repeat_and_the_rest_runs_once(whole):
 
 def test_the_host_bounds_a_stage_of_small_calls():
     """Sending a call to 32 chips takes longer than a small call runs; the host is beside the device, not before it."""
-    tiny = projection(encode=[SMALL] * 100)
-    assert tiny.part_seconds("encode") == dispatch(100, GALAXY)
-    assert tiny.seconds()["total"].expected > 100 * constants()["launch"]["seconds"][1]
+    few = projection(encode=[SMALL] * 100)
+    assert few.part_seconds("encode") == dispatch(100, GALAXY)
+    assert few.seconds()["total"].expected > 100 * constants()["launch"]["seconds"][1]
 
 
 def test_rows_add_up_to_the_device_time(whole):

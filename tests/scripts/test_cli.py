@@ -43,11 +43,11 @@ def error_of(capsys, *arguments):
     return lines[0]
 
 
-def test_a_whole_run_leaves_a_video_and_its_record(tiny, here, environment):
+def test_a_whole_run_leaves_a_video_and_its_record(small_checkpoint, here, environment):
     import imageio_ffmpeg
 
     long = "red " * 300
-    arguments = [long, "--negative-prompt", "blue", "--model", tiny, "--mesh", "1x1", "--seed", "3", *SMALL]
+    arguments = [long, "--negative-prompt", "blue", "--model", small_checkpoint, "--mesh", "1x1", "--seed", "3", *SMALL]
     done = subprocess.run(
         command("generate", *arguments), cwd=here, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -102,8 +102,8 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_an_interrupt_leaves_nothing(tiny, here, environment):
-    arguments = ["generate", "x", "--model", str(tiny), "--mesh", "1x1", *SMALL, "--num-steps", "8"]
+def test_an_interrupt_leaves_nothing(small_checkpoint, here, environment):
+    arguments = ["generate", "x", "--model", str(small_checkpoint), "--mesh", "1x1", *SMALL, "--num-steps", "8"]
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, *arguments], cwd=here, env=environment, capture_output=True, text=True
     )
@@ -139,11 +139,11 @@ def test_an_interrupt_leaves_nothing(tiny, here, environment):
         (["--bogus"], "No such option"),
     ],
 )
-def test_bad_arguments_are_one_line_and_leave_nothing(tiny, here, capsys, arguments, message):
+def test_bad_arguments_are_one_line_and_leave_nothing(small_checkpoint, here, capsys, arguments, message):
     if "--mesh" in arguments and "1x3" in arguments:
         arguments = [*arguments, "--layout", "sp0tp1"]
     (here / "file").write_text("")
-    assert message in error_of(capsys, "x", "--model", tiny, *arguments)
+    assert message in error_of(capsys, "x", "--model", small_checkpoint, *arguments)
     assert [p.name for p in here.iterdir()] == ["file"]
 
 
@@ -152,35 +152,35 @@ def test_a_checkpoint_that_is_not_there(here, capsys):
     assert "no model_index.json" in error_of(capsys, "x", "--model", here)
 
 
-def test_a_checkpoint_of_another_model(tiny_copy, here, capsys):
-    path = tiny_copy / "transformer" / "config.json"
+def test_a_checkpoint_of_another_model(small_copy, here, capsys):
+    path = small_copy / "transformer" / "config.json"
     path.write_text(path.read_text().replace("MochiTransformer3DModel", "WanTransformer3DModel"))
-    assert "weights of another model" in error_of(capsys, "x", "--model", tiny_copy)
+    assert "weights of another model" in error_of(capsys, "x", "--model", small_copy)
 
 
-def test_a_truncated_or_missing_file(tiny_copy, here, capsys):
-    shard = next((tiny_copy / "transformer").glob("*00001*"))
+def test_a_truncated_or_missing_file(small_copy, here, capsys):
+    shard = next((small_copy / "transformer").glob("*00001*"))
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert f"{shard.name} " in error_of(capsys, "x", "--model", tiny_copy)
+    assert f"{shard.name} " in error_of(capsys, "x", "--model", small_copy)
     shard.unlink()
-    assert f"lacks the shard {shard.name}" in error_of(capsys, "x", "--model", tiny_copy)
+    assert f"lacks the shard {shard.name}" in error_of(capsys, "x", "--model", small_copy)
     assert list(here.iterdir()) == []
 
 
-def test_debug_shows_where_an_error_comes_from(tiny, here):
+def test_debug_shows_where_an_error_comes_from(small_checkpoint, here):
     with pytest.raises(ValueError, match="num_frames 8"):
-        main(["generate", "x", "--model", str(tiny), "--num-frames", "8", "--debug"])
+        main(["generate", "x", "--model", str(small_checkpoint), "--num-frames", "8", "--debug"])
 
 
 @pytest.mark.parametrize("error", [ValueError("of ours"), ZeroDivisionError(), OSError("lost"), KeyError("x")])
-def test_an_error_of_the_program_is_not_called_the_users(tiny, here, monkeypatch, capsys, error):
+def test_an_error_of_the_program_is_not_called_the_users(small_checkpoint, here, monkeypatch, capsys, error):
     from scripts import generate
 
     def fail(*_):
         raise error
 
     monkeypatch.setattr(generate, "run", fail)
-    assert main(["generate", "x", "--model", str(tiny)]) == 1
+    assert main(["generate", "x", "--model", str(small_checkpoint)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     found = re.fullmatch(r"mochi-tt: sorry, this is a fault of mochi-tt, .* its traceback is in (\S+\.log): .*", line)
     assert found is not None, line
@@ -189,21 +189,21 @@ def test_an_error_of_the_program_is_not_called_the_users(tiny, here, monkeypatch
     assert "in fail" in text
     Path(found[1]).unlink()
     with pytest.raises(type(error)):
-        main(["generate", "x", "--model", str(tiny), "--debug"])
+        main(["generate", "x", "--model", str(small_checkpoint), "--debug"])
 
 
-def test_a_full_disk_is_not_a_fault_of_the_program(tiny, here, monkeypatch, capsys):
+def test_a_full_disk_is_not_a_fault_of_the_program(small_checkpoint, here, monkeypatch, capsys):
     from scripts import generate
 
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(generate, "run", fail)
-    assert "No space left on device" in error_of(capsys, "x", "--model", tiny)
+    assert "No space left on device" in error_of(capsys, "x", "--model", small_checkpoint)
 
 
-def test_an_empty_prompt_is_said_and_accepted(tiny, here, capsys):
-    assert main(["generate", "", "--model", str(tiny), "--mesh", "1x1", *SMALL]) == 0
+def test_an_empty_prompt_is_said_and_accepted(small_checkpoint, here, capsys):
+    assert main(["generate", "", "--model", str(small_checkpoint), "--mesh", "1x1", *SMALL]) == 0
     assert "the prompt is empty: it is encoded as zeros" in capsys.readouterr().out
 
 

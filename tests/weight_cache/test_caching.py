@@ -22,8 +22,10 @@ LAYOUTS = ("1x1sp0tp1", "1x2sp0tp1", "2x2sp0tp1", "2x4sp0tp1", "2x4sp1tp0", "4x8
 @pytest.mark.parametrize("mesh", LAYOUTS, indirect=True)
 @pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.timeout(4 * 3600)
-def test_fill(mesh, component, request, tiny, capsys):
-    checkpoint = Checkpoint.open(request.config.getoption("--model") or tiny, request.config.getoption("--variant"))
+def test_fill(mesh, component, request, small_checkpoint, capsys):
+    checkpoint = Checkpoint.open(
+        request.config.getoption("--model") or small_checkpoint, request.config.getoption("--variant")
+    )
     precision = Precision.named(request.config.getoption("--precision")).weights
     store, source = Store(), getattr(checkpoint, component)
 

@@ -43,9 +43,9 @@ def on_this_mesh(open_layout, monkeypatch):
 
 # The name `mesh` is what the root conftest reads to choose this process's mock cluster.
 @pytest.mark.parametrize("mesh", ["2x4sp1tp0"])
-def test_build_list_verify_and_prune(tiny, store, tmp_path, capsys, on_this_mesh, mesh):
+def test_build_list_verify_and_prune(small_checkpoint, store, tmp_path, capsys, on_this_mesh, mesh):
     out = tmp_path / "out.json"
-    arguments = ["cache", "build", "--model", str(tiny), "--cache-dir", str(store), "--precision", "bf8"]
+    arguments = ["cache", "build", "--model", str(small_checkpoint), "--cache-dir", str(store), "--precision", "bf8"]
     assert main([*arguments, "--json", str(out)]) == 0
     text = capsys.readouterr().out
     assert "identify transformer" in text
@@ -111,19 +111,22 @@ def test_outdated_and_newer_entries_are_listed_with_the_reason(store, capsys):
 
 
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"])
-def test_generate_finds_what_build_made(tiny, store, capsys, on_this_mesh, mesh, monkeypatch):
+def test_generate_finds_what_build_made(small_checkpoint, store, capsys, on_this_mesh, mesh, monkeypatch):
     """Another precision of the transformer shares the entries of the other components."""
     from models.mochi import MochiPipeline
     from weight_cache import convert
 
     for precision in ("default", "bf8"):
-        assert main(["cache", "build", "--model", tiny, "--cache-dir", str(store), "--precision", precision]) == 0
+        assert (
+            main(["cache", "build", "--model", small_checkpoint, "--cache-dir", str(store), "--precision", precision])
+            == 0
+        )
     assert len(Store(store).entries()) == 4
     monkeypatch.setattr(convert, "convert", lambda *_, **__: pytest.fail("converted again"))
     from models.device import OpenMesh
 
     opened = OpenMesh(on_this_mesh.device, "golden", "t3000")
-    MochiPipeline.from_pretrained(tiny, mesh=opened, precision="fast", cache_dir=store)
+    MochiPipeline.from_pretrained(small_checkpoint, mesh=opened, precision="fast", cache_dir=store)
 
 
 def test_a_plan_needs_no_weights_and_no_mesh(tmp_path, capsys, monkeypatch):
@@ -164,18 +167,20 @@ def test_a_plan_needs_no_weights_and_no_mesh(tmp_path, capsys, monkeypatch):
         (["--bogus"], "No such option"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(tiny, tmp_path, store, monkeypatch, capsys, arguments, message):
+def test_bad_input_is_one_line_and_leaves_nothing(
+    small_checkpoint, tmp_path, store, monkeypatch, capsys, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MOCHI_TT_CACHE_DIR", str(store))
     if "build" in arguments and "--model" not in arguments and "--plan" not in arguments:
-        arguments = [*arguments, "--model", tiny]
+        arguments = [*arguments, "--model", small_checkpoint]
     assert message in refused(capsys, "cache", *arguments)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_that_is_a_file(tiny, tmp_path, capsys, on_this_mesh):
+def test_a_store_that_is_a_file(small_checkpoint, tmp_path, capsys, on_this_mesh):
     (tmp_path / "file").write_text("")
-    line = refused(capsys, "cache", "build", "--model", tiny, "--cache-dir", tmp_path / "file")
+    line = refused(capsys, "cache", "build", "--model", small_checkpoint, "--cache-dir", tmp_path / "file")
     assert "cannot be written" in line
     assert "--cache-dir" in line
     assert (tmp_path / "file").read_text() == ""
@@ -203,14 +208,14 @@ class Hub:
         return local_dir
 
 
-def test_only_what_is_read_is_fetched(tiny_copy, tmp_path):
+def test_only_what_is_read_is_fetched(small_copy, tmp_path):
     from weight_cache.checkpoints.checkpoint import Checkpoint
 
-    vae = tiny_copy / "vae" / "diffusion_pytorch_model.safetensors"
+    vae = small_copy / "vae" / "diffusion_pytorch_model.safetensors"
     shutil.copy(vae, vae.with_name("diffusion_pytorch_model.bf16.safetensors"))
     for name in ("dit.safetensors", "encoder.safetensors", "README.md", "transformer/old.bin"):
-        (tiny_copy / name).write_text("large")
-    hub = Hub(tiny_copy)
+        (small_copy / name).write_text("large")
+    hub = Hub(small_copy)
     path = download("someone/mochi", directory=tmp_path / "here", hub=hub)
     assert "vae/diffusion_pytorch_model.bf16.safetensors" in hub.fetched
     assert "vae/diffusion_pytorch_model.safetensors" not in hub.fetched
@@ -259,11 +264,11 @@ def test_the_files_of_the_real_repository():
         wanted_files([name for name in files if not name.startswith(("model_index", "vae"))])
 
 
-def test_half_a_download_is_not_taken_for_whole(tiny_copy, tmp_path):
-    shard = next((tiny_copy / "transformer").glob("*00002*"))
+def test_half_a_download_is_not_taken_for_whole(small_copy, tmp_path):
+    shard = next((small_copy / "transformer").glob("*00002*"))
     shard.unlink()
     with pytest.raises(FileNotFoundError, match="lacks the shard"):
-        download("someone/mochi", directory=tmp_path / "here", hub=Hub(tiny_copy))
+        download("someone/mochi", directory=tmp_path / "here", hub=Hub(small_copy))
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(capsys, monkeypatch):
@@ -277,9 +282,9 @@ def test_a_hub_that_cannot_be_reached_is_one_line(capsys, monkeypatch):
     assert "cannot be fetched from the Hugging Face hub (no route to host)" in refused(capsys, "download")
 
 
-def test_a_lora_of_another_model_leaves_the_store_as_it_was(tiny, store, tmp_path, capsys, on_this_mesh):
+def test_a_lora_of_another_model_leaves_the_store_as_it_was(small_checkpoint, store, tmp_path, capsys, on_this_mesh):
     lora = tmp_path / "lora.safetensors"
     save_file({"transformer.x.lora_A.weight": torch.ones(1, 2), "transformer.x.lora_B.weight": torch.ones(2, 1)}, lora)
-    line = refused(capsys, "cache", "build", "--model", tiny, "--cache-dir", store, "--lora", f"{lora}:0.5")
+    line = refused(capsys, "cache", "build", "--model", small_checkpoint, "--cache-dir", store, "--lora", f"{lora}:0.5")
     assert "it is for another model" in line
     assert not store.exists()

@@ -24,9 +24,9 @@ from weight_cache.plan import NamedMesh, plan
 
 
 @pytest.fixture
-def component(tiny, tmp_path):
+def component(small_checkpoint, tmp_path):
     """A copy of the tiny transformer."""
-    return Component(shutil.copytree(tiny / "transformer", tmp_path / "transformer"))
+    return Component(shutil.copytree(small_checkpoint / "transformer", tmp_path / "transformer"))
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def test_each_field_of_a_layout_is_in_the_key_by_name():
     }
 
 
-def test_a_path_or_a_day_makes_no_difference(component, tiny, tmp_path):
-    elsewhere = shutil.copytree(tiny / "transformer", tmp_path / "else" / "where" / "transformer")
+def test_a_path_or_a_day_makes_no_difference(component, small_checkpoint, tmp_path):
+    elsewhere = shutil.copytree(small_checkpoint / "transformer", tmp_path / "else" / "where" / "transformer")
     for path in elsewhere.iterdir():
         path.touch()
     first = fields(component, tmp_path / "1.json")

@@ -64,8 +64,8 @@ with open_mesh(layout.mesh_shape, "dry-run") as opened:
 
 
 @pytest.fixture(scope="module")
-def component(tiny):
-    return Component(tiny / "transformer")
+def component(small_checkpoint):
+    return Component(small_checkpoint / "transformer")
 
 
 def start(component, cache, where, number=1):

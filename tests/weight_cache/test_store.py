@@ -27,8 +27,8 @@ SMALL = pytest.mark.parametrize("mesh", [MESH], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def component(tiny):
-    return Component(tiny / "transformer")
+def component(small_checkpoint):
+    return Component(small_checkpoint / "transformer")
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,15 @@ from weight_cache.checkpoints.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny):
-    return HostTextEncoder.from_checkpoint(Checkpoint(tiny))
+def encoder(small_checkpoint):
+    return HostTextEncoder.from_checkpoint(Checkpoint(small_checkpoint))
 
 
 @pytest.fixture(scope="module")
-def reference(tiny):
+def reference(small_checkpoint):
     from diffusers import MochiPipeline
 
-    return MochiPipeline.from_pretrained(tiny, dtype=torch.float32, transformer=None, vae=None)
+    return MochiPipeline.from_pretrained(small_checkpoint, dtype=torch.float32, transformer=None, vae=None)
 
 
 @pytest.mark.parametrize(("prompt", "length"), [("a red ball", 256), ("Ünknown: 42 %", 32), ("word " * 300, 256)])
@@ -81,11 +81,11 @@ def test_lengths_out_of_range_are_refused(encoder, length):
         encoder.encode("a", length)
 
 
-def test_a_tokenizer_that_is_missing_or_damaged_is_named(tiny_copy):
-    model = tiny_copy / "tokenizer" / "spiece.model"
+def test_a_tokenizer_that_is_missing_or_damaged_is_named(small_copy):
+    model = small_copy / "tokenizer" / "spiece.model"
     model.write_bytes(model.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"tokenizer .* cannot be read"):
-        HostTextEncoder.from_checkpoint(Checkpoint(tiny_copy))
+        HostTextEncoder.from_checkpoint(Checkpoint(small_copy))
     model.unlink()
     with pytest.raises(FileNotFoundError, match=r"neither spiece\.model"):
-        HostTextEncoder.from_checkpoint(Checkpoint(tiny_copy))
+        HostTextEncoder.from_checkpoint(Checkpoint(small_copy))

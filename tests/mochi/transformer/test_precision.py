@@ -47,11 +47,11 @@ def test_block_at_real_width(mesh, policy):
 
 
 @pytest.fixture(scope="module")
-def expected(tiny):
+def expected(small_checkpoint):
     """Ten steps of Diffusers' pipeline in float32."""
     import diffusers
 
-    pipe = diffusers.MochiPipeline.from_pretrained(tiny, dtype=torch.float32)
+    pipe = diffusers.MochiPipeline.from_pretrained(small_checkpoint, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe(**ARGUMENTS, generator=torch.Generator().manual_seed(3)).frames
 
@@ -68,8 +68,8 @@ ARGUMENTS = {
 
 
 @pytest.mark.parametrize("policy", BLOCK)
-def test_ten_steps_of_sampling(tiny, expected, policy):
-    with MochiPipeline.from_pretrained(tiny, "2x4", precision=policy) as pipe:
+def test_ten_steps_of_sampling(small_checkpoint, expected, policy):
+    with MochiPipeline.from_pretrained(small_checkpoint, "2x4", precision=policy) as pipe:
         latents = pipe(**ARGUMENTS, seed=3).frames
     print(policy, pcc(expected, latents), relative_rmse(expected, latents))
     assert pcc(expected, latents) >= 0.998

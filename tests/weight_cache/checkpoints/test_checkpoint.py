@@ -28,10 +28,10 @@ def component(tmp_path):
     return folder
 
 
-def test_every_tensor_is_what_diffusers_loads(tiny):
+def test_every_tensor_is_what_diffusers_loads(small_checkpoint):
     from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
 
-    checkpoint = Checkpoint(tiny)
+    checkpoint = Checkpoint(small_checkpoint)
     for part, reference_class in (
         (checkpoint.transformer, MochiTransformer3DModel),
         (checkpoint.vae, AutoencoderKLMochi),
@@ -92,17 +92,17 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(component):
         Component(component).check()
 
 
-def test_a_variant_is_read_where_there_is_one(tiny_copy):
-    vae = tiny_copy / "vae"
+def test_a_variant_is_read_where_there_is_one(small_copy):
+    vae = small_copy / "vae"
     plain = vae / "diffusion_pytorch_model.safetensors"
     plain.rename(vae / "diffusion_pytorch_model.bf16.safetensors")
     with pytest.raises(FileNotFoundError, match="is a variant to be named"):
-        Checkpoint(tiny_copy).vae.check()
-    checkpoint = Checkpoint(tiny_copy, variant="bf16")
+        Checkpoint(small_copy).vae.check()
+    checkpoint = Checkpoint(small_copy, variant="bf16")
     assert [p.name for p in checkpoint.vae.files] == ["diffusion_pytorch_model.bf16.safetensors"]
     checkpoint.transformer.check()
     with pytest.raises(ValueError, match=r"no component .* variant 'fp8'"):
-        Checkpoint(tiny_copy, variant="fp8")
+        Checkpoint(small_copy, variant="fp8")
 
 
 @pytest.mark.parametrize(
@@ -117,38 +117,38 @@ def test_both_spellings_of_a_variant_index_are_known(component, index):
     assert Component(component).keys() == ["a", "b", "c.d"]
 
 
-def test_what_is_missing_is_named(tiny_copy, tmp_path):
+def test_what_is_missing_is_named(small_copy, tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint directory"):
         Checkpoint(tmp_path / "nowhere")
-    (tiny_copy / "vae").rename(tiny_copy / "elsewhere")
+    (small_copy / "vae").rename(small_copy / "elsewhere")
     with pytest.raises(FileNotFoundError, match="lacks its component folder vae/"):
-        Checkpoint(tiny_copy)
-    (tiny_copy / "model_index.json").unlink()
-    (tiny_copy / "dit.safetensors").touch()
+        Checkpoint(small_copy)
+    (small_copy / "model_index.json").unlink()
+    (small_copy / "dit.safetensors").touch()
     with pytest.raises(FileNotFoundError, match=r"no model_index\.json \(it looks like Genmo's"):
-        Checkpoint(tiny_copy)
+        Checkpoint(small_copy)
 
 
-def test_another_model_is_refused(tiny_copy):
-    edit(tiny_copy / "transformer" / "config.json", _class_name="WanTransformer3DModel")
+def test_another_model_is_refused(small_copy):
+    edit(small_copy / "transformer" / "config.json", _class_name="WanTransformer3DModel")
     with pytest.raises(ValueError, match="a WanTransformer3DModel, not a MochiTransformer3DModel"):
-        Checkpoint(tiny_copy)
-    edit(tiny_copy / "model_index.json", _class_name="WanPipeline")
+        Checkpoint(small_copy)
+    edit(small_copy / "model_index.json", _class_name="WanPipeline")
     with pytest.raises(ValueError, match="a checkpoint of WanPipeline"):
-        Checkpoint(tiny_copy)
-    (tiny_copy / "model_index.json").write_text("{")
+        Checkpoint(small_copy)
+    (small_copy / "model_index.json").write_text("{")
     with pytest.raises(ValueError, match=r"model_index\.json is not valid JSON"):
-        Checkpoint(tiny_copy)
+        Checkpoint(small_copy)
 
 
-def test_the_identity_changes_with_a_weight(tiny_copy):
-    before = Checkpoint(tiny_copy).identity()
-    assert Checkpoint(tiny_copy).identity() == before
-    path = tiny_copy / "vae" / "diffusion_pytorch_model.safetensors"
+def test_the_identity_changes_with_a_weight(small_copy):
+    before = Checkpoint(small_copy).identity()
+    assert Checkpoint(small_copy).identity() == before
+    path = small_copy / "vae" / "diffusion_pytorch_model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    after = Checkpoint(tiny_copy).identity()
+    after = Checkpoint(small_copy).identity()
     assert after["vae"] != before["vae"]
     assert after["transformer"] == before["transformer"]
 
@@ -164,7 +164,7 @@ def test_names_that_users_give(tmp_path, monkeypatch):
         resolve("./nowhere")
 
 
-def test_an_id_in_the_hub_cache_is_found(tiny, tmp_path, monkeypatch):
+def test_an_id_in_the_hub_cache_is_found(small_checkpoint, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     revision = "0" * 40
@@ -172,7 +172,7 @@ def test_an_id_in_the_hub_cache_is_found(tiny, tmp_path, monkeypatch):
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(revision)
     (repository / "snapshots").mkdir()
-    (repository / "snapshots" / revision).symlink_to(tiny)
+    (repository / "snapshots" / revision).symlink_to(small_checkpoint)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert Checkpoint.open("someone/mochi").identity()["source"] == "someone/mochi"
 

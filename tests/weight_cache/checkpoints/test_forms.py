@@ -20,8 +20,8 @@ def state_of(component) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def original(tiny):
-    return Checkpoint(tiny)
+def original(small_checkpoint):
+    return Checkpoint(small_checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +124,11 @@ def test_outputs_on_the_mesh_are_those_of_the_diffusers_form(mesh, genmo, origin
     assert (predict(loaded) == predict(direct)).all()
 
 
-def test_a_genmo_directory_is_a_whole_checkpoint_with_its_base(genmo, tiny, original):
+def test_a_genmo_directory_is_a_whole_checkpoint_with_its_base(genmo, small_checkpoint, original):
     from models.reference.text_encoder import HostTextEncoder
     from models.reference.vae import HostVaeDecoder
 
-    checkpoint = Checkpoint.open(genmo, base=tiny)
+    checkpoint = Checkpoint.open(genmo, base=small_checkpoint)
     assert isinstance(checkpoint, Repackaged)
     for component in checkpoint.components:
         component.check()
@@ -141,7 +141,7 @@ def test_a_genmo_directory_is_a_whole_checkpoint_with_its_base(genmo, tiny, orig
 
     assert check_configs(checkpoint) == check_configs(original), "scheduler included"
     assert checkpoint.identity()["transformer"]["class"] == "MochiTransformer3DModel"
-    assert checkpoint.identity() == Checkpoint.open(genmo, base=tiny).identity()
+    assert checkpoint.identity() == Checkpoint.open(genmo, base=small_checkpoint).identity()
 
 
 def test_the_configuration_of_the_decoder_is_said_in_full(genmo, original):
@@ -155,36 +155,36 @@ def test_the_configuration_of_the_decoder_is_said_in_full(genmo, original):
     assert DecoderConfig.from_dict(config) == DecoderConfig.from_dict(original.vae.config)
 
 
-def test_folders_beside_the_files_come_first(genmo, tiny):
+def test_folders_beside_the_files_come_first(genmo, small_checkpoint):
     for name in ("text_encoder", "tokenizer"):
-        shutil.copytree(tiny / name, genmo / name)
+        shutil.copytree(small_checkpoint / name, genmo / name)
     assert Checkpoint.open(genmo).tokenizer == genmo / "tokenizer"
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", ""])
-def test_comfyui_bf16(tmp_path, dit, tiny, original, prefix):
+def test_comfyui_bf16(tmp_path, dit, small_checkpoint, original, prefix):
     path = tmp_path / "mochi_preview_bf16.safetensors"
     save_file({prefix + name: tensor for name, tensor in dit.items()}, path)
-    checkpoint = Checkpoint.open(path, base=tiny)
+    checkpoint = Checkpoint.open(path, base=small_checkpoint)
     for name in original.transformer:
         assert torch.equal(checkpoint.transformer.tensor(name), original.transformer.tensor(name)), name
     assert checkpoint.vae.keys() == original.vae.keys(), "from the base"
 
 
-def test_comfyui_all_in_one(tmp_path, dit, decoder, tiny, original):
+def test_comfyui_all_in_one(tmp_path, dit, decoder, small_checkpoint, original):
     path = tmp_path / "all.safetensors"
     tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in dit.items()}
     tensors |= {f"vae.decoder.{name}": tensor for name, tensor in decoder.items()}
     tensors |= {"vae.encoder.layers.0.weight": torch.ones(1), "text_encoders.t5xxl.shared.weight": torch.ones(1)}
     save_file(tensors, path)
-    checkpoint = Checkpoint.open(path, base=tiny)
+    checkpoint = Checkpoint.open(path, base=small_checkpoint)
     assert checkpoint.vae.keys() == [name for name in original.vae if name.startswith("decoder.")]
     for name in checkpoint.vae:
         assert torch.equal(checkpoint.vae.tensor(name), original.vae.tensor(name))
     tensors["something.else"] = torch.ones(1)
     save_file(tensors, path)
     with pytest.raises(ValueError, match=r"nobody claims something\.else"):
-        Checkpoint.open(path, base=tiny)
+        Checkpoint.open(path, base=small_checkpoint)
 
 
 @pytest.mark.parametrize("scale", ["scale_weight", "weight_scale"])
@@ -246,36 +246,36 @@ def without(state, *names):
         ),
     ],
 )
-def test_half_or_wrong_checkpoints_are_named(genmo, tiny, dit, change, message):
+def test_half_or_wrong_checkpoints_are_named(genmo, small_checkpoint, dit, change, message):
     save_file(change(dit), genmo / "dit.safetensors")
     with pytest.raises(ValueError, match=message):
-        Checkpoint.open(genmo, base=tiny).transformer.check()
+        Checkpoint.open(genmo, base=small_checkpoint).transformer.check()
 
 
-def test_missing_parts_are_named(genmo, tiny, tmp_path, decoder, monkeypatch):
+def test_missing_parts_are_named(genmo, small_checkpoint, tmp_path, decoder, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match=r"lacks text_encoder/.*genmo/mochi-1-preview.*copy the folder beside"):
         Checkpoint.open(genmo)
     (genmo / "decoder.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="lacks vae/"):
         Checkpoint.open(genmo)
-    assert Checkpoint.open(genmo, base=tiny).vae.directory == tiny / "vae"
+    assert Checkpoint.open(genmo, base=small_checkpoint).vae.directory == small_checkpoint / "vae"
     save_file(without(decoder, "blocks.1.proj.bias"), genmo / "decoder.safetensors")
     with pytest.raises(ValueError, match=r"nothing fills decoder\.up_blocks\.0\.proj\.bias"):
         open_decoder(genmo / "decoder.safetensors")
     save_file({"a": torch.ones(1)}, genmo / "decoder.safetensors")
     with pytest.raises(ValueError, match="not Mochi's VAE decoder"):
-        Checkpoint.open(genmo, base=tiny)
+        Checkpoint.open(genmo, base=small_checkpoint)
     (genmo / "dit.safetensors").write_bytes(b"something else")
     with pytest.raises(ValueError, match="truncated or not a safetensors file"):
-        Checkpoint.open(genmo, base=tiny)
+        Checkpoint.open(genmo, base=small_checkpoint)
 
 
-def test_arguments_that_do_not_go_with_a_form_are_refused(genmo, tiny):
+def test_arguments_that_do_not_go_with_a_form_are_refused(genmo, small_checkpoint):
     with pytest.raises(ValueError, match="base is for Genmo's"):
-        Checkpoint.open(tiny, base=tiny)
+        Checkpoint.open(small_checkpoint, base=small_checkpoint)
     with pytest.raises(ValueError, match="variant 'bf16' is for Diffusers layouts"):
-        Checkpoint.open(genmo, "bf16", base=tiny)
+        Checkpoint.open(genmo, "bf16", base=small_checkpoint)
 
 
 @pytest.mark.parametrize("mesh", ["1x2sp0tp1"], indirect=True)
@@ -287,8 +287,8 @@ def test_the_two_forms_are_two_entries(mesh, genmo, original, tmp_path):
     assert len(Store(tmp_path).entries()) == 2
 
 
-def test_pages_are_given_back(tiny, genmo):
-    for component in (Component(tiny / "transformer"), open_transformer(genmo / "dit.safetensors")):
+def test_pages_are_given_back(small_checkpoint, genmo):
+    for component in (Component(small_checkpoint / "transformer"), open_transformer(genmo / "dit.safetensors")):
         before = component.tensor("proj_out.weight")
         component.forget_pages()
         assert torch.equal(component.tensor("proj_out.weight"), before)

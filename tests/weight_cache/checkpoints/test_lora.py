@@ -25,8 +25,8 @@ LAYERS, VISUAL, TEXT = 4, 256, 128
 
 
 @pytest.fixture(scope="module")
-def component(tiny):
-    return Component(tiny / "transformer")
+def component(small_checkpoint):
+    return Component(small_checkpoint / "transformer")
 
 
 def pair(out, wide, seed, rank=RANK):

@@ -166,7 +166,7 @@ def test_t3000_serves_every_mesh_it_holds(tmp_path: Path) -> None:
     for refusal in ("larger", "other", "rebind"):
         assert found[refusal].startswith("RuntimeError: "), refusal
         assert "mock cluster, t3000 (2x4), which was chosen at the first open" in found[refusal], refusal
-    assert found["impossible"].startswith("ValueError: mesh 16x2 fits no mock system")
+    assert found["impossible"].startswith("InputError: mesh 16x2 fits no mock system")
     assert found["left"] == []
     assert errors == ""
     assert list(tmp_path.iterdir()) == []

@@ -153,7 +153,7 @@ def test_a_missing_reduction_is_caught(mesh, monkeypatch):
 
     from models.layers import linear
 
-    def keep_own_part(x, mesh, *, dim, over):
+    def keep_own_part(x, *, dim, over):
         return ttnn.mesh_partition(x, dim, cluster_axis=over.index)
 
     monkeypatch.setattr(linear, "reduce_scatter", keep_own_part)

@@ -137,7 +137,7 @@ def test_a_genmo_directory_is_a_whole_checkpoint_with_its_base(genmo, small_chec
     assert (ours == theirs).all()
     encoded = (HostTextEncoder.from_checkpoint(c).encode("a red ball", 16).embeds for c in (checkpoint, original))
     assert torch.equal(*encoded)
-    from models.mochi.inputs import check_configs
+    from models.mochi.setup import check_configs
 
     assert check_configs(checkpoint) == check_configs(original), "scheduler included"
     assert checkpoint.identity()["transformer"]["class"] == "MochiTransformer3DModel"

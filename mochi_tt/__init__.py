@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mochi_tt.packages import claim_packages
-from mochi_tt.version import __version__
 
 claim_packages()
 
 if TYPE_CHECKING:
     from models.device import OpenMesh, open_mesh
+    from models.machine.version import __version__
     from models.mochi.pipeline import MochiPipeline
 
 __all__ = ["MochiPipeline", "OpenMesh", "__version__", "open_mesh"]
@@ -25,6 +25,7 @@ _WHERE = {
     "MochiPipeline": "models.mochi.pipeline",
     "OpenMesh": "models.device",
     "open_mesh": "models.device",
+    "__version__": "models.machine.version",
 }
 
 

@@ -19,8 +19,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from mochi_tt.version import __version__
 from models.machine.errors import InputError
+from models.machine.version import __version__
 from scripts import interrupts
 
 FAULT, BAD_INPUT, INTERRUPTED = 1, 2, 130

@@ -21,7 +21,6 @@ from weight_cache.plan import NamedMesh, plan
 
 if TYPE_CHECKING:
     from models.layers import Module
-    from models.mochi.setup import Setup
     from models.parallel import Mesh
     from weight_cache.checkpoints.checkpoint import Checkpoint
     from weight_cache.checkpoints.component import Component
@@ -143,8 +142,9 @@ class Models:
         self,
         checkpoint: Checkpoint,
         store: Store,
-        setup: Setup,
         *,
+        precision: Precision,
+        loras: Sequence[LoraRequest] = (),
         progress: Progress | None = None,
         on_message: Message | None = None,
     ) -> None:
@@ -154,11 +154,11 @@ class Models:
             InputError: weights or LoRAs do not fit.
             MachineError: no space, or the store cannot be written.
         """
-        for module, component, merged in self.with_weights(checkpoint, setup.loras):
+        for module, component, merged in self.with_weights(checkpoint, loras):
             store.load(
                 module,
                 component,
-                precision=setup.precision.weights,
+                precision=precision.weights,
                 loras=merged,
                 progress=progress,
                 on_message=on_message,

@@ -170,7 +170,14 @@ class MochiPipeline:
             )
             text_encoder = MeshTextEncoder(load_tokenizer(checkpoint), models.text_encoder)
             report("load", 2, 2)
-            models.load(checkpoint, Store(request.cache_dir), setup, progress=progress, on_message=on_message)
+            models.load(
+                checkpoint,
+                Store(request.cache_dir),
+                precision=setup.precision,
+                loras=setup.loras,
+                progress=progress,
+                on_message=on_message,
+            )
         except BaseException:
             if given is None:
                 opened.close()

@@ -65,7 +65,7 @@ class Engine:
         """Attach the interposer to every ttnn op."""
         add_hook(self.run)
         self._attached = True
-        transfers.attach(self)
+        transfers.attach(self.store, lambda: self.inside)
 
     def detach(self) -> None:
         """Detach the interposer and forget all values."""
@@ -93,7 +93,7 @@ class Engine:
     def _follow(self, call: Callable[..., Any], operation: FastOperation, name: str, args: tuple, kwargs: dict) -> Any:
         handler = transfers.HANDLERS.get(name)
         if handler is not None:
-            return handler(self, call, operation, args, kwargs)
+            return handler(self.store, call, operation, args, kwargs)
         if name in _ALLOCATING:
             result = call(operation, *args, **kwargs)
             self.store.reserve(result, "it was allocated and never written")

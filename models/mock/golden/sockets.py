@@ -19,7 +19,7 @@ import ttnn
 from models.mock.golden.errors import golden_error
 
 if TYPE_CHECKING:
-    from models.mock.golden.engine import Engine
+    from models.mock.golden.store import Store
 
 SEND, RECEIVE = "ttnn.experimental.send_async", "ttnn.experimental.recv_async"
 
@@ -64,16 +64,16 @@ def detach() -> None:
     _pairs.clear()
 
 
-def send(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
+def send(store: Store, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
     """Send the sender's values as they are now."""
     tensor, socket = args
-    values = list(engine.store.get(tensor, SEND))
+    values = list(store.get(tensor, SEND))
     result = call(operation, *args, **kwargs)
     _of(socket, SEND).under_way.append(values)
     return result
 
 
-def receive(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
+def receive(store: Store, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
     """Write the values that were sent first to the connected chips.
 
     The other chips get NaN, because their values are undefined.
@@ -89,7 +89,7 @@ def receive(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs:
     shards = [torch.full(tuple(tensor.shape), float("nan"))] * (rows * columns)
     for (from_row, from_column), (row, column) in pair.routes:
         shards[row * columns + column] = sent[from_row * sender_columns + from_column]
-    engine.store.put(tensor, shards)
+    store.put(tensor, shards)
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import ttnn
@@ -12,10 +12,7 @@ import ttnn
 from models.mock.golden import sockets
 from models.mock.golden.errors import golden_error
 from models.mock.golden.rounding import host_tensor, is_integer
-from models.mock.golden.store import describe, map_shared
-
-if TYPE_CHECKING:
-    from models.mock.golden.engine import Engine
+from models.mock.golden.store import Store, describe, map_shared
 
 HANDLERS: dict[str, Callable[..., Any]] = {sockets.SEND: sockets.send, sockets.RECEIVE: sockets.receive}
 _METHODS: dict[str, Any] = {}
@@ -71,7 +68,7 @@ def _spread(shards: list[torch.Tensor], tensor: ttnn.Tensor, op: str) -> list[to
 
 
 @_handler("ttnn.from_torch")
-def _from_torch(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> ttnn.Tensor:
+def _from_torch(store: Store, call: Callable, operation: Any, args: tuple, kwargs: dict) -> ttnn.Tensor:
     result = call(operation, *args, **kwargs)
     if _on_device(result):
         on_host = {k: v for k, v in kwargs.items() if k not in ("device", "memory_config", "cq_id")}
@@ -79,73 +76,73 @@ def _from_torch(engine: Engine, call: Callable, operation: Any, args: tuple, kwa
         if result.dtype in (ttnn.bfloat8_b, ttnn.bfloat4_b):
             on_host["layout"] = ttnn.TILE_LAYOUT
         host = call(operation, *args, **on_host)
-        engine.store.put(result, _spread(host_shards(host), result, "ttnn.from_torch"))
+        store.put(result, _spread(host_shards(host), result, "ttnn.from_torch"))
     return result
 
 
 @_handler("ttnn.to_device")
 @_handler("ttnn.load_tensor")
-def _to_device(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> ttnn.Tensor:
+def _to_device(store: Store, call: Callable, operation: Any, args: tuple, kwargs: dict) -> ttnn.Tensor:
     result = call(operation, *args, **kwargs)
     if _on_device(result):
         source = args[0] if args else next(iter(kwargs.values()))
         if isinstance(source, ttnn.Tensor):
             if _on_device(source):
-                engine.store.alias(result)
+                store.alias(result)
                 return result
         else:
             without = {k: v for k, v in kwargs.items() if k != "device"}
             source = call(operation, *args, **without)
         name = operation.python_fully_qualified_name
-        engine.store.put(result, _spread(host_shards(source), result, name))
+        store.put(result, _spread(host_shards(source), result, name))
     return result
 
 
 @_handler("ttnn.dump_tensor")
-def _dump(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
+def _dump(store: Store, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
     path, tensor = _pair(args, kwargs, "file_name", "tensor")
     if _on_device(tensor):
-        tensor = download(engine, tensor, "ttnn.dump_tensor")
+        tensor = download(store, tensor, "ttnn.dump_tensor")
     return call(operation, path, tensor)
 
 
 @_handler("ttnn.copy_host_to_device_tensor")
-def _copy_to_device(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
+def _copy_to_device(store: Store, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
     result = call(operation, *args, **kwargs)
     host, device = _pair(args, kwargs, "host_tensor", "device_tensor")
-    engine.store.put(device, _spread(host_shards(host), device, "ttnn.copy_host_to_device_tensor"))
+    store.put(device, _spread(host_shards(host), device, "ttnn.copy_host_to_device_tensor"))
     return result
 
 
 @_handler("ttnn.copy_device_to_host_tensor")
 @_handler("ttnn.copy_host_to_device_tensor_partial")
-def _refused(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
+def _refused(store: Store, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
     raise golden_error(operation.python_fully_qualified_name, "not covered by golden execution")
 
 
 @_handler("ttnn.from_device")
-def _from_device(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> ttnn.Tensor:
+def _from_device(store: Store, call: Callable, operation: Any, args: tuple, kwargs: dict) -> ttnn.Tensor:
     # A real read of a dead or foreign tensor ends the process, so golden execution checks the tensor first.
-    host = download(engine, args[0] if args else kwargs["tensor"], "ttnn.from_device")
+    host = download(store, args[0] if args else kwargs["tensor"], "ttnn.from_device")
     call(operation, *args, **kwargs)
     return host
 
 
 @_handler("ttnn.deallocate")
-def _deallocate(engine: Engine, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
+def _deallocate(store: Store, call: Callable, operation: Any, args: tuple, kwargs: dict) -> Any:
     tensor = args[0] if args else kwargs["tensor"]
-    return _free(engine, tensor, lambda: call(operation, *args, **kwargs))
+    return _free(store, tensor, lambda: call(operation, *args, **kwargs))
 
 
-def _free(engine: Engine, tensor: ttnn.Tensor, free: Callable[[], Any]) -> Any:
+def _free(store: Store, tensor: ttnn.Tensor, free: Callable[[], Any]) -> Any:
     if not _on_device(tensor) or not tensor.is_allocated():
         return free()
     # With force=False a buffer that has other handles stays allocated, and its values must stay too.
-    engine.store.trim(tensor)
+    store.trim(tensor)
     key = tensor.buffer_unique_id()
     result = free()
     if not tensor.is_allocated():
-        engine.store.drop(key)
+        store.drop(key)
     return result
 
 
@@ -154,9 +151,9 @@ def _pair(args: tuple, kwargs: dict, *names: str) -> list:
     return values + [kwargs[name] for name in names[len(values) :]]
 
 
-def download(engine: Engine, tensor: ttnn.Tensor, op: str) -> ttnn.Tensor:
+def download(store: Store, tensor: ttnn.Tensor, op: str) -> ttnn.Tensor:
     """Build the real host tensor that a read of `tensor` would return on silicon."""
-    values = engine.store.get(tensor, op, part=True)
+    values = store.get(tensor, op, part=True)
     mesh = tensor.device()
     rows, cols = mesh.shape
     coords = [tuple(c) for c in tensor.device_coords()]
@@ -171,8 +168,13 @@ def download(engine: Engine, tensor: ttnn.Tensor, op: str) -> ttnn.Tensor:
     return ttnn.from_host_shards(packed, mesh.shape)
 
 
-def attach(engine: Engine) -> None:
-    """Wrap the tensor methods and functions that reach device memory without the op entry point."""
+def attach(store: Store, inside: Callable[[], bool]) -> None:
+    """Wrap the tensor methods and functions that reach device memory without the op entry point.
+
+    Args:
+        store: of the values.
+        inside: whether this thread is within an op, whose inner calls are not followed.
+    """
     for name in ("cpu", "reshape", "deallocate", "__repr__", *_READERS, *_UNSEEN):
         _METHODS[name] = getattr(ttnn.Tensor, name)
     _FUNCTIONS["get_device_tensors"] = ttnn.get_device_tensors
@@ -182,7 +184,7 @@ def attach(engine: Engine) -> None:
 
         @functools.wraps(original)
         def method(tensor, *args, **kwargs):
-            if (engine.inside and name != "__repr__") or not ttnn.is_tensor_storage_on_device(tensor):
+            if (inside() and name != "__repr__") or not ttnn.is_tensor_storage_on_device(tensor):
                 return original(tensor, *args, **kwargs)
             return on_device(tensor, original, *args, **kwargs)
 
@@ -196,27 +198,27 @@ def attach(engine: Engine) -> None:
 
     def read(name: str):
         def method(tensor, _original, *args, **kwargs):
-            return _METHODS[name](download(engine, tensor, f"ttnn.Tensor.{name}"), *args, **kwargs)
+            return _METHODS[name](download(store, tensor, f"ttnn.Tensor.{name}"), *args, **kwargs)
 
         return method
 
     def reshape(tensor, original, *args, **kwargs):
-        values = engine.store.get(tensor, "ttnn.Tensor.reshape")
+        values = store.get(tensor, "ttnn.Tensor.reshape")
         result = original(tensor, *args, **kwargs)
         if result.buffer_unique_id() == tensor.buffer_unique_id():
-            engine.store.alias(result)
+            store.alias(result)
         else:
-            engine.store.put(result, map_shared(lambda value: value.reshape(tuple(result.shape)), values))
+            store.put(result, map_shared(lambda value: value.reshape(tuple(result.shape)), values))
         return result
 
     def deallocate(tensor, original, *args, **kwargs):
-        return _free(engine, tensor, lambda: original(tensor, *args, **kwargs))
+        return _free(store, tensor, lambda: original(tensor, *args, **kwargs))
 
     def show(tensor, _original):
         # The real method prints mock memory. An error message must be able to print any tensor.
         return f"ttnn.Tensor({describe(tensor)}, on a mock mesh: use ttnn.to_torch for the values)"
 
-    guarded("cpu", lambda tensor, _original, *_args, **_kwargs: download(engine, tensor, "ttnn.Tensor.cpu"))
+    guarded("cpu", lambda tensor, _original, *_args, **_kwargs: download(store, tensor, "ttnn.Tensor.cpu"))
     guarded("reshape", reshape)
     guarded("deallocate", deallocate)
     guarded("__repr__", show)
@@ -230,7 +232,7 @@ def attach(engine: Engine) -> None:
         parts = _FUNCTIONS["get_device_tensors"](tensor, *args, **kwargs)
         if _on_device(tensor) and tensor.is_allocated():
             for part in parts:
-                engine.store.alias(part, part=len(parts) > 1)
+                store.alias(part, part=len(parts) > 1)
         return parts
 
     ttnn.get_device_tensors = get_device_tensors

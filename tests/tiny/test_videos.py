@@ -44,4 +44,4 @@ def test_prompts_are_limited_and_settings_are_the_checkpoints():
     checkpoint, settings, prompts = plan("tiny", 3)
     assert len(prompts) == 3
     assert settings != Defaults()
-    assert checkpoint.directory.name == "checkpoint"
+    assert checkpoint.directory.name == "tiny"

@@ -58,7 +58,7 @@ class Precision:
 
 # Policies from the most exact to the fastest. The accuracy that bfloat8_b costs depends on the matrices stored in it.
 # It is least for the matrices of the feed-forwards, which are also the largest, and most for those of q, k and v
-# (tests/mochi/transformer/test_precision.py; README).
+# (tests/mochi/transformer/test_precision.py; docs/precision.md).
 PRECISIONS = {
     policy.name: policy
     for policy in (

@@ -8,13 +8,10 @@ Shapes: B batch (1), C latent channels, T latent frames, F frames of the video, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    pass
 
 
 class VaeDecoder(Protocol):

@@ -7,8 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
+from models.device import quiet_ttnn
+from models.jobs.weights_benchmark import run_benchmark
 from models.machine.errors import InputError
+from models.machine.files import check_writable, write_json
+from models.mochi.precision import Precision
+from models.mochi.setup import Request, resolve
 from scripts.options import HELP
+from scripts.progress import make_reporter
+from weight_cache.checkpoints.download import download as fetch
+from weight_cache.store import Store
 
 _MODEL = "A checkpoint: directory, .safetensors file, Hugging Face id in the local cache, or tiny."
 _NAMES = "Parts of entries' names. [default: all]"
@@ -37,9 +45,6 @@ def build(
     json_file: Json = None,
 ) -> None:
     """Convert a checkpoint's weights for a mesh, unless that was done before."""
-    from models.mochi.setup import Request, resolve
-    from scripts.progress import make_reporter
-
     if model_config is not None and not plan:
         raise InputError("--model-config goes with --plan: without weights there is nothing to convert")
     _check(json_file)
@@ -77,8 +82,6 @@ def build(
 @app.command("list")
 def list_(cache_dir: CacheDir = None, json_file: Json = None) -> None:
     """Show what the store holds: state (complete, unfinished, outdated, ...), size, age, mesh and precision."""
-    from weight_cache.store import Store
-
     _check(json_file)
     store = Store(cache_dir)
     found = store.entries()
@@ -100,9 +103,6 @@ def list_(cache_dir: CacheDir = None, json_file: Json = None) -> None:
 @app.command()
 def verify(names: Names = None, cache_dir: CacheDir = None, json_file: Json = None) -> None:
     """Read every stored file and compare its checksum; exit code 1 if any is damaged."""
-    from scripts.progress import make_reporter
-    from weight_cache.store import Store
-
     _check(json_file)
     with make_reporter() as reporter:
         found = Store(cache_dir).verify(names or (), reporter.progress)
@@ -128,8 +128,6 @@ def prune(
     Outdated entries were made by an older version of this program or of ttnn, and are never read again. Entries of a
     newer version stay unless they are named.
     """
-    from weight_cache.store import Store
-
     removed = Store(cache_dir).prune(names or (), older_than_days=older_than, everything=everything)
     for entry in removed:
         print(f"deleted {entry.name} ({entry.state}, {entry.bytes / 1e9:.3f} GB)")
@@ -147,12 +145,7 @@ def benchmark(
     json_file: Json = None,
 ) -> None:
     """Measure conversion and loading on a synthetic checkpoint made on the spot: memory, and rates as ratios."""
-    from models.device import quiet_ttnn
-
     quiet_ttnn()
-    from models.jobs.weights_benchmark import run_benchmark
-    from models.mochi.precision import Precision
-
     _check(json_file)
     weights = Precision.named(precision).weights
     found = run_benchmark(gigabytes, mesh, weights, rounds, Path(folder) if folder else None, print)
@@ -166,22 +159,16 @@ def download(
     directory: Annotated[str | None, typer.Option(help="Where to. [default: the Hugging Face cache]")] = None,
 ) -> None:
     """Fetch a checkpoint from the Hugging Face hub, without what this program does not read."""
-    from weight_cache.checkpoints.download import download as fetch
-
     where = fetch(repository, variant=variant or None, genmo=genmo, directory=directory)
     print(f"{repository} is in {where}")
 
 
 def _check(json_file: str | None) -> None:
     if json_file is not None:
-        from models.machine.files import check_writable
-
         check_writable(Path(json_file), ".json")
 
 
 def _write(value: Any, json_file: str | None) -> None:
     if json_file is not None:
-        from models.machine.files import write_json
-
         write_json(value, Path(json_file))
         print(f"wrote {json_file}")

@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from loguru import logger
 
+from models.device import MODES
+from models.jobs.decode import DecodeRequest, plan, run
+from models.jobs.generate import check_mode
+from models.mochi.setup import Request
 from scripts.options import HELP
+from scripts.progress import make_reporter
 
 
 def decode(
@@ -29,14 +35,6 @@ def decode(
     mode: Annotated[str, typer.Option(help="hardware, golden, or auto.")] = "auto",
 ) -> None:
     """Decode saved latents, with the very decoder that generate uses."""
-    from loguru import logger
-
-    from models.device import MODES
-    from models.jobs.decode import DecodeRequest, plan, run
-    from models.jobs.generate import check_mode
-    from models.mochi.setup import Request
-    from scripts.progress import make_reporter
-
     logger.disable("models")
     print(f"mode {MODES[check_mode(mode)]}", flush=True)
     job = plan(

@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+from models.device import open_mesh
+from models.machine.errors import InputError
+from models.machine.files import check_writable, write_json
+from models.mochi.setup import Request, VideoRequest, resolve
 from scripts.options import HELP
 
 
@@ -34,10 +38,6 @@ def dry_run(
 
     ttnn validates every op, builds its program and allocates its buffers, and fails where the real machine would.
     """
-    from models.machine.errors import InputError
-    from models.machine.files import check_writable, write_json
-    from models.mochi.setup import Request, VideoRequest, resolve
-
     setup = resolve(
         Request(
             model=None,
@@ -51,7 +51,6 @@ def dry_run(
             video=VideoRequest(height=height, width=width, num_frames=num_frames, num_steps=num_steps),
         )
     )
-    from models.device import open_mesh
     from models.parallel import place
     from models.performance.dry_run import STAGES
     from models.performance.dry_run import dry_run as run
@@ -82,6 +81,3 @@ def dry_run(
     if target is not None:
         write_json(report.to_json(), target)
         print(f"wrote {target}")
-
-
-__all__ = ["dry_run"]

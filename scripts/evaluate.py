@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from PIL import Image
 
+from models.device import quiet_ttnn
+from models.machine.files import check_writable, renamed_when_done, write_json
 from scripts.options import HELP
+from scripts.progress import make_reporter, quiet_libraries
 
 
 def evaluate(
@@ -19,21 +23,17 @@ def evaluate(
     sheet: Annotated[str | None, typer.Option(help="Also write a .png with a row of frames per prompt.")] = None,
 ) -> None:
     """Generate held-out prompts, look at the frames, and compare with PyTorch from the same noise."""
-    from PIL import Image
-
-    from models.device import quiet_ttnn
-    from models.jobs.evaluate import contact_sheet, plan
-    from models.jobs.evaluate import evaluate as run
-    from models.machine.files import check_writable, renamed_when_done, write_json
-    from scripts.progress import make_reporter, quiet_libraries
 
     targets = {".json": json_file, ".png": sheet}
     for suffix, name in targets.items():
         if name is not None:
             check_writable(name, suffix)
-    checkpoint, settings, prompts = plan(model, limit)
     quiet_libraries()
     quiet_ttnn()
+    from models.jobs.evaluate import contact_sheet, plan
+    from models.jobs.evaluate import evaluate as run
+
+    checkpoint, settings, prompts = plan(model, limit)
     with make_reporter() as reporter:
         found = run(checkpoint, settings, prompts, mesh, precision, reporter.progress)
     print("\n".join(found.lines()))

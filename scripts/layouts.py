@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
+from models.device import quiet_ttnn
 from models.machine.errors import InputError
+from models.machine.files import check_writable, write_json
+from models.machine.systems import system as named
+from models.mochi.config import CONFIGS
+from models.mochi.precision import Precision
+from models.mochi.setup import Request, VideoRequest, resolve
 from scripts.options import HELP
 
 
@@ -27,25 +33,27 @@ def layouts(
     json_file: Annotated[str | None, typer.Option("--json", help="Also write the table to this file.")] = None,
 ) -> None:
     """Compare all layouts of a system: dry runs on a mock mesh, times from the cost model; no card is used."""
-    from models.device import quiet_ttnn
-
-    quiet_ttnn()
-    from models.machine.files import check_writable, write_json
-    from models.machine.systems import system as named
-    from models.mochi.config import CONFIGS
-    from models.mochi.precision import Precision
-    from models.parallel import Layout
-    from models.performance.dry_run import preview_geometry
-    from models.performance.layouts import advice, compare, layouts_of, lines
-
     machine = named(system)
     policies = [Precision.named(name) for name in precision or ["default"]]
-    geometry = preview_geometry(height, width, num_frames)
     target = Path(json_file) if json_file else None
     if target is not None:
         check_writable(target, ".json")
     if machine.mock is None:
         raise InputError(f"system {system!r} has no mock, so nothing can be run for it")
+    setup = resolve(
+        Request(
+            model=None,
+            mesh=machine.mesh,
+            mode="dry-run",
+            system=machine.name,
+            video=VideoRequest(height=height, width=width, num_frames=num_frames, num_steps=num_steps),
+        )
+    )
+    assert setup.video is not None
+    quiet_ttnn()
+    from models.parallel import Layout
+    from models.performance.layouts import advice, compare, layouts_of, lines
+
     heads = CONFIGS["preview"].num_attention_heads
     candidates = [Layout.parse(text, machine.mesh) for text in layout or []] or list(layouts_of(machine.mesh, heads))
     for candidate in candidates:
@@ -54,7 +62,7 @@ def layouts(
         machine,
         candidates,
         policies,
-        geometry,
+        setup.video.geometry,
         steps=num_steps,
         jobs=jobs,
         on_message=lambda line: print(line, flush=True),

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from models.device import cards, open_mesh, quiet_ttnn
+from models.machine.errors import InputError
+from models.machine.files import check_writable, write_json
+from models.machine.processes import fresh_processes
+from models.machine.systems import System
+from models.machine.systems import system as system_called
+from models.mochi.precision import Precision
+from models.mochi.setup import Request, Setup, VideoRequest, resolve
+from models.performance.compare import baseline, ratios, read, regressions
+from models.performance.plots import check_plot, plot
+from models.performance.report import markdown
 from scripts.options import HELP
-
-if TYPE_CHECKING:
-    from models.machine.systems import System
-    from models.mochi.precision import Precision
-    from models.mochi.setup import Setup
 
 MODES = ("auto", "hardware", "projection")
 REGRESSION = 1
@@ -55,22 +61,12 @@ def measure(
     """
     if compare is not None:
         return _compare(*compare, threshold)
-    from models.device import cards, quiet_ttnn
-
-    quiet_ttnn()
     if validation:
+        quiet_ttnn()
         from models.performance.validation import table
 
         print("\n".join(table()))
         return 0
-    from models.machine.errors import InputError
-    from models.machine.files import check_writable, write_json
-    from models.machine.systems import system as system_called
-    from models.mochi.setup import Request, VideoRequest, resolve
-    from models.performance.compare import baseline
-    from models.performance.plots import check_plot, plot
-    from models.performance.report import markdown
-
     machine = system_called(system)
     if mode not in MODES:
         raise InputError(f"mode {mode!r} does not exist: choose from {', '.join(MODES)}")
@@ -97,6 +93,7 @@ def measure(
     )
     if on_hardware and model is None:
         raise InputError("a measurement needs weights: give --model, or --mode projection for none")
+    quiet_ttnn()
     if scaling:
         return _scaling(machine, num_steps, setup.precision)
     report = _measured(setup, machine, num_steps, runs) if on_hardware else _projected(setup, machine, num_steps)
@@ -114,8 +111,6 @@ def measure(
 
 
 def _compare(before: str, after: str, threshold: float) -> int:
-    from models.performance.compare import ratios, read, regressions
-
     old, new = read(before), read(after)
     compared = ratios(old, new)
     print(f"{'A: ' + old.get('mode', 'baseline'):<44} {'A':>14} {'B':>14} {'B over A':>8}")
@@ -128,7 +123,6 @@ def _compare(before: str, after: str, threshold: float) -> int:
 
 
 def _scaling(system: System, num_steps: int, precision: Precision) -> int:
-    from models.machine.processes import fresh_processes
     from models.performance.dry_run import preview_geometry
     from models.performance.projection import FIRST_LINE
     from models.performance.scaling import sweep, table
@@ -142,7 +136,6 @@ def _scaling(system: System, num_steps: int, precision: Precision) -> int:
 
 
 def _projected(setup: Setup, system: System, num_steps: int) -> dict:
-    from models.device import open_mesh
     from models.parallel import place
     from models.performance.dry_run import dry_run
     from models.performance.projection import Projection
@@ -175,6 +168,3 @@ def _measured(setup: Setup, system: System, num_steps: int, runs: int) -> dict:
             precision=setup.precision.name,
             on_message=lambda line: print(line),
         )
-
-
-__all__ = ["measure"]

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Protocol, TextIO
+
+from loguru import logger
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
 
 from scripts import interrupts
 
@@ -31,38 +47,25 @@ class Reporter(Protocol):
         ...
 
 
+class _AmountColumn(ProgressColumn):
+    """Tensors, steps and frames are counted; bytes also have a rate."""
+
+    counted, size, rate = MofNCompleteColumn(), DownloadColumn(), TransferSpeedColumn()
+
+    def render(self, task: Task) -> Text:
+        if not _counts_bytes(task.description):
+            return self.counted.render(task)
+        return Text.assemble(self.size.render(task), " ", self.rate.render(task))
+
+
 class BarReporter:
     """One bar per stage, with the time spent and the time left."""
 
     def __init__(self) -> None:
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            MofNCompleteColumn,
-            Progress,
-            ProgressColumn,
-            Task,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-        from rich.text import Text
-
-        class AmountColumn(ProgressColumn):
-            """Tensors, steps and frames are counted; bytes also have a rate."""
-
-            counted, size, rate = MofNCompleteColumn(), DownloadColumn(), TransferSpeedColumn()
-
-            def render(self, task: Task) -> Text:
-                if not _counts_bytes(task.description):
-                    return self.counted.render(task)
-                return Text.assemble(self.size.render(task), " ", self.rate.render(task))
-
         self._bars = Progress(
             TextColumn("{task.description:<20}"),
             BarColumn(),
-            AmountColumn(),
+            _AmountColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
@@ -142,9 +145,6 @@ def make_reporter() -> BarReporter | LineReporter:
 
 def quiet_libraries() -> None:
     """Keep other libraries' notices and bars out of ours; their errors still show."""
-    import logging
-
-    from loguru import logger
     from transformers.utils import logging as transformers_logging
 
     logger.disable("models")

@@ -1,7 +1,9 @@
 """Which mock system a test's meshes are part of, and the process in which the tests of another system run.
 
 ttnn binds a process to one cluster. So the system belongs to the test: `system_of` reads it from the test alone, and a
-process that has tests of both systems gives those of the Galaxy to a process of their own.
+process that has tests of both systems gives those of the Galaxy to a process of their own. So it does with the tests of
+a file that are marked ``alone``, since they need much memory or open many meshes. Meshes and programs leave memory
+behind, so a process of that kind ends when it holds more than `ENOUGH` after a test, and another one goes on.
 """
 
 import json
@@ -19,6 +21,7 @@ import pytest
 T3000, GALAXY = "t3000", "galaxy"
 PLAIN = "-plain"
 _T3000_CHIPS = 8
+ENOUGH = 2.1  # GB that a test may leave behind; the largest one of the Galaxy takes 0.7 GB while it runs
 
 
 def system_of(item: pytest.Item) -> str:
@@ -52,8 +55,8 @@ def _chips(value: Any) -> int:
     return rows * columns
 
 
-def place(session: pytest.Session) -> "Elsewhere | None":
-    """Bind this process to the system of its tests; put those of another one into a process of their own.
+def place(session: pytest.Session) -> "list[Elsewhere]":
+    """Bind this process to the system of its tests; put the others into processes of their own.
 
     The process keeps to the T3000 if it has tests of both.
     """
@@ -62,18 +65,24 @@ def place(session: pytest.Session) -> "Elsewhere | None":
     forced = session.config.getoption("--system")
     if forced:
         set_process_system(forced)
-        return None
+        return []
     systems = {system_of(item) for item in session.items}
     here = T3000 if T3000 in systems or not systems else systems.pop()
     set_process_system(here)
-    foreign = [item for item in session.items if system_of(item) != here]
-    if not foreign:
-        return None
-    elsewhere = Elsewhere(session.config, GALAXY, [item.nodeid for item in foreign])
-    session.items[:] = [
-        item if system_of(item) == here else ElsewhereItem.standing_for(item, elsewhere) for item in session.items
-    ]
-    return elsewhere
+    foreign: dict[tuple[str, str], list[pytest.Item]] = {}
+    several = len({item.path for item in session.items}) > 1
+    for item in session.items:
+        if system_of(item) != here:
+            foreign.setdefault((system_of(item), ""), []).append(item)
+        elif several and item.get_closest_marker("alone") is not None:
+            foreign.setdefault((here, str(item.path)), []).append(item)
+    moved: dict[pytest.Item, pytest.Item] = {}
+    made = []
+    for (system, _), items in foreign.items():
+        made.append(Elsewhere(session.config, system, [item.nodeid for item in items]))
+        moved |= {item: ElsewhereItem.standing_for(item, made[-1]) for item in items}
+    session.items[:] = [moved.get(item, item) for item in session.items]
+    return made
 
 
 class ElsewhereItem(pytest.Item):
@@ -119,7 +128,7 @@ class ElsewhereFailure(Exception):
 
 
 class Elsewhere:
-    """A pytest of its own, started when the first of its tests is due."""
+    """A pytest of its own, started when the first of its tests is due, and anew when it has had `ENOUGH`."""
 
     def __init__(self, config: pytest.Config, system: str, tests: Sequence[str]) -> None:
         """Prepare to run ``tests`` on ``system``."""
@@ -127,17 +136,18 @@ class Elsewhere:
         self.peak: float | None = None
         self._config, self._tests = config, tests
         self._rows: dict[str, dict[str, Any]] = {}
-        self._count = 0
+        self._reported: set[str] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: TextIO | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def outcome(self, test: str) -> dict[str, Any]:
         """Wait until ``test`` has run and return what `Reporter` wrote of it."""
-        if self._process is None:
-            self._start()
-        while test not in self._rows and self._read():
-            pass
+        while test not in self._rows:
+            if self._process is None:
+                self._start()
+            elif not self._read():
+                break
         if test in self._rows:
             return self._rows.pop(test)
         assert self._process is not None
@@ -146,28 +156,39 @@ class Elsewhere:
 
     def close(self) -> None:
         """End the process: by itself if every outcome was asked for, else at once."""
-        if self._process is None or self._pipe is None or self._folder is None:
-            return
-        if self._rows or len(self._tests) > self._count:
+        if self._process is not None and (self._rows or self._left()):
             self._process.terminate()
         while self._read():
             pass
-        self._process.wait()
-        self._pipe.close()
-        self._folder.cleanup()
+        self._end()
+
+    def _left(self) -> list[str]:
+        return [test for test in self._tests if test not in self._reported]
 
     def _read(self) -> bool:
-        assert self._pipe is not None
+        """Take the next line; False where none will come."""
+        if self._pipe is None:
+            return False
         line = self._pipe.readline()
         if not line:
             return False
         row = json.loads(line)
         if "peak" in row:
-            self.peak = row["peak"]
+            self.peak = max(self.peak or 0.0, row["peak"])
+            if row["enough"] and self._left():
+                self._end()
         else:
             self._rows[row["test"]] = row
-            self._count += 1
+            self._reported.add(row["test"])
         return True
+
+    def _end(self) -> None:
+        if self._process is None or self._pipe is None or self._folder is None:
+            return
+        self._process.wait()
+        self._pipe.close()
+        self._folder.cleanup()
+        self._process = self._pipe = self._folder = None
 
     def _log(self) -> Path:
         assert self._folder is not None
@@ -176,9 +197,12 @@ class Elsewhere:
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="mochi-tt-tests-")
         tests = Path(self._folder.name, "tests")
-        tests.write_text("\n".join(self._tests))
+        tests.write_text("\n".join(self._left()))
         reading, writing = os.pipe()
         command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-m", ""]
+        for name in ("model", "variant", "precision"):
+            value = self._config.getoption(f"--{name}", None)
+            command += [] if value is None else [f"--{name}", value]
         command += ["--system", self.system, "--outcomes-to", str(writing), f"@{tests}"]
         with self._log().open("wb") as log:
             self._process = subprocess.Popen(
@@ -189,13 +213,21 @@ class Elsewhere:
 
 
 class Reporter:
-    """In the other process: writes each test's outcome as a line of JSON, and at the end the peak of memory."""
+    """In the other process: writes each test's outcome as a line of JSON, and at the end the peak of memory.
+
+    It ends the run after a test that leaves more than `ENOUGH` memory behind.
+    """
 
     def __init__(self, descriptor: int) -> None:
         """Write to an open file descriptor."""
         os.set_inheritable(descriptor, False)
         self._pipe = os.fdopen(descriptor, "w", buffering=1)
         self._row: dict[str, Any] = {}
+        self._session: pytest.Session | None = None
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Keep the session, to end it."""
+        self._session = session
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Gather a test's three reports."""
@@ -208,10 +240,13 @@ class Reporter:
         if report.when == "teardown":
             self._row |= {"sections": report.sections, "properties": report.user_properties}
             print(json.dumps(self._row), file=self._pipe)
+            if self._session is not None and resident_gigabytes() > ENOUGH:
+                self._session.shouldstop = "enough memory is held"
 
-    def pytest_sessionfinish(self) -> None:
-        """Write the peak of memory."""
-        print(json.dumps({"peak": peak_gigabytes()}), file=self._pipe)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the peak of memory, and whether the run was ended for it."""
+        enough = bool(session.shouldstop)
+        print(json.dumps({"peak": peak_gigabytes(), "enough": enough}), file=self._pipe)
 
 
 def peak_gigabytes() -> float:

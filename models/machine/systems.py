@@ -14,7 +14,7 @@ from models.machine.errors import InputError
 
 DATA = Path(__file__).with_name("systems.toml")
 # Fields that are names. All other fields are figures and need a source.
-_NAMES = frozenset({"name", "aliases", "architecture", "layout", "mock", "verified", "ring", "source"})
+_NAMES = frozenset({"name", "aliases", "architecture", "mock", "verified", "ring", "source"})
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,6 @@ class System:
     """Ethernet links between neighbours along (axis 0, axis 1)."""
     ring: bool
     """Whether both axes are closed to rings; otherwise they are lines."""
-    layout: str
-    """Default layout of the whole mesh, such as sp0tp1."""
     verified: bool
     """Whether any code here opens such a system, at least as a mock."""
     source: dict[str, str]

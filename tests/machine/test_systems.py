@@ -1,4 +1,4 @@
-"""The systems file: complete, sourced, and in agreement with what ttnn says of the mock and with the layout rule."""
+"""The systems file: complete, sourced, and in agreement with what ttnn says of the mock."""
 
 import pytest
 
@@ -6,7 +6,6 @@ from models.machine import systems as module
 from models.machine.systems import mock_of, system, systems
 from models.mock.cluster import SYSTEMS
 from models.mock.mesh import process_system
-from models.parallel import Layout
 
 
 @pytest.mark.parametrize(
@@ -34,13 +33,6 @@ def test_every_mock_stands_for_a_system():
 def test_names_are_unique():
     names = [name for found in systems().values() for name in (found.name, *found.aliases)]
     assert len(names) == len(set(names))
-
-
-@pytest.mark.parametrize("name", systems())
-def test_default_layout_is_the_rule(name):
-    """The file names what `Layout.default` chooses for 24 heads: one truth in two places."""
-    found = system(name)
-    assert Layout.parse(found.layout, found.mesh) == Layout.default(found.mesh, heads=24)
 
 
 def test_bad_names():

@@ -10,6 +10,7 @@ import torch
 from models.mochi import MochiPipeline
 from models.reference.metrics import pcc, relative_rmse
 
+pytestmark = pytest.mark.alone
 PROMPT = "a red ball rolls to the left"
 
 

@@ -11,6 +11,7 @@ from models.parallel import Halves, Layout, Mesh
 from models.reference.metrics import relative_rmse
 from tests.support import SMALL, StateDict, config_of, randn, reference
 
+pytestmark = pytest.mark.alone
 LAYOUTS = [
     "1x2cfg1sp0tp1",
     "1x8cfg1sp0tp1",

@@ -16,12 +16,13 @@ from filelock import FileLock
 
 from models.device import cards
 from models.machine.systems import system
+from models.parallel import Layout
 from models.performance.compare import THRESHOLD, ratios, read, regressions
 
 BASELINES = Path(__file__).parent / "baselines"
 # The default layouts, and the one that tt_dit has on 2x4.
-SYSTEMS = {"quietbox": system("quietbox").layout, "galaxy": system("galaxy").layout}
-CASES = [*SYSTEMS.items(), ("quietbox", "sp0tp1")]
+SYSTEMS = {name: str(Layout.default(system(name).mesh, heads=24)) for name in ("quietbox", "galaxy")}
+CASES = [*SYSTEMS.items(), ("quietbox", "2x4sp0tp1")]
 # Seconds. tt_dit's own test ceilings (tt-metal models/tt_dit/tests/models/mochi/test_performance_mochi.py).
 CEILINGS = {
     "quietbox": {"encode": 8, "denoise": 1320, "decode": 55, "total": 1385},
@@ -29,13 +30,8 @@ CEILINGS = {
 }
 
 
-def layout_id(name: str, layout: str) -> str:
-    rows, columns = system(name).mesh
-    return f"{rows}x{columns}{layout}"
-
-
 def each(cases):
-    return pytest.mark.parametrize(("name", "layout"), cases, ids=[layout_id(*case) for case in cases])
+    return pytest.mark.parametrize(("name", "layout"), cases, ids=[layout for _, layout in cases])
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Sub-layers and blocks of the AsymmDiT against Diffusers' modules on random weights."""
 
-import copy
 import functools
 from types import SimpleNamespace
 
@@ -263,6 +262,7 @@ def test_block_without_sp(mesh, grid):
     run_block(mesh, lambda dtype: reference(dtype, **sizes), config_of(reference(**sizes)), 0, 45, grid=grid)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)
 def test_block_at_real_width(mesh):
     run_block_at_real_width(mesh)
@@ -282,10 +282,9 @@ def run_block_at_real_width(mesh, **options) -> None:
         return block.bfloat16(), torch.nn.Parameter(frequencies)
 
     def model_of(dtype):
-        """Weights that bfloat16 holds, and one copy of them for as long as it is used: in float32 they are 0.8 GB."""
+        """The one block there is, in ``dtype``: bfloat16 holds its weights, and in float32 they are 0.8 GB."""
         block, frequencies = rounded()
-        blocks = [block if dtype == torch.bfloat16 else copy.deepcopy(block).to(dtype)]
-        return SimpleNamespace(transformer_blocks=blocks, pos_frequencies=frequencies, rope=MochiRoPE())
+        return SimpleNamespace(transformer_blocks=[block.to(dtype)], pos_frequencies=frequencies, rope=MochiRoPE())
 
     run_block(mesh, model_of, config, 0, 33, grid=(2, 5, 7), weights=torch.bfloat16, **options)
 

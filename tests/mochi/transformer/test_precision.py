@@ -39,6 +39,7 @@ def test_block(mesh, policy):
 
 
 @pytest.mark.full
+@pytest.mark.alone
 @pytest.mark.parametrize("mesh", ["2x4sp1tp0"], indirect=True)
 @pytest.mark.parametrize("policy", BLOCK)
 def test_block_at_real_width(mesh, policy):

@@ -13,7 +13,7 @@ from models.performance.counts import SEND, Call, Cost, cost
 from models.performance.settings import Settings
 
 # Work on the host: building or reading tensors outside the device's queue.
-_HOST = frozenset(
+HOST_OPS = frozenset(
     {
         "ttnn.from_torch",
         "ttnn.to_torch",
@@ -130,7 +130,7 @@ def _record(device: ttnn.MeshDevice, name: str, args: tuple, kwargs: dict[str, A
     outputs = device_tensors(result)
     if name == SEND:
         outputs = device_tensors(args)  # It returns nothing, so the sent tensor counts as its output.
-    if name in _HOST or not outputs or outputs[0].device().id() != device.id():
+    if name in HOST_OPS or not outputs or outputs[0].device().id() != device.id():
         return None
     operands = {k: v for k, v in kwargs.items() if not any(word in k for word in _SCRATCH)}
     inputs = [t for t in device_tensors([*args, *operands.values()]) if t.is_allocated()]

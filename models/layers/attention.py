@@ -48,7 +48,8 @@ def joint_attention(
         mesh: the mesh.
         tokens: number of real visual tokens. The tokens after them, up to N, are padding and are never attended to.
         scale: factor on the scores.
-        fidelity: math fidelity of both products.
+        fidelity: math fidelity of both products. LoFi counts for ring attention's streaming kernel alone: the plain
+            streaming kernel has HiFi2 whatever it is told, and the other kernel would take LoFi for the softmax too.
         streaming: use the streaming kernel if there is one for the case. Attention to text without SP always uses the
             other kernel.
         chunks: rows of queries and of keys that a core processes at a time; `choose_chunks` chooses them if None.
@@ -60,6 +61,8 @@ def joint_attention(
         return _ring(
             visual, text, mesh, tokens=tokens, scale=scale, fidelity=fidelity, streaming=streaming, chunks=chunks
         )
+    if fidelity == ttnn.MathFidelity.LoFi:
+        fidelity = ttnn.MathFidelity.HiFi2
     stored = visual.rows
     visual = Heads(*(_rows(x, tokens) for x in (visual.q, visual.k, visual.v)))
     # The binding takes a float32. It refuses a Python float that float32 cannot represent exactly.

@@ -269,6 +269,12 @@ class RowParallelLinear(Module):
         return y if y.dtype == ttnn.bfloat16 else ttnn.typecast(y, ttnn.bfloat16)
 
     def replicated(self, x: ttnn.Tensor) -> ttnn.Tensor:
-        """Map x [1, B, M, in / TP], fractured over TP, to y [1, B, M, out] float32, replicated over TP."""
-        y = all_reduce(self.partial(x, dtype=ttnn.float32), over=self.mesh.tp)
+        """Map x [1, B, M, in / TP], fractured over TP, to y [1, B, M, out] float32, replicated over TP.
+
+        The op is `linear`: `minimal_matmul` cuts float32 results to the 10 bits of TF32, which makes them 0.03% small.
+        """
+        y = ttnn.linear(
+            x, self.weight.whole(self.mesh), dtype=ttnn.float32, compute_kernel_config=compute.matrix(self.fidelity)
+        )
+        y = all_reduce(y, over=self.mesh.tp)
         return ttnn.add(y, self.bias.tensor) if self.has_bias else y

@@ -53,7 +53,7 @@ class CaptionPool(Module):
             pooled = self.mesh.upload(np.zeros((1, 1, 1, self.width), dtype=np.float32))
             tokens = pooled
         else:
-            pooled = ttnn.mean(features_11LC, dim=2, keepdim=True, compute_kernel_config=compute.accurate())
+            pooled = self._mean(features_11LC)
             tokens = ttnn.concat([pooled, features_11LC], dim=2)
         q = self._heads(self.to_q(pooled))
         k, v = (self._heads(part) for part in self.to_kv.split(self.to_kv(tokens)))
@@ -65,6 +65,17 @@ class CaptionPool(Module):
         )
         out = ttnn.experimental.nlp_concat_heads(out)
         return self.to_out(gather(out, dim=3, over=self.mesh.tp))
+
+    def _mean(self, features_11LC: ttnn.Tensor) -> ttnn.Tensor:
+        """Return the mean token [1, 1, 1, C].
+
+        ttnn's `mean` cuts 1 / L to bfloat16, which makes the mean up to 0.8% too small. A sum and a float32 factor do
+        not.
+        """
+        total = ttnn.sum(
+            ttnn.typecast(features_11LC, ttnn.float32), dim=2, keepdim=True, compute_kernel_config=compute.accurate()
+        )
+        return ttnn.typecast(ttnn.multiply(total, 1 / features_11LC.shape[2]), ttnn.bfloat16)
 
     def _heads(self, x: ttnn.Tensor) -> ttnn.Tensor:
         """Reshape [1, 1, M, heads E] to [1, heads, M, E]."""

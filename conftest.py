@@ -5,6 +5,7 @@ import ctypes
 import gc
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if config.getoption("--evidence") is not None:
+        from tests.recording import Recorder
+
+        config.pluginmanager.register(Recorder(Path(config.getoption("--evidence"))))
     if config.getoption("--outcomes-to") is not None:
         from tests.systems import Reporter
 
@@ -31,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--accuracy", action="store_true", help="print the worst accuracy that each test measured")
+    parser.addoption("--evidence", metavar="FILE", help="add a line to FILE per test: the op configurations it ran")
     parser.addoption("--system", help="run every test on this mock system, such as galaxy-torus, and not on its own")
     parser.addoption("--outcomes-to", type=int, metavar="DESCRIPTOR", help="for the suite's own use: see tests.systems")
 

@@ -128,9 +128,13 @@ def _blocks(args: tuple, kwargs: Mapping[str, Any]) -> list[str]:
 
 
 @contextmanager
-def configurations() -> Iterator[set[str]]:
-    """Gather the configurations of the outermost device ops of this process while the block runs."""
-    found: set[str] = set()
+def configurations() -> Iterator[dict[str, int]]:
+    """Gather the configurations of the outermost device ops of this process while the block runs.
+
+    Yields:
+        The most chips of a mesh on which each configuration ran, by its description.
+    """
+    found: dict[str, int] = {}
     inside = False
 
     def record(call, operation, *args, **kwargs):
@@ -145,7 +149,8 @@ def configurations() -> Iterator[set[str]]:
         name = operation.python_fully_qualified_name
         touched = device_tensors(result) or device_tensors([*args, *kwargs.values()])
         if touched and name not in HOST_OPS and not _is_view(name, args, result):
-            found.add(configuration(name, args, kwargs, result))
+            described = configuration(name, args, kwargs, result)
+            found[described] = max(found.get(described, 0), touched[0].device().get_num_devices())
         return result
 
     add_hook(record)

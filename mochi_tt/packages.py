@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +24,8 @@ def claim_packages() -> None:
     A foreign package that is imported already stays what it is, and finds our modules first from then on.
 
     Raises:
-        ImportError: one of our modules cannot be reached, because a foreign one of its name is imported already.
+        ImportError: one of our modules cannot be reached, because a foreign one of its name, or a foreign file that is
+            no package, is imported already.
     """
     for name in NAMES:
         folder = _ROOT / name
@@ -31,9 +33,21 @@ def claim_packages() -> None:
         if known is None:
             known = _import_ours(name, folder)
         elif not _is_in(known, folder):
+            _refuse_file(name, known)
             _refuse_imported(name, folder)
             known.__path__ = [str(folder), *known.__path__]
-        known.__path__ = pkgutil.extend_path(list(known.__path__), name)
+        known.__path__ = _LivePath(name, known.__path__)
+
+
+class _LivePath(list[str]):
+    """Folders of a package: those given, and behind them what Python's path has of that name at the time of asking."""
+
+    def __init__(self, name: str, folders: Iterable[str]) -> None:
+        super().__init__(folders)
+        self._name = name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(pkgutil.extend_path(list(super().__iter__()), self._name))
 
 
 def _import_ours(name: str, folder: Path) -> ModuleType:
@@ -53,6 +67,16 @@ def _is_in(module: ModuleType, folder: Path) -> bool:
     """Whether a package's first folder is `folder`."""
     path = list(getattr(module, "__path__", []))
     return bool(path) and Path(path[0]).resolve() == folder
+
+
+def _refuse_file(name: str, known: ModuleType) -> None:
+    """Refuse a foreign module of the name that is no package."""
+    if not hasattr(known, "__path__"):
+        where = getattr(known, "__file__", "of an unknown place")
+        raise ImportError(
+            f"{name} is already imported from the file {where}, so mochi-tt cannot use its own package "
+            "of that name: rename the file, or run mochi-tt in a process of its own"
+        )
 
 
 def _refuse_imported(name: str, folder: Path) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from models.device import quiet_ttnn
 from models.jobs.weights_benchmark import run_benchmark
-from models.machine.errors import InputError
+from models.machine.errors import InputError, MissingInputError
 from models.machine.files import check_writable, write_json
 from models.mochi.precision import Precision
 from models.mochi.setup import Request, resolve
@@ -25,7 +25,13 @@ CacheDir = Annotated[str | None, typer.Option(help=HELP["cache_dir"])]
 Json = Annotated[str | None, typer.Option("--json", help=_JSON)]
 Names = Annotated[list[str] | None, typer.Argument(help=_NAMES)]
 
-app = typer.Typer(help="The store of converted weights.", rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(help="The store of converted weights.", rich_markup_mode=None, add_completion=False)
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -119,7 +125,9 @@ def verify(names: Names = None, cache_dir: CacheDir = None, json_file: Json = No
 @app.command()
 def prune(
     names: Annotated[list[str] | None, typer.Argument(help="Also delete entries whose name contains this.")] = None,
-    older_than: Annotated[float | None, typer.Option(help="Also delete entries not used for so many days.")] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0.0, help="Also delete entries not used for so many days.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Delete every entry.")] = False,
     cache_dir: CacheDir = None,
 ) -> None:
@@ -145,8 +153,10 @@ def benchmark(
     json_file: Json = None,
 ) -> None:
     """Measure conversion and loading on a synthetic checkpoint made on the spot: memory, and rates as ratios."""
-    quiet_ttnn()
     _check(json_file)
+    if folder is not None and not Path(folder).is_dir():
+        raise MissingInputError(f"--folder {folder} is no directory: make it, or name another")
+    quiet_ttnn()
     weights = Precision.named(precision).weights
     found = run_benchmark(gigabytes, mesh, weights, rounds, Path(folder) if folder else None, print)
     _write(found, json_file)

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from models.machine.errors import InputError
+from models.machine.errors import Cancelled, InputError
 from models.machine.version import __version__
 from scripts import interrupts
 
@@ -111,22 +111,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
     0 is success. 2 is something that the user can mend, with one line on standard error. 130 is an interrupt. 1 is a
-    fault of this program: a line says where its traceback is. With `--debug` the error is raised instead.
+    fault of this program: a line says where its traceback is. `--debug` shows the traceback of either as well.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    own = arguments.index("--") if "--" in arguments else len(arguments)
+    debug = "--debug" in arguments[:own]
+    arguments = [argument for argument in arguments[:own] if argument != "--debug"] + arguments[own:]
     # Read by OpenMP when torch loads it. Golden matrices are small, and threads that spin while they wait take the
     # cores from whatever else runs: on a busy machine a demo took 178 s so, and 40 s with this.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         with interrupts.remembered():
             code = app(arguments, prog_name="mochi-tt", standalone_mode=False)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Cancelled):
         code = INTERRUPTED
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exception(error)
         return _failed(error)
     if code == INTERRUPTED:
         print("mochi-tt: interrupted, no file is left half-written", file=sys.stderr)

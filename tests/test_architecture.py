@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -100,33 +101,50 @@ def _is_for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def _import_nodes(nodes: list[ast.stmt], *, inside: bool) -> list[ast.Import | ast.ImportFrom]:
+def _import_nodes(nodes: Iterable[ast.AST], *, inside: bool) -> list[ast.Import | ast.ImportFrom]:
     """Imports that run: those for type checkers are left out, those in functions are taken if `inside`."""
     found: list[ast.Import | ast.ImportFrom] = []
     for node in nodes:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             found.append(node)
-        elif _is_for_types(node) or (not inside and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))):
+        elif not inside and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             continue
         else:
-            children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
-            handlers = [stmt for handler in getattr(node, "handlers", []) for stmt in handler.body]
-            found += _import_nodes([*children, *handlers], inside=inside)
+            parts = node.orelse if isinstance(node, ast.If) and _is_for_types(node) else ast.iter_child_nodes(node)
+            found += _import_nodes(parts, inside=inside)
     return found
+
+
+def _imported_by_name(tree: ast.AST) -> set[str]:
+    """Names given as text to `import_module` or `__import__`; only what `_LAZY` lists may give another value."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    by_name = [node for node in calls if ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__")]
+    texts = [node.args[0] for node in by_name if node.args]
+    return {text.value if isinstance(text, ast.Constant) else "?" for text in texts}
 
 
 @cache
 def imports(path: Path, *, inside: bool = True) -> frozenset[str]:
     """Dotted names that a file imports; a name from one of our packages is the module that holds it."""
-    names: set[str] = set()
-    for node in _import_nodes(ast.parse(path.read_text()).body, inside=inside):
+    tree = ast.parse(path.read_text())
+    package = module_of(path).split(".")[: None if path.name == "__init__.py" else -1]
+    names: set[str] = _imported_by_name(tree) - {"?"} if inside else set()
+    for node in _import_nodes(tree.body, inside=inside):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif node.module:
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                names.add(inner if inner in modules() else node.module)
+            continue
+        base = package[: len(package) - node.level + 1] if node.level else []
+        origin = ".".join([*base, *([node.module] if node.module else [])])
+        for alias in node.names:
+            inner = f"{origin}.{alias.name}"
+            names.add(inner if inner in modules() else origin)
     return frozenset(names)
+
+
+def with_parents(name: str) -> list[str]:
+    """A module and the packages that importing it imports first."""
+    parts = name.split(".")
+    return [".".join(parts[: count + 1]) for count in range(len(parts))]
 
 
 def within(name: str, packages) -> bool:
@@ -139,6 +157,16 @@ def room_of(name: str) -> str | None:
 
 def test_every_module_has_a_room():
     assert {name for name in modules() if room_of(name) is None} == {"models"}
+    assert not {name for name in imports(modules()["models"]) if within(name, PACKAGES)}
+
+
+# Modules that import what a table of theirs names.
+_LAZY = {"mochi_tt", "scripts.cli", "models.machine.extras"}
+
+
+def test_names_of_modules_are_not_computed():
+    computed = {name for name, path in modules().items() if "?" in _imported_by_name(ast.parse(path.read_text()))}
+    assert computed <= _LAZY
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -185,16 +213,53 @@ def test_the_transformer_knows_its_config_and_what_it_is_built_of():
         assert not up, f"{path.relative_to(ROOT)} imports {sorted(up)}"
 
 
-def closure(start: str) -> set[str]:
-    """All modules that importing `start` imports."""
+def closure(start: str, *, inside: bool = False) -> set[str]:
+    """All modules that importing `start` imports; with `inside` those too that its functions may import."""
     found, queue = set(), [start]
     while queue:
         name = queue.pop()
         if name in found or name not in modules():
             continue
         found.add(name)
-        queue += imports(modules()[name], inside=False)
+        for other in imports(modules()[name], inside=inside):
+            queue += with_parents(other)
     return found
+
+
+# The only functions that may import what a run on hardware never needs, by their module.
+DOORS = {
+    "models.device": {"models.mock"},  # opens a mock mesh
+    "models.jobs.evaluate": {"models.reference", "models.tiny"},  # compares with PyTorch
+    "models.jobs.doctor": {"models.mock"},  # says whether the mock can run
+}
+HOST_ONLY = {"models.mock", "models.reference", "models.tiny"}
+
+
+def test_only_doors_lead_to_the_mock():
+    """In functions too: outside the mock and what is built on it, nothing else imports it."""
+    for name, path in modules().items():
+        if within(name, HOST_ONLY) or within(name, {"scripts.train_tiny"}):
+            continue
+        reached = {found for found in imports(path) if within(found, HOST_ONLY)}
+        allowed = next((doors for module, doors in DOORS.items() if name == module), set())
+        assert not {found for found in reached if not within(found, allowed)}, f"{name} imports {sorted(reached)}"
+
+
+# Rooms of the model, from the ground up: what each may import of the others.
+MODEL = {
+    "models.mochi.vae": set(),
+    "models.mochi.text": set(),
+    "models.mochi.transformer": set(),
+    "models.mochi.sampling": {"models.mochi.transformer"},
+}
+
+
+@pytest.mark.parametrize("room", MODEL)
+def test_arrows_point_down_within_the_model(room):
+    for name, path in modules().items():
+        if within(name, {room}):
+            up = {found for found in imports(path) if within(found, set(MODEL) - MODEL[room] - {room})}
+            assert not up, f"{name} imports {sorted(up)}"
 
 
 def test_a_command_imports_at_its_top_what_is_light():
@@ -207,7 +272,8 @@ def test_a_command_imports_at_its_top_what_is_light():
 
 
 @pytest.mark.parametrize(
-    "start", ["models.mochi.pipeline", "models.jobs.generate", "scripts.generate", "weight_cache.store"]
+    "start",
+    ["models.mochi.pipeline", "models.jobs.generate", "models.jobs.decode", "scripts.generate", "weight_cache.store"],
 )
 def test_a_run_on_hardware_knows_nothing_of_the_mock(start):
     reached = closure(start)
@@ -221,6 +287,23 @@ def test_importing_the_pipeline_imports_no_mock_and_prints_nothing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_opening_hardware_imports_no_mock(tmp_path):
+    """There is a card's file and no card behind it: opening fails after all that it imports."""
+    code = f"""
+import sys, pathlib
+from models.machine import host
+host.CARD_DIRECTORY = pathlib.Path({str(tmp_path)!r})
+from models.device import open_mesh
+try:
+    open_mesh((1, 1), "hardware")
+except Exception as error:
+    print(type(error).__name__, [name for name in sys.modules if name.startswith(("models.mock", "models.reference"))])
+"""
+    (tmp_path / "0").touch()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout.splitlines()[-1].endswith("Error []"), done.stdout + done.stderr
 
 
 def test_no_torch_on_the_device_path():

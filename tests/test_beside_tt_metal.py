@@ -20,6 +20,12 @@ from mochi_tt import open_mesh, __version__
 import models.mochi.geometry
 print(models.tt_dit.pipeline.NAME, models.mochi.geometry.FPS, models.tt_dit.pipeline.NAME)
 """
+LATE = """
+import sys, mochi_tt
+sys.path.insert(0, sys.argv[1])
+import models.tt_dit.pipeline
+print(models.tt_dit.pipeline.NAME)
+"""
 CLASH = """
 import models.device
 import mochi_tt
@@ -75,6 +81,18 @@ def test_both_are_found(installed, tt_metal, place, tmp_path):
     assert done.stderr == "", "importing prints nothing"
     done = run("-c", THEIRS_FIRST, path=path, cwd=tmp_path)
     assert done.stdout == "theirs 30 theirs\n", done.stderr
+
+
+def test_a_path_that_comes_late_is_found(installed, tt_metal, tmp_path):
+    done = run("-c", LATE, str(tt_metal), path=[installed], cwd=tmp_path)
+    assert done.stdout == "theirs\n", done.stderr
+
+
+def test_a_file_of_the_name_is_named(installed, tmp_path):
+    (tmp_path / "models.py").touch()
+    done = run("-c", "import models, mochi_tt", path=[installed], cwd=tmp_path)
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"ImportError: models is already imported from the file {tmp_path / 'models.py'}"), line
 
 
 def test_the_commands_run(installed, tt_metal, tmp_path):

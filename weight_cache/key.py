@@ -1,7 +1,8 @@
 """What tells one entry of the store from another: content, configuration and versions of the conversion.
 
-Never a path or a time, never source text, and no name of a class, function or attribute: code may be moved and renamed
-without converting anything anew.
+Never a path or a time, never source text, and no name of a class, function, field or attribute: code may be moved and
+renamed without converting anything anew. What else the key holds (packing, placement, dtypes) is pinned by
+`tests/weight_cache/test_key.py`: whoever changes it raises a version, so that older entries are known to be outdated.
 """
 
 from __future__ import annotations
@@ -9,11 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.machine.errors import InputError
 from weight_cache.checkpoints.lora import LoraRequest
 from weight_cache.digest import ByteProgress, DigestMemory
 from weight_cache.manifest import FORMAT_VERSION
@@ -21,7 +20,6 @@ from weight_cache.versions import FORMS, LORA_MERGE, ttnn_version
 
 if TYPE_CHECKING:
     from models.layers import Module, Parameter
-    from models.parallel import Layout
     from weight_cache.checkpoints.component import Component
 
 
@@ -55,7 +53,7 @@ def key_fields(
         "form": component.form,
         "config": {name: value for name, value in component.config.items() if not name.startswith("_")},
         "files": sorted([header_digest(path), hashes[path]] for path in component.files),
-        "layout": layout_fields(module.mesh.layout),
+        "layout": str(module.mesh.layout),
         "precision": precision,
         "parameters": parameter_fields(module),
         "loras": [{"sha256": hashes[lora.path], "strength": lora.strength} for lora in loras],
@@ -67,11 +65,6 @@ def entry_key(fields: dict[str, Any]) -> str:
     """Return 64 hex digits: the hash of `key_fields` in one spelling."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def layout_fields(layout: Layout) -> dict[str, Any]:
-    """Return every field of a layout by name; a field added later changes keys by itself."""
-    return json.loads(json.dumps(asdict(layout)))
 
 
 def conversion_versions(module: Module, form: str, *, with_loras: bool) -> dict[str, int]:
@@ -110,7 +103,7 @@ def stored_parameters(module: Module) -> list[tuple[str, str, Parameter]]:
     names = [name for name, _, _ in found]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"two parameters are stored as {twice}: give them different kinds of conversion")
+        raise ValueError(f"two parameters are stored as {twice}: give them different kinds of conversion")
     return found
 
 

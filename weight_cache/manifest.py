@@ -15,7 +15,7 @@ from models.machine.errors import InputError
 # Raised whenever entries of the version before must not be read any more. It stands for what is in a manifest and in a
 # key, and for the bytes of tensor files apart from the kinds of conversion: rounding, tiling, sharding, order.
 # 2: versions of conversions in the key instead of hashes of source text, names of tensors from the checkpoint's.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from models.device import MODES
 from models.jobs.generate import check_mode
-from models.machine.errors import InputError
+from models.machine.checks import typed
+from models.machine.errors import InputError, MissingInputError
 from models.machine.files import check_writable, write_json
 from models.mochi.geometry import FPS
 from models.mochi.setup import Request, Setup, resolve
@@ -34,6 +35,14 @@ class DecodeRequest:
 
 
 @dataclass(frozen=True)
+class _About:
+    """What `generate` kept beside latents, as far as decoding takes it for granted."""
+
+    fps: int = FPS
+    model: str = "tiny"
+
+
+@dataclass(frozen=True)
 class DecodeJob:
     """A request with every default filled in and every rule checked."""
 
@@ -52,22 +61,25 @@ def plan(request: DecodeRequest) -> DecodeJob:
         InputError: a value breaks its rule, or the latents are not for this model.
         MissingInputError: the latents, or parts of the checkpoint, are missing.
     """
+    check_mode(request.request.mode)
+    if not Path(request.latents).is_file():  # before torch is imported
+        raise MissingInputError(f"latents {request.latents} do not exist: give a file made by generate --save-latents")
     from models.jobs.latents import load_latents
 
-    check_mode(request.request.mode)
-    latents, about = load_latents(request.latents)
-    fps = request.fps if request.fps is not None else int(about.get("fps", FPS))
+    latents, kept = load_latents(request.latents)
+    about = typed(_About, {key: value for key, value in kept.items() if value is not None}, f"{request.latents}")
+    fps = request.fps if request.fps is not None else about.fps
     if fps < 1:
         raise InputError(f"fps {fps} must be at least 1 (Mochi's is 30)")
     out = Path(request.out) if request.out is not None else Path(request.latents).with_suffix(".mp4")
     check_writable(out)
-    model = request.request.model or about.get("model") or "tiny"
+    model = request.request.model or about.model
     setup = resolve(replace(request.request, model=model, components=("vae",)))
     from models.mochi.vae.decoder import check_latents
 
     check_latents(latents, setup.configs.vae.latent_channels)
     # Decoding has no branches of guidance: it takes the whole mesh.
-    return DecodeJob(request, replace(setup, layout=replace(setup.layout, cfg_axis=None)), latents, about, fps, out)
+    return DecodeJob(request, replace(setup, layout=replace(setup.layout, cfg_axis=None)), latents, kept, fps, out)
 
 
 def run(

@@ -16,7 +16,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from models.device import MODES, choose_mode
-from models.machine.errors import InputError
+from models.machine.checks import check_text
+from models.machine.errors import Cancelled, InputError
 from models.machine.files import check_writable, write_json
 from models.mochi.setup import Request, Setup, Video, as_arguments, resolve
 
@@ -89,13 +90,29 @@ def plan(request: GenerateRequest) -> Job:
         MissingInputError: the checkpoint or a part of it is missing.
     """
     check_mode(request.request.mode)
+    check_text("the prompt", request.prompt)
+    check_text("the negative prompt", request.negative_prompt)
+    if request.out is not None:
+        check_outputs(Path(request.out), latents=request.save_latents)
     setup = resolve(request.request)
     if setup.video is None:
         raise InputError("a video has to be asked for: give the request a VideoRequest")
     seed = setup.video.settings.seed
     out = Path(request.out) if request.out is not None else free_name(request.prompt, seed)
-    check_writable(out)
+    check_outputs(out, latents=request.save_latents)
     return Job(request, setup, setup.video, out)
+
+
+def check_outputs(out: Path, *, latents: bool) -> None:
+    """See that a video and what stands beside it can be written.
+
+    Raises:
+        InputError: one of them cannot.
+    """
+    check_writable(out)
+    check_writable(out.with_suffix(".json"), ".json")
+    if latents:
+        check_writable(out.with_suffix(".latents.safetensors"), ".safetensors")
 
 
 def run(job: Job, progress: Progress | None = None, on_message: Message | None = None) -> Path:
@@ -124,6 +141,7 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
     """Make the video of a job with an open pipeline, and keep its latents where the job asks for that.
 
     Raises:
+        Cancelled: `pipe.interrupt()` ended the run.
         OSError: the latents cannot be written.
     """
     from models.jobs.latents import save_latents
@@ -150,6 +168,8 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
         progress=progress,
     )
     assert isinstance(output, MochiOutput)
+    if not output.is_complete:
+        raise Cancelled("the video was cancelled: nothing is written")
     if request.save_latents:
         about = {
             "prompt": request.prompt,

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from models.machine.checks import json_object
 from models.machine.errors import InputError, MissingInputError
 from models.machine.files import renamed_when_done
 
@@ -50,6 +51,7 @@ def load_latents(path: str | Path) -> tuple[torch.Tensor, dict[str, Any]]:
                 raise InputError(
                     f"{path} is a safetensors file but not one of latents: give one made by generate --save-latents"
                 )
-            return file.get_tensor(_KEY), json.loads(metadata.get("about", "{}"))
+            about = json_object(metadata.get("about", "{}"), f"what {path} says of its latents")
+            return file.get_tensor(_KEY), about
     except SafetensorError as error:
         raise InputError(f"latents {path} cannot be read ({error}): the file is damaged or of another kind") from error

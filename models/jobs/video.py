@@ -34,7 +34,7 @@ def write_mp4(
     """
     if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
         found = f"{getattr(frames, 'dtype', type(frames).__name__)} {list(getattr(frames, 'shape', []))}"
-        raise InputError(f"frames must be a uint8 array [T, H, W, 3], not {found}")
+        raise TypeError(f"frames must be a uint8 array [T, H, W, 3], not {found}")
     total, height, width, _ = frames.shape
     if not total or height % 2 or width % 2 or not height or not width:
         raise InputError(f"{total} frames of {width}x{height}: need at least one frame, and even sizes for yuv420p")

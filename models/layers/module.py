@@ -62,7 +62,7 @@ class Parameter:
         packing: str = "",
     ) -> None:
         if (convert is None) != (conversion is None):
-            raise InputError(
+            raise ValueError(
                 f"parameter made of {', '.join(sources)}: convert and conversion go together; "
                 "declare the kind of conversion in models.conversion"
             )

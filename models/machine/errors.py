@@ -12,5 +12,9 @@ class MissingInputError(InputError, FileNotFoundError):
     """A file or directory that the user named, or that belongs to what the user named, is not there."""
 
 
+class Cancelled(Exception):
+    """Somebody asked for the end of a job before it was done."""
+
+
 class MachineError(InputError, OSError):
     """The user's machine refuses something: no space, no permission, too little memory, no card."""

@@ -22,10 +22,11 @@ def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
     path = Path(path)
     if path.suffix.lower() != suffix:
         raise InputError(f"output {path} must end with {suffix}")
-    if path.is_dir():
-        raise InputError(f"output {path} is a directory: give a file name")
-    made = [p for p in (path.parent, *path.parent.parents) if not p.exists()]
+    made: list[Path] = []
     try:
+        if path.is_dir():
+            raise InputError(f"output {path} is a directory: give a file name")
+        made += [p for p in (path.parent, *path.parent.parents) if not p.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -53,7 +54,7 @@ def write_json(value: Mapping[str, Any], path: str | Path) -> None:
 @contextmanager
 def renamed_when_done(path: Path) -> Iterator[Path]:
     """A fresh file beside `path` that takes its place at the end, or vanishes on any exception."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix + ".part", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=".mochi-tt-", suffix=path.suffix + ".part", dir=path.parent)
     os.close(descriptor)
     scratch = Path(name)
     try:

@@ -156,9 +156,9 @@ def _make(kind: type, name: str, table: dict[str, Any]) -> Any:
     figures = {key for key in table if key not in _NAMES}
     if figures != set(table.get("source", {})):
         unmatched = sorted(figures ^ set(table.get("source", {})))
-        raise InputError(f"{DATA.name}, {name}: figures and sources differ in {', '.join(unmatched)}")
+        raise ValueError(f"{DATA.name}, {name}: figures and sources differ in {', '.join(unmatched)}")
     unknown = set(table) - {field.name for field in fields(kind)}
     if unknown:
-        raise InputError(f"{DATA.name}, {name}: unknown fields {', '.join(sorted(unknown))}")
+        raise ValueError(f"{DATA.name}, {name}: unknown fields {', '.join(sorted(unknown))}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     return kind(name=name, **values)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
+from models.machine.checks import typed
 from models.machine.errors import InputError
 
 # Number of heads of the caption pool, which the architecture fixes (Diffusers `MochiCombinedTimestepCaptionEmbedding`
@@ -40,7 +41,7 @@ class TransformerConfig:
         for name, value in _FIXED.items():
             if config.get(name, value) != value:
                 raise InputError(f"transformer config: {name} is {config[name]!r}, only {value!r} is implemented")
-        made = cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
+        made = typed(cls, config, "transformer config")
         if made.output_channels != made.in_channels:
             raise InputError(
                 f"transformer config: out_channels {made.output_channels} is not in_channels {made.in_channels}; "

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from models.machine.checks import check_text, whole
 from models.machine.errors import InputError
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.sampling.schedule import guidance_schedule, resolve_sigmas
 from models.mochi.text.encoder import MAX_SEQUENCE_LENGTH, TextEmbeddings
+
+if TYPE_CHECKING:
+    from models.mochi.sampling.denoise import StepPolicy
 
 # A prompt as a caller gives it: texts, embeddings [B, L, D], their mask [B, L]; None for what is not given.
 Given = tuple[Any, "torch.Tensor | None", "torch.Tensor | None"]
@@ -64,6 +69,7 @@ class Run:
         noise_BCTHW: float32, one per video.
         sigmas: n + 1 noise levels.
         guidance: n guidance scales.
+        policy: decides the kind of each step; None for guidance by its scales.
         callback: called with (pipeline, step, model time, {}) after each step; None for nothing.
         progress: called as `progress(stage, done, total)`.
     """
@@ -71,6 +77,7 @@ class Run:
     noise_BCTHW: torch.Tensor
     sigmas: list[float]
     guidance: list[float]
+    policy: StepPolicy | None
     callback: Callable[[Any, int, float, dict], Any] | None
     progress: Callable[[str, int, int], None]
 
@@ -94,7 +101,9 @@ class Run:
         sigmas: Sequence[float] | None = None,
         threshold_noise: float | None = None,
         linear_steps: int | None = None,
+        policy: StepPolicy | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        **unknown: Any,
     ) -> Run:
         """Check the arguments of `MochiPipeline.denoise`, and draw the noise.
 
@@ -103,11 +112,14 @@ class Run:
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
         """
+        if unknown:
+            known = "seed, sigmas, threshold_noise, linear_steps, policy, progress"
+            raise InputError(f"there is no argument {sorted(unknown)[0]!r}; besides those that have a place: {known}")
         geometry = Geometry(*size, scales)
         levels = resolve_sigmas(num_inference_steps, sigmas, threshold_noise, linear_steps)
         guidance = guidance_schedule(guidance_scale, len(levels) - 1)
         drawn = make_latents(geometry, videos, noise[0], noise[1], seed)
-        return cls(drawn, levels, guidance, callback, progress or (lambda stage, done, total: None))
+        return cls(drawn, levels, guidance, policy, callback, progress or (lambda stage, done, total: None))
 
 
 def texts(
@@ -147,7 +159,7 @@ def prompt_list(name: str, prompt: Any) -> list[str]:
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else []
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise InputError(f"{name} must be a string or a list of strings, not {prompt!r}")
-    return prompts
+    return [check_text(name, p) for p in prompts]
 
 
 def given_embeddings(
@@ -203,6 +215,10 @@ def make_latents(
     if len(named) > 1:
         raise InputError(f"{' and '.join(named)} are both given: give only one source of noise")
     if latents is not None:
+        if isinstance(latents, np.ndarray):
+            latents = torch.from_numpy(latents)
+        if not isinstance(latents, torch.Tensor):
+            raise InputError(f"latents must be a tensor, not {type(latents).__name__}")
         if tuple(latents.shape) != shape or not latents.is_floating_point():
             raise InputError(
                 f"latents must be floating-point {list(shape)} for {batch} x {geometry.width}x{geometry.height}, "
@@ -212,8 +228,12 @@ def make_latents(
             raise InputError("latents hold values that are not finite")
         return latents.detach().to("cpu", torch.float32)
     if seed is not None:
-        generator = torch.Generator().manual_seed(seed)
-    generators = [generator] if generator is None or isinstance(generator, torch.Generator) else list(generator)
+        generator = torch.Generator().manual_seed(whole("seed", seed, 0, 2**63 - 1))
+    generators = [generator] if generator is None or isinstance(generator, torch.Generator) else generator
+    if not isinstance(generators, list | tuple) or not all(
+        g is None or isinstance(g, torch.Generator) for g in generators
+    ):
+        raise InputError(f"generator must be a torch.Generator or a list of them, not {type(generator).__name__}")
     if any(g is not None and g.device.type != "cpu" for g in generators):
         raise InputError("generators must be on the CPU, where the noise is drawn")
     if generator is None or isinstance(generator, torch.Generator):

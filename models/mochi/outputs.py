@@ -65,6 +65,7 @@ class MochiOutput:
         prompts: tokens and truncation of each prompt.
         negatives: the same of each negative prompt; empty where no step needed one.
         seconds: wall time per stage.
+        is_complete: False after an interrupt. The frames are then those of latents that still hold noise.
     """
 
     frames: Any
@@ -73,6 +74,7 @@ class MochiOutput:
     prompts: list[TextEmbeddings]
     negatives: list[TextEmbeddings]
     seconds: dict[str, float] = field(default_factory=dict)
+    is_complete: bool = True
 
 
 def as_output(frames_BFHWC: np.ndarray, output_type: str) -> Any:

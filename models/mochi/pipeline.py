@@ -202,7 +202,9 @@ class MochiPipeline:
     def interrupt(self) -> None:
         """End the running `denoise` after its present step. Another thread may call this.
 
-        Setting `_interrupt` to True does the same, as in Diffusers' examples. The next `denoise` clears it.
+        A request counts once: for the run at work, or, between two stages, for the `denoise` that comes next, which
+        then computes no step. A call of the pipeline begins without one. Setting `_interrupt` to True does the same,
+        as in Diffusers' examples.
         """
         self._interrupt = True
 
@@ -276,7 +278,8 @@ class MochiPipeline:
             frames = self.decode(denoised.latents, output_type, run.progress)
         if not return_dict:
             return (frames,)
-        return MochiOutput(frames, run.sigmas, run.guidance, encoded.prompts, encoded.negatives, seconds)
+        complete = denoised.is_complete
+        return MochiOutput(frames, run.sigmas, run.guidance, encoded.prompts, encoded.negatives, seconds, complete)
 
     def encode(
         self,
@@ -346,13 +349,13 @@ class MochiPipeline:
             callback_on_step_end: called as `(pipe, step, model time, {})` after each step of each video.
             options: `seed` (noise from a fresh CPU generator of this seed, instead of `generator`); `sigmas` (n + 1
                 falling values that end with 0, Genmo's `sigma_schedule`, instead of the schedule); `threshold_noise`
-                and `linear_steps` of the linear-quadratic schedule, 0.025 and n // 2 by default; `progress`, called as
+                and `linear_steps` of the linear-quadratic schedule, 0.025 and n // 2 by default; `policy`, which
+                decides the kind of each step (`models.mochi.sampling.denoise.StepPolicy`); `progress`, called as
                 `progress("denoise", done, total)`.
 
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
         """
-        self._interrupt = False
         size, noise = (height, width, num_frames), (latents, generator)
         run = inputs.Run.of(
             len(encoded.prompts),
@@ -432,9 +435,11 @@ class MochiPipeline:
                 prompt=(text.embeds, text.mask),
                 negative=None if negative is None else (negative.embeds, negative.mask),
                 parallel=self.parallel,
+                policy=run.policy,
                 capture=self.capture and self.mesh.can_capture,
                 on_step=on_step,
             )
+        self._interrupt = False
         return Denoised(torch.cat(results), run.sigmas, run.guidance, done)
 
     def _check_output(self, output_type: str, callback_tensors: Sequence[str] = ()) -> None:

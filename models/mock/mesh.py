@@ -145,7 +145,7 @@ def close_mock_mesh(mesh: ttnn.MeshDevice) -> None:
     with _lock:
         opened = _process.opened.pop(id(mesh), None)
         if opened is None:
-            raise InputError("this mesh was not opened by open_mock_mesh or is closed already; close it once")
+            raise ValueError("this mesh was not opened by open_mock_mesh or is closed already; close it once")
         try:
             if opened.numbers:
                 _golden().uninstall()

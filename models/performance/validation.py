@@ -7,7 +7,6 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.machine.errors import InputError
 from models.machine.systems import system
 from models.performance.cost_model import Seconds, op_time, total
 from models.performance.counts import Cost
@@ -66,7 +65,7 @@ def _case(table: dict) -> Case:
 def _record(op: dict) -> Record:
     unknown = set(op) - {"name", "calls", *_COST, *_SETTINGS}
     if unknown:
-        raise InputError(f"{DATA.name}, {op['name']}: unknown fields {', '.join(sorted(unknown))}")
+        raise ValueError(f"{DATA.name}, {op['name']}: unknown fields {', '.join(sorted(unknown))}")
     cost = Cost(**{key: op[key] for key in _COST if key in op})
     return Record(op["name"], (), cost, Settings(**{key: op[key] for key in _SETTINGS if key in op}))
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.machine.errors import InputError
 from models.mochi.geometry import Scales
 from models.mochi.pipeline import MochiPipeline
 from models.reference.metrics import pcc, relative_rmse
@@ -31,7 +32,9 @@ def reference(small_checkpoint):
     return pipe
 
 
-def reference_denoise(transformer, latents, *, sigmas, guidance, prompt, negative, parallel, capture, on_step=None):
+def reference_denoise(
+    transformer, latents, *, sigmas, guidance, prompt, negative, parallel, policy, capture, on_step=None
+):
     """What `models.mochi.sampling.denoise.denoise` promises, with the reference's transformer, in float32."""
     state = latents.clone()
     for i, scale in enumerate(guidance):
@@ -42,6 +45,7 @@ def reference_denoise(transformer, latents, *, sigmas, guidance, prompt, negativ
                 without = transformer(state, negative[0], time, negative[1]).sample
                 velocity = without + scale * (velocity - without)
         state = state + (sigmas[i] - sigmas[i + 1]) * velocity
+        assert policy is None
         if on_step is not None and on_step(i + 1):
             break
     return state
@@ -198,6 +202,58 @@ def test_an_interrupt_ends_the_run_between_steps(pipe, how):
     assert (denoised.steps_done, denoised.is_complete) == (2, False)
     assert torch.equal(denoised.latents[1:], arguments["latents"][1:]), "the second video was not begun"
     assert pipe.denoise(encoded, **arguments).is_complete, "the next run is not interrupted"
+
+
+def test_an_interrupt_between_two_stages_is_not_lost(pipe):
+    encoded = pipe.encode([PROMPT])
+    pipe.interrupt()
+    arguments = dict(num_inference_steps=3, seed=1, **SIZE)
+    assert pipe.denoise(encoded, **arguments).steps_done == 0
+    assert pipe.denoise(encoded, **arguments).is_complete, "it counts once"
+
+
+def test_a_call_says_that_it_was_interrupted(pipe):
+    def on_step(pipe, step, time, tensors):
+        pipe.interrupt()
+
+    arguments = dict(num_inference_steps=3, seed=1, output_type="latent", **SIZE)
+    assert not pipe(PROMPT, callback_on_step_end=on_step, **arguments).is_complete
+    assert pipe(PROMPT, **arguments).is_complete
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(guidance_scale=None),
+        dict(guidance_scale="4"),
+        dict(guidance_scale=[4.5, "a", 1]),
+        dict(num_inference_steps=10**9),
+        dict(num_inference_steps="3"),
+        dict(sigmas=3),
+        dict(sigmas="abc"),
+        dict(threshold_noise="a"),
+        dict(linear_steps=1.0),
+        dict(seed="a"),
+        dict(seed=1.5),
+        dict(seed=2**70),
+        dict(seed=-1),
+        dict(generator=5),
+        dict(latents="noise"),
+        dict(num_videos=2),
+    ],
+)
+def test_a_wrong_argument_is_named(pipe, arguments):
+    with pytest.raises(InputError):
+        pipe.denoise(pipe.encode([PROMPT]), **SIZE | {"num_inference_steps": 3} | arguments)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(pipe):
+    encoded = pipe.encode([PROMPT])
+    plain = pipe.denoise(encoded, num_inference_steps=3, guidance_scale=4.5, seed=1, **SIZE)
+    numpy = dict(num_inference_steps=np.int64(3), guidance_scale=np.float32(4.5), seed=np.uint32(1))
+    assert torch.equal(pipe.denoise(encoded, **numpy, **SIZE).latents, plain.latents)
+    scales = dict(num_inference_steps=3, guidance_scale=torch.full((3,), 4.5), seed=torch.tensor(1))
+    assert torch.equal(pipe.denoise(encoded, **scales, **SIZE).latents, plain.latents)
 
 
 EMBEDS, MASK = torch.zeros(1, 4, 128), torch.ones(1, 4, dtype=torch.bool)

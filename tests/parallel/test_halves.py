@@ -4,7 +4,7 @@ import pytest
 import torch
 import ttnn
 
-from models.mochi.sampling.branches import GuidanceParallel
+from models.mochi.sampling.branches import GuidanceParallel, StepKind
 from models.mochi.sampling.denoise import denoise
 from models.mochi.transformer import MochiTransformer
 from models.parallel import Halves, Layout, Mesh
@@ -74,6 +74,43 @@ def test_sampling_is_that_of_the_branches_in_turn(halves, rows):
     in_turn = denoise(loaded(halves.conditional), latents, **arguments)
     # The same arithmetic, but for the step at scale 1: halves round ``u + (c - u)``, where one branch is just ``c``.
     assert relative_rmse(in_turn, together) < 1e-5
+
+
+class _GuideOnly:
+    """Guides one step and leaves the others to the conditional branch."""
+
+    def __init__(self, guided: int) -> None:
+        self.guided = guided
+
+    def kind(self, index: int) -> StepKind:
+        return StepKind.GUIDED if index == self.guided else StepKind.CONDITIONAL
+
+
+@pytest.mark.parametrize("halves", ["1x2cfg1sp0tp1", "2x2cfg0sp0tp1"], indirect=True)
+def test_a_policy_is_followed_on_halves(halves, open_layout):
+    """Only step 1 is guided: the same as scales of 1 in the others, and not the same as guiding all."""
+    model, noise = reference(**SMALL), randn(1, 12, 2, 6, 10, seed=4)
+    config = config_of(model)
+    models = [MochiTransformer(config, half) for half in (halves.conditional, halves.unconditional)]
+    for ours in models:
+        ours.load(StateDict(model))
+    prompts = [(randn(1, 9, SMALL["text_embed_dim"], seed=seed), torch.ones(1, 9, dtype=torch.bool)) for seed in (5, 6)]
+
+    def run(guidance, policy=None):
+        return denoise(
+            models[0],
+            noise,
+            sigmas=[1.0, 0.8, 0.5, 0.0],
+            guidance=guidance,
+            prompt=prompts[0],
+            negative=prompts[1],
+            parallel=GuidanceParallel(halves, models[1]),
+            policy=policy,
+        )
+
+    followed = run([4.5] * 3, _GuideOnly(1))
+    assert relative_rmse(run([1.0, 4.5, 1.0]), followed) < 1e-5
+    assert relative_rmse(run([4.5] * 3), followed) > 0.05
 
 
 def test_a_layout_without_halves_is_refused(open_layout):

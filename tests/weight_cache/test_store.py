@@ -142,7 +142,7 @@ def test_a_manifest_that_cannot_be_trusted_is_not(mesh, component, filled, expec
     if damage == "version":
         value["format"] = "two"
     elif damage == "foreign":
-        value["key_fields"]["layout"]["sp_axis"] = 1
+        value["key_fields"]["layout"] = "2x4sp1tp0"
     elif damage == "escape":
         value["tensors"][0]["file"] = "../../../../etc/passwd"
     elif damage == "fields":

@@ -166,19 +166,20 @@ class BranchesOnHalves:
         return self.states[0]
 
     def step(self, index: int, kind: StepKind) -> None:
-        """Advance both states by step `index`.
+        """Advance both states by step `index` in the way that `kind` says.
 
-        Both kinds run both branches: the unconditional half would be idle otherwise, and at scale 1 the guidance takes
-        nothing from it.
+        In a conditional step the unconditional half only takes over what the other half predicts.
         """
         for schedule, prompt in zip(self.schedules, self.prompts, strict=True):
             schedule.table.select(index)
             prompt.select(index)
-        conditional, unconditional = (
-            forward(functools.partial(self.predict, half)) for half, forward in enumerate(self._forwards)
-        )
-        self.advance(conditional, unconditional)
-        for forward in self._forwards:
+        running = self._forwards if kind is StepKind.GUIDED else self._forwards[:1]
+        predictions = [forward(functools.partial(self.predict, half)) for half, forward in enumerate(running)]
+        if kind is StepKind.GUIDED:
+            self.advance(*predictions)
+        else:
+            self._follow(predictions[0])
+        for forward in running:
             forward.finish()
 
     def predict(self, half: int) -> ttnn.Tensor:
@@ -192,6 +193,12 @@ class BranchesOnHalves:
         for state, pair, schedule in zip(self.states, pairs, self.schedules, strict=True):
             scale, step = schedule.now()
             euler(state, guided(*pair, scale), step)
+
+    def _follow(self, conditional: ttnn.Tensor) -> None:
+        """Advance both states, in place, by the conditional half's prediction."""
+        _, copied = self.halves.swap(conditional, self.states[1])  # The swap takes a tensor of each half.
+        for state, velocity, schedule in zip(self.states, (conditional, copied), self.schedules, strict=True):
+            euler(state, velocity, schedule.now()[1])
 
     def release(self) -> None:
         """Free what was captured."""

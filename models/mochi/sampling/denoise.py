@@ -107,7 +107,7 @@ def denoise(
     prompts = [transformer.prepare(real_tokens(prompt), times)]
     deltas = [before - after for before, after in itertools.pairwise(sigmas)]
     schedules = [Schedule.upload(transformer.mesh, guidance, deltas)]
-    if all(scale == 1.0 for scale in guidance):
+    if all(policy.kind(index) is StepKind.CONDITIONAL for index in range(steps)):
         negative = None
     branches: Branches
     if negative is None or parallel is None:
@@ -122,7 +122,10 @@ def denoise(
         branches = BranchesOnHalves(transformer, parallel, grids, patches, prompts, schedules, capture=capture)
     try:
         for index in range(steps):
-            branches.step(index, policy.kind(index))
+            kind = policy.kind(index)
+            if kind is StepKind.GUIDED and negative is None:
+                raise InputError(f"the policy guides step {index}, but there is no negative prompt to guide with")
+            branches.step(index, kind)
             if on_step is not None and on_step(index + 1):
                 break
         patches = transformer.download_patches(branches.state_1BNI, grid.tokens)

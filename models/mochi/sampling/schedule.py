@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import isfinite
 from typing import Any
 
+from models.machine.checks import number, numbers, whole
 from models.machine.errors import InputError
 
 THRESHOLD_NOISE = 0.025
 TIMESTEPS = 1000
 NUM_STEPS = 64
+MOST_STEPS = TIMESTEPS
+"""More steps than the model has times to tell apart are refused."""
 
 
 def linear_quadratic_schedule(
@@ -40,16 +42,14 @@ def linear_quadratic_schedule(
         ValueError: an argument is out of range, or the line is so steep that the parabola overshoots 1.
     """
     _check_steps(num_steps)
-    if not isfinite(threshold_noise) or not 0 < threshold_noise < 1:
+    if not 0 < number("threshold_noise", threshold_noise) < 1:
         raise InputError(f"threshold_noise {threshold_noise} must be between 0 and 1 (Genmo's is 0.025)")
     if num_steps == 1 and linear_steps is None:
         return [1.0, 0.0]
-    length = num_steps // 2 if linear_steps is None else linear_steps
-    if not 1 <= length < num_steps:
-        raise InputError(
-            f"linear_steps {length} must be from 1 to {num_steps - 1} with {num_steps} steps: give fewer "
-            "linear steps or more steps"
-        )
+    if num_steps == 1:
+        raise InputError("one step has no linear part: leave linear_steps out, or take more steps")
+    name = f"with {num_steps} steps, linear_steps"
+    length = num_steps // 2 if linear_steps is None else whole(name, linear_steps, 1, num_steps - 1)
     slope = threshold_noise / length
     rest = num_steps - length
     # u(L + x) = threshold + slope x + curve x^2, with u(n) = 1.
@@ -94,10 +94,10 @@ def check_sigmas(sigmas: Sequence[float]) -> list[float]:
         ValueError: there are fewer than two sigmas, they do not fall strictly, lie outside [0, 1], or do not end with
             0.
     """
-    values = [float(s) for s in sigmas]
+    values = numbers("sigmas", sigmas)
     if len(values) < 2:
         raise InputError(f"sigmas must have at least 2 values (steps + 1), not {len(values)}")
-    if not all(isfinite(s) and 0 <= s <= 1 for s in values):
+    if not all(0 <= s <= 1 for s in values):
         raise InputError(f"sigmas must lie in [0, 1], not from {min(values)} to {max(values)}")
     for i, (now, after) in enumerate(pairwise(values)):
         if after >= now:
@@ -124,13 +124,12 @@ def guidance_schedule(guidance: float | Sequence[float], num_steps: int) -> list
             to 1 as "no guidance". Here 1 means that.)
     """
     _check_steps(num_steps)
-    if isinstance(guidance, str):
-        raise InputError(f"guidance scale {guidance!r} must be a number or one number per step")
-    scales = [float(g) for g in guidance] if isinstance(guidance, Sequence) else [float(guidance)] * num_steps
+    many = hasattr(guidance, "__iter__") and getattr(guidance, "ndim", 1) == 1 and not isinstance(guidance, str)
+    scales = numbers("guidance scale", guidance) if many else [number("guidance scale", guidance)] * num_steps
     if len(scales) != num_steps:
         raise InputError(f"{len(scales)} guidance scales for {num_steps} steps: give one, or one per step")
     for scale in scales:
-        if not isfinite(scale) or scale < 1:
+        if scale < 1:
             raise InputError(f"guidance scale {scale:g} must be at least 1 (1 turns guidance off)")
     return scales
 
@@ -163,5 +162,4 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
 
 
 def _check_steps(num_steps: int) -> None:
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise InputError(f"the number of steps {num_steps!r} must be an integer of at least 1")
+    whole("the number of steps", num_steps, 1, MOST_STEPS)

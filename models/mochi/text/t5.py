@@ -10,7 +10,7 @@ nothing is masked. The residual stream is float32, because the encoder is known 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from models.layers import (
     rms_norm,
     split_heads,
 )
+from models.machine.checks import typed
 from models.machine.errors import InputError
 from models.parallel import Layout, Mesh, gather
 
@@ -59,7 +60,7 @@ class T5Config:
         kind = config.get("feed_forward_proj", "relu")
         if kind != "gated-gelu":
             raise InputError(f"text encoder config: feed_forward_proj is {kind!r}, only 'gated-gelu' is implemented")
-        return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
+        return typed(cls, config, "text encoder config")
 
 
 # Sizes of the text encoder of Mochi 1 preview, T5 v1.1 XXL.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from models.machine.checks import typed
 from models.machine.errors import InputError
 
 
@@ -21,11 +22,11 @@ class DecoderConfig:
     latent_channels: int = 12
     out_channels: int = 3
     decoder_block_out_channels: tuple[int, ...] = (128, 256, 512, 768)
-    layers_per_block: tuple[int, ...] = (3, 3, 4, 6, 3)
+    layers_per_block: tuple[int, ...] = field(default=(3, 3, 4, 6, 3), metadata={"least": 0})
     temporal_expansions: tuple[int, ...] = (1, 2, 3)
     spatial_expansions: tuple[int, ...] = (2, 2, 2)
     scaling_factor: float = 1.0
-    latents_mean: tuple[float, ...] = field(default=())
+    latents_mean: tuple[float, ...] = field(default=(), metadata={"least": None})
     latents_std: tuple[float, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -59,12 +60,7 @@ class DecoderConfig:
         """
         if config.get("act_fn", "silu") not in ("silu", "swish"):
             raise InputError(f"act_fn {config['act_fn']!r} is not supported: the decoder knows silu")
-        known: dict[str, Any] = {}
-        for name in cls.__dataclass_fields__:
-            value = config.get(name)
-            if value is not None:
-                known[name] = tuple(value) if isinstance(value, (list, tuple)) else value
-        return cls(**known)
+        return typed(cls, {name: value for name, value in config.items() if value is not None}, "vae config")
 
     @property
     def time_factor(self) -> int:

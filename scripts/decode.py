@@ -31,7 +31,7 @@ def decode(
         bool, typer.Option("--keep-all-frames", help="Keep the decoder's surplus leading frames too.")
     ] = False,
     fps: Annotated[int | None, typer.Option(help="Frames per second. [default: that of the latents]")] = None,
-    out: Annotated[str | None, typer.Option(help="The .mp4 to write. [default: beside the latents]")] = None,
+    out: Annotated[str | None, typer.Option(help="The .mp4 to write. [default: the latents' name with .mp4]")] = None,
     mode: Annotated[str, typer.Option(help="hardware, golden, or auto.")] = "auto",
 ) -> None:
     """Decode saved latents, with the very decoder that generate uses."""

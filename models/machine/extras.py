@@ -25,5 +25,6 @@ def require(package: str, extra: str, purpose: str) -> ModuleType:
         if error.name != package.partition(".")[0]:
             raise
         raise MissingInputError(
-            f"{purpose} needs the package {package}, which is not installed: pip install 'mochi-tt[{extra}]'"
+            f"{purpose} needs the package {package}, which is not installed: pip install 'mochi-tt[{extra}]', or "
+            "make setup in a checkout"
         ) from error

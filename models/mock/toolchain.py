@@ -93,7 +93,7 @@ def zig_program() -> Path:
             return program
     raise MissingInputError(
         "package ziglang is not installed, and the mock's placeholder kernels are linked with it; "
-        "run `pip install 'mochi-tt[mock]'`"
+        "run `pip install 'mochi-tt[mock]'`, or `make setup` in a checkout"
     )
 
 

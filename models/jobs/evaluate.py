@@ -103,7 +103,7 @@ def plan(model: str, limit: int | None) -> tuple[Checkpoint, Defaults, list[tupl
     checkpoint = Checkpoint.open(model)
     for component in checkpoint.components:
         component.check()
-    settings = Defaults().overridden(checkpoint.optional_json(DEFAULTS_FILE))
+    settings = Defaults.of(checkpoint)
     if settings.threshold_noise != THRESHOLD_NOISE:
         raise InputError(
             f"{checkpoint.directory / DEFAULTS_FILE} has threshold_noise {settings.threshold_noise}, but Diffusers' "

@@ -12,6 +12,7 @@ from models.device import MODES
 from models.jobs.generate import check_mode
 from models.machine.errors import InputError
 from models.machine.files import check_writable, write_json
+from models.mochi.conventions import check_keep_all_frames
 from models.mochi.geometry import FPS
 from models.mochi.setup import Request, Setup, resolve
 
@@ -62,12 +63,25 @@ def plan(request: DecodeRequest) -> DecodeJob:
     out = Path(request.out) if request.out is not None else Path(request.latents).with_suffix(".mp4")
     check_writable(out)
     model = request.request.model or about.get("model") or "tiny"
-    setup = resolve(replace(request.request, model=model, components=("vae",)))
+    setup = resolve(
+        replace(request.request, model=model, first_frames=_first_frames(request, about), components=("vae",))
+    )
+    check_keep_all_frames(setup.conventions.first_frames, request.keep_all_frames)
     from models.mochi.vae.decoder import check_latents
 
     check_latents(latents, setup.configs.vae.latent_channels)
     # Decoding has no branches of guidance: it takes the whole mesh.
     return DecodeJob(request, replace(setup, layout=replace(setup.layout, cfg_axis=None)), latents, about, fps, out)
+
+
+def _first_frames(request: DecodeRequest, about: dict[str, Any]) -> str | None:
+    """Return the way asked for, else that of the video that the latents were made with; None for the checkpoint's.
+
+    Another checkpoint than that of the latents has its own way.
+    """
+    asked, model = request.request.first_frames, request.request.model
+    is_of_the_latents = model is None or str(model) == about.get("model")
+    return asked if asked is not None or not is_of_the_latents else about.get("first_frames")
 
 
 def run(
@@ -94,7 +108,8 @@ def run(
     start = perf_counter()
     with open_mesh(setup.mesh_shape, setup.request.mode, system=setup.request.system) as opened:  # type: ignore[arg-type]
         mesh = Mesh(opened.device, setup.layout)
-        decoder = MochiVaeDecoder(setup.configs.vae, mesh, split=setup.request.vae_split)
+        first_frames = setup.conventions.first_frames
+        decoder = MochiVaeDecoder(setup.configs.vae, mesh, split=setup.request.vae_split, first_frames=first_frames)
         store = Store(setup.request.cache_dir)
         store.load(decoder, setup.checkpoint.vae, progress=report, on_message=on_message)
         seconds["load"] = round(perf_counter() - start, 3)
@@ -118,6 +133,7 @@ def run(
                 "mesh": "x".join(map(str, setup.mesh_shape)),
                 "layout": str(setup.layout),
                 "vae_split": str(decoder.split_for(*job.latents_BCTHW.shape[2:])),
+                "first_frames": first_frames,
                 "keep_all_frames": request.keep_all_frames,
                 "fps": job.fps,
                 "made_with": job.about,

@@ -1,9 +1,9 @@
 """Conventions in which the implementations of Mochi 1 differ, and which of them a checkpoint follows.
 
 First frames: an upsampling by t in time makes t frames of the first one, and t - 1 of them are surplus. Genmo
-(genmoai/mochi `vae/models.py`, `DepthToSpaceTime`) and ComfyUI (`ldm/genmo/vae/model.py`) drop them right there, so that
-later causal convolutions see a repeated first frame. Diffusers (`autoencoder_kl_mochi.py`) carries them along and drops
-them at the end. Both give 6 (T - 1) + 1 frames of T latent ones. The first ten differ.
+(genmoai/mochi `vae/models.py`, `DepthToSpaceTime`) and ComfyUI (`ldm/genmo/vae/model.py`) drop them right there, so
+that later causal convolutions see a repeated first frame. Diffusers (`autoencoder_kl_mochi.py`) carries them along and
+drops them at the end. Both give 6 (T - 1) + 1 frames of T latent ones. The first ten differ.
 
 Empty prompt: Genmo (`pipelines.py`, `get_conditioning_for_prompts`) masks all its tokens, so that no text takes part.
 Diffusers does the same with `force_zeros_for_empty_prompt`; without it, and in ComfyUI, T5 encodes the end token alone.
@@ -46,6 +46,10 @@ class Conventions:
         """
         check_first_frames(self.first_frames)
         check_empty_prompt(self.empty_prompt)
+
+    def __str__(self) -> str:
+        """Return both in a few words."""
+        return f"first frames {self.first_frames}, empty prompt {self.empty_prompt}"
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Conventions:

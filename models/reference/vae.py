@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class HostVaeDecoder:
     """Mochi's decoder in PyTorch, float32, on the host: the reference for `MochiVaeDecoder`.
 
-    Diffusers' way it is Diffusers' decoder, Genmo's way that of `models.reference.genmo_vae`. It decodes in one piece, so
-    there are no seams. A full-size video needs about 70 GB (Diffusers' documentation).
+    Diffusers' way it is Diffusers' decoder, Genmo's way that of `models.reference.genmo_vae`. It decodes in one piece,
+    so there are no seams. A full-size video needs about 70 GB (Diffusers' documentation).
     """
 
     def __init__(self, model: torch.nn.Module, first_frames: FirstFrames = "diffusers"):

@@ -80,7 +80,8 @@ def is_preview_vae(config: Mapping[str, Any]) -> bool:
         return (
             isinstance(found, list | tuple)
             and len(found) == len(wanted)
-            and all(isinstance(a, int | float) and isclose(a, b, rel_tol=1e-5) for a, b in zip(found, wanted, strict=True))
+            and all(isinstance(value, int | float) for value in found)
+            and all(isclose(value, right, rel_tol=1e-5) for value, right in zip(found, wanted, strict=True))
         )
 
     def size(value: Any) -> Any:

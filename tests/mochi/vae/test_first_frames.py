@@ -137,7 +137,7 @@ def test_frames_of_the_protocol(mesh, split):
 
 @pytest.mark.parametrize("mesh", ["1x2sp0tp1"], indirect=True)
 def test_there_are_two_ways(mesh):
-    with pytest.raises(InputError, match="first_frames 'comfyui' must be genmo .* or diffusers"):
+    with pytest.raises(InputError, match=r"first_frames 'comfyui' must be genmo .* or diffusers"):
         MochiVaeDecoder(config(), mesh, first_frames="comfyui")
 
 

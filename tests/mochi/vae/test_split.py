@@ -54,7 +54,7 @@ def test_choice(mesh, size):
     [
         ("2x4sp0tp1", FULL, "w0h1", "w0h1"),
         ("4x8sp1tp0", FULL, "h0w1", "h0w1"),
-        ("1x2sp0tp1", (2, 60, 60), "t1", "h1"),
+        ("1x2sp0tp1", (28, 4, 4), "t1", "h1"),
         ("1x8sp0tp1", (64, 3, 3), "t1", "t1"),
     ],
     indirect=["mesh"],

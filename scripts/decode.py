@@ -30,6 +30,9 @@ def decode(
     keep_all_frames: Annotated[
         bool, typer.Option("--keep-all-frames", help="Keep the decoder's surplus leading frames too.")
     ] = False,
+    first_frames: Annotated[
+        str | None, typer.Option(help=HELP["first_frames"].replace("by the", "that of the latents, else by the"))
+    ] = None,
     fps: Annotated[int | None, typer.Option(help="Frames per second. [default: that of the latents]")] = None,
     out: Annotated[str | None, typer.Option(help="The .mp4 to write. [default: the latents' name with .mp4]")] = None,
     mode: Annotated[str, typer.Option(help="hardware, golden, or auto.")] = "auto",
@@ -49,6 +52,7 @@ def decode(
                 mode=mode,
                 cache_dir=cache_dir,
                 vae_split=vae_split,
+                first_frames=first_frames,
             ),
             keep_all_frames=keep_all_frames,
             fps=fps,

@@ -31,6 +31,7 @@ def dry_run(
         str | None, typer.Option(help="Rows of queries and of keys that a core takes, e.g. 256x384. [default: by rule]")
     ] = None,
     vae_split: Annotated[str | None, typer.Option(help="How the decoder is split. [default: by the size]")] = None,
+    first_frames: Annotated[str | None, typer.Option(help=HELP["first_frames"])] = None,
     blocks: Annotated[int | None, typer.Option(min=1, help="Build only so many blocks. [default: all]")] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="Also write the report to this file.")] = None,
 ) -> None:
@@ -47,6 +48,7 @@ def dry_run(
             mode="dry-run",
             precision=precision,
             vae_split=vae_split,
+            first_frames=first_frames,
             attention_chunks=attention_chunks,
             video=VideoRequest(height=height, width=width, num_frames=num_frames, num_steps=num_steps),
         )
@@ -69,6 +71,7 @@ def dry_run(
             setup.video.geometry,
             stages=stages,
             split=vae_split,
+            first_frames=setup.conventions.first_frames,
             chunks=setup.chunks,
             config=setup.configs.transformer,
             precision=setup.precision,

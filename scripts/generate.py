@@ -76,6 +76,8 @@ def generate(
         str | None,
         typer.Option(help="How the decoder is split over the mesh, such as h0w1. [default: by size]"),
     ] = None,
+    first_frames: Annotated[str | None, typer.Option(help=HELP["first_frames"])] = None,
+    empty_prompt: Annotated[str | None, typer.Option(help=HELP["empty_prompt"])] = None,
     save_latents: Annotated[
         bool, typer.Option("--save-latents", help="Keep the latents beside the video; mochi-tt decode reads them.")
     ] = False,
@@ -104,6 +106,8 @@ def generate(
         loras=tuple(lora or ()),
         cache_dir=cache_dir,
         vae_split=vae_split,
+        first_frames=first_frames,
+        empty_prompt=empty_prompt,
         capture=capture,
         video=video,
     )
@@ -113,7 +117,7 @@ def generate(
     with make_reporter() as reporter:
         reporter.line(
             f"{size.num_frames} frames of {size.width}x{size.height}, {job.video.settings.num_steps} steps, "
-            f"model {model}, layout {job.setup.layout}"
+            f"model {model}, layout {job.setup.layout}, {job.setup.conventions}"
         )
         path = run(job, reporter.progress, lambda line: reporter.line(f"warning: {line}"))
     print(f"wrote {path} and {path.with_suffix('.json').name}")

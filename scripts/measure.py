@@ -35,6 +35,7 @@ def measure(
         str | None, typer.Option(help="Rows of queries and of keys that a core takes, e.g. 256x384. [default: by rule]")
     ] = None,
     vae_split: Annotated[str | None, typer.Option(help="How the decoder is split. [default: by the size]")] = None,
+    first_frames: Annotated[str | None, typer.Option(help=HELP["first_frames"])] = None,
     mode: Annotated[str, typer.Option(help="hardware, projection, or auto: hardware where there are cards.")] = "auto",
     model: Annotated[str | None, typer.Option(help="On hardware: the checkpoint, as for generate.")] = None,
     cache_dir: Annotated[str | None, typer.Option(help="On hardware: of the converted weights.")] = None,
@@ -87,6 +88,7 @@ def measure(
             precision=precision,
             cache_dir=cache_dir,
             vae_split=vae_split,
+            first_frames=first_frames,
             attention_chunks=attention_chunks,
             video=VideoRequest(height=height, width=width, num_frames=num_frames, num_steps=num_steps),
         )
@@ -147,6 +149,7 @@ def _projected(setup: Setup, system: System, num_steps: int) -> dict:
             setup.video.geometry,
             steps=num_steps,
             split=setup.request.vae_split,
+            first_frames=setup.conventions.first_frames,
             chunks=setup.chunks,
             precision=setup.precision,
         )

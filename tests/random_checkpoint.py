@@ -51,6 +51,8 @@ DEFAULTS: dict[str, Any] = {
     "num_frames": 13,
     "num_steps": 8,
     "guidance_scale": 4.5,
+    "first_frames": "diffusers",
+    "empty_prompt": "zeros",
 }
 MANIFEST = "files.json"
 

@@ -13,6 +13,7 @@ from models.jobs.generate import check_mode
 from models.machine.checks import typed
 from models.machine.errors import InputError, MissingInputError
 from models.machine.files import check_writable, write_json
+from models.mochi.conventions import check_keep_all_frames
 from models.mochi.geometry import FPS
 from models.mochi.setup import Request, Setup, resolve
 
@@ -40,6 +41,7 @@ class _About:
 
     fps: int = FPS
     model: str = "tiny"
+    first_frames: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,30 @@ def plan(request: DecodeRequest) -> DecodeJob:
         raise InputError(f"fps {fps} must be at least 1 (Mochi's is 30)")
     out = Path(request.out) if request.out is not None else Path(request.latents).with_suffix(".mp4")
     check_writable(out)
-    model = request.request.model or about.model
-    setup = resolve(replace(request.request, model=model, components=("vae",)))
+    setup = resolve(
+        replace(
+            request.request,
+            model=request.request.model or about.model,
+            first_frames=_first_frames(request, about),
+            components=("vae",),
+        )
+    )
+    check_keep_all_frames(setup.conventions.first_frames, request.keep_all_frames)
     from models.mochi.vae.decoder import check_latents
 
     check_latents(latents, setup.configs.vae.latent_channels)
     # Decoding has no branches of guidance: it takes the whole mesh.
     return DecodeJob(request, replace(setup, layout=replace(setup.layout, cfg_axis=None)), latents, kept, fps, out)
+
+
+def _first_frames(request: DecodeRequest, about: _About) -> str | None:
+    """Return the way asked for, else that of the video that the latents were made with; None for the checkpoint's.
+
+    Another checkpoint than that of the latents has its own way.
+    """
+    asked, model = request.request.first_frames, request.request.model
+    is_of_the_latents = model is None or str(model) == about.model
+    return asked if asked is not None or not is_of_the_latents else about.first_frames
 
 
 def run(
@@ -106,7 +125,8 @@ def run(
     start = perf_counter()
     with open_mesh(setup.mesh_shape, setup.request.mode, system=setup.request.system) as opened:  # type: ignore[arg-type]
         mesh = Mesh(opened.device, setup.layout)
-        decoder = MochiVaeDecoder(setup.configs.vae, mesh, split=setup.request.vae_split)
+        first_frames = setup.conventions.first_frames
+        decoder = MochiVaeDecoder(setup.configs.vae, mesh, split=setup.request.vae_split, first_frames=first_frames)
         store = Store(setup.request.cache_dir)
         store.load(decoder, setup.checkpoint.vae, progress=report, on_message=on_message)
         seconds["load"] = round(perf_counter() - start, 3)
@@ -130,6 +150,7 @@ def run(
                 "mesh": "x".join(map(str, setup.mesh_shape)),
                 "layout": str(setup.layout),
                 "vae_split": str(decoder.split_for(*job.latents_BCTHW.shape[2:])),
+                "first_frames": first_frames,
                 "keep_all_frames": request.keep_all_frames,
                 "fps": job.fps,
                 "made_with": job.about,

@@ -1,7 +1,8 @@
 """The job behind `mochi-tt evaluate`: does the tiny model make the videos it is asked for, and those of PyTorch?
 
 Each held-out prompt is generated through TTNN on a mesh and by Diffusers' `MochiPipeline` in float32 on the host, from
-the same noise; both videos are looked at (`models.tiny.vision`) and compared with each other.
+the same noise; both videos are looked at (`models.tiny.vision`) and compared with each other. Both sides follow the
+checkpoint's conventions (`models.mochi.conventions`).
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import torch
 
 from models.machine.errors import InputError
 from models.machine.extras import require
+from models.mochi.conventions import Conventions
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
 from models.mochi.geometry import Geometry
 from models.mochi.inputs import make_latents
 from models.mochi.pipeline import MochiPipeline
 from models.mochi.sampling.schedule import THRESHOLD_NOISE
 from models.mochi.setup import check_configs
+from models.reference.vae import HostVaeDecoder
 from models.tiny.captions import held_out_prompts
 from models.tiny.vision import Sight, look
 from weight_cache.checkpoints.checkpoint import Checkpoint
@@ -103,7 +106,7 @@ def plan(model: str, limit: int | None) -> tuple[Checkpoint, Defaults, list[tupl
     checkpoint = Checkpoint.open(model)
     for component in checkpoint.components:
         component.check()
-    settings = Defaults().overridden(checkpoint.optional_json(DEFAULTS_FILE))
+    settings = Defaults.of(checkpoint)
     if settings.threshold_noise != THRESHOLD_NOISE:
         raise InputError(
             f"{checkpoint.directory / DEFAULTS_FILE} has threshold_noise {settings.threshold_noise}, but Diffusers' "
@@ -154,13 +157,19 @@ def evaluate(
 
 
 class _Reference:
-    """Diffusers' pipeline in float32 on the host, with the same settings."""
+    """Diffusers' pipeline in float32 on the host, with the same settings and the checkpoint's conventions."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Defaults):
         diffusers = require("diffusers", "reference", "the comparison with PyTorch")
         diffusers.utils.logging.set_verbosity_error()
         diffusers.utils.logging.disable_progress_bar()
-        self.pipe: Any = diffusers.MochiPipeline.from_pretrained(checkpoint.directory, dtype=torch.float32)
+        conventions = Conventions.of(checkpoint)
+        self.pipe: Any = diffusers.MochiPipeline.from_pretrained(
+            checkpoint.directory,
+            dtype=torch.float32,
+            force_zeros_for_empty_prompt=conventions.empty_prompt == "zeros",
+        )
+        self.decoder = HostVaeDecoder(self.pipe.vae, conventions.first_frames)
         self.pipe.set_progress_bar_config(disable=True)
         self.settings = settings
 
@@ -170,7 +179,7 @@ class _Reference:
             # Diffusers asks for float32 autocast in its RoPE; torch says that the CPU has none, and uses float32.
             warnings.filterwarnings("ignore", "In CPU autocast")
             made = self._generate(prompt, noise_BCTHW)
-        return torch.from_numpy(made.frames[0])
+        return torch.from_numpy(self.decoder.decode(made.frames)[0])
 
     def _generate(self, prompt: str, noise_BCTHW: torch.Tensor) -> Any:
         return self.pipe(
@@ -181,7 +190,7 @@ class _Reference:
             num_frames=self.settings.num_frames,
             num_inference_steps=self.settings.num_steps,
             guidance_scale=self.settings.guidance_scale,
-            output_type="np",
+            output_type="latent",
         )
 
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 OUTPUTS = Path("outputs")
 PACKAGES = ("mochi-tt", "ttnn", "torch", "diffusers", "transformers")
+_EMPTY = {
+    "zeros": "the prompt is empty: no text takes part, as in Genmo's code",
+    "encoded": "the prompt is empty: its end token alone is encoded, as in Diffusers and ComfyUI",
+}
 Progress = Callable[[str, int, int], None]
 Message = Callable[[str], None]
 
@@ -151,7 +155,7 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
     tell = on_message or (lambda line: None)
     request, video = job.request, job.video
     if request.prompt == "":
-        tell("the prompt is empty: it is encoded as zeros, as Genmo does")
+        tell(_EMPTY[job.setup.conventions.empty_prompt])
     is_guided = max(video.guidance) > 1
     if request.negative_prompt and not is_guided:
         tell("guidance is 1: the negative prompt has no effect")
@@ -176,6 +180,7 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
             "model": str(request.request.model),
             "fps": video.settings.fps,
             "seed": video.settings.seed,
+            "first_frames": job.setup.conventions.first_frames,
         }
         save_latents(output.frames, job.latents_file, about)
     start = perf_counter()
@@ -216,7 +221,7 @@ def record(made: Made, job: Job) -> dict[str, Any]:
     setup, geometry, settings, output = job.setup, job.video.geometry, job.video.settings, made.output
     assert setup.checkpoint is not None
     arguments = as_arguments(setup.request)
-    arguments |= arguments.pop("video") | asdict(settings)
+    arguments |= arguments.pop("video") | asdict(settings) | asdict(setup.conventions)
     own = {"prompt": job.request.prompt, "negative_prompt": job.request.negative_prompt, "out": str(job.out)}
     return {
         "video": job.out.name,
@@ -227,6 +232,7 @@ def record(made: Made, job: Job) -> dict[str, Any]:
         "sigmas": output.sigmas,
         "guidance_schedule": output.guidance,
         "seed": settings.seed,
+        **asdict(setup.conventions),
         "mesh": "x".join(map(str, setup.mesh_shape)),
         "layout": str(setup.layout),
         "system": made.system,

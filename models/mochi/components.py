@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from models.layers import Chunks
 from models.machine.systems import chip_dram
 from models.mochi.config import CONFIGS, TransformerConfig
+from models.mochi.conventions import FirstFrames
 from models.mochi.precision import PRECISIONS, Precision
 from models.mochi.sampling.branches import GuidanceParallel
 from models.mochi.text.t5 import T5_XXL, T5Config, T5Encoder
@@ -108,6 +109,7 @@ class Models:
         precision: Precision = PRECISIONS["default"],
         *,
         vae_split: str | None = None,
+        first_frames: FirstFrames = "genmo",
         chunks: Chunks | None = None,
     ) -> Models:
         """Declare all of them, without weights.
@@ -117,6 +119,7 @@ class Models:
             placed: where they will lie.
             precision: how the transformer's arithmetic is done.
             vae_split: how the decoder is split, such as `"h0w1"`; chosen per video if None.
+            first_frames: where the decoder drops surplus frames; see `models.mochi.conventions`.
             chunks: of attention; by rule if None.
 
         Raises:
@@ -129,7 +132,7 @@ class Models:
             parallel = GuidanceParallel(placed, other)
         return cls(
             T5Encoder(configs.text_encoder, mesh),
-            MochiVaeDecoder(configs.vae, mesh, split=vae_split),
+            MochiVaeDecoder(configs.vae, mesh, split=vae_split, first_frames=first_frames),
             MochiTransformer(configs.transformer, mesh, precision, chunks=chunks),
             parallel,
         )

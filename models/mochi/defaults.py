@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.machine.errors import InputError
 
-# Beside model_index.json; may hold any of the fields of `Defaults`.
+if TYPE_CHECKING:
+    from weight_cache.checkpoints.checkpoint import Checkpoint
+
+# Beside model_index.json; may hold any of the fields of `Defaults`, and of `CONVENTIONS`.
 DEFAULTS_FILE = "generation_defaults.json"
+# Fields of `models.mochi.conventions.Conventions`, which reads them.
+CONVENTIONS = ("first_frames", "empty_prompt")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,16 @@ class Defaults:
     threshold_noise: float = 0.025
     seed: int = 1710977262
     fps: int = 30
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Defaults:
+        """Return the settings of a checkpoint: these defaults, and its own `DEFAULTS_FILE` over them.
+
+        Raises:
+            InputError: the file has a name that is not a setting, or a value of another kind.
+        """
+        own = checkpoint.optional_json(DEFAULTS_FILE)
+        return cls().overridden({name: value for name, value in own.items() if name not in CONVENTIONS})
 
     def overridden(self, values: Mapping[str, Any]) -> Defaults:
         """These defaults with `values` instead, wherever one is given (not None).

@@ -102,6 +102,8 @@ class MochiPipeline:
         on_message: Message | None = None,
         vae_split: str | None = None,
         attention_chunks: str | None = None,
+        first_frames: str | None = None,
+        empty_prompt: str | None = None,
         capture: bool = True,
     ) -> MochiPipeline:
         """Load a checkpoint onto a mesh. Whatever can be checked is checked before weights are read.
@@ -122,6 +124,8 @@ class MochiPipeline:
             on_message: called with a line for what the user should know, such as a damaged entry of the store.
             vae_split: see `Request`.
             attention_chunks: see `Request`.
+            first_frames: see `Request`.
+            empty_prompt: see `Request`.
             capture: see `Request`.
 
         Raises:
@@ -142,6 +146,8 @@ class MochiPipeline:
             cache_dir=cache_dir,
             vae_split=vae_split,
             attention_chunks=attention_chunks,
+            first_frames=first_frames,
+            empty_prompt=empty_prompt,
             capture=capture,
         )
         return cls.load(resolve(request), progress, on_message)
@@ -166,9 +172,15 @@ class MochiPipeline:
             report("load", 1, 2)
             placed = place(opened.device, setup.layout)
             models = Models.declare(
-                setup.configs, placed, setup.precision, vae_split=request.vae_split, chunks=setup.chunks
+                setup.configs,
+                placed,
+                setup.precision,
+                vae_split=request.vae_split,
+                first_frames=setup.conventions.first_frames,
+                chunks=setup.chunks,
             )
-            text_encoder = MeshTextEncoder(load_tokenizer(checkpoint), models.text_encoder)
+            tokenizer = load_tokenizer(checkpoint)
+            text_encoder = MeshTextEncoder(tokenizer, models.text_encoder, setup.conventions.empty_prompt)
             report("load", 2, 2)
             models.load(
                 checkpoint,
@@ -297,7 +309,7 @@ class MochiPipeline:
         """Encode prompts with T5 on the mesh.
 
         Args:
-            prompt: text, or a list of texts; `""` is encoded as zeros without T5, as Genmo does.
+            prompt: text, or a list of texts. What `""` means is the checkpoint's convention.
             negative_prompt: what to steer away from; `""` by default. One text serves all prompts.
             prompt_embeds: [B, L, D], L up to 256, instead of `prompt`.
             prompt_attention_mask: [B, L], True for tokens that take part.

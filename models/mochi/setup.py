@@ -15,7 +15,8 @@ from models.device import MODES, choose_mode, parse_mesh
 from models.machine.errors import InputError
 from models.machine.host import quiet_ttnn
 from models.mochi.config import config_named
-from models.mochi.defaults import DEFAULTS_FILE, Defaults
+from models.mochi.conventions import Conventions
+from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import Precision
 from models.mochi.sampling.schedule import check_scheduler, guidance_schedule, linear_quadratic_schedule
@@ -93,6 +94,8 @@ class Request:
         cache_dir: of the store; see `weight_cache.location`.
         vae_split: how the decoder is split over the mesh, such as `h0w1`; by the video if None.
         attention_chunks: rows of a chunk of queries and of keys, such as `256x384`; by rule if None.
+        first_frames: `genmo` or `diffusers`; the checkpoint's if None. See `models.mochi.conventions`.
+        empty_prompt: `zeros` or `encoded`; the checkpoint's if None. See `models.mochi.conventions`.
         capture: whether a mesh that can records a denoising step once and replays it.
         video: a video whose rules are checked before anything heavy is imported.
         components: those whose weights the job loads. The files of the others may be missing.
@@ -111,6 +114,8 @@ class Request:
     cache_dir: str | Path | None = None
     vae_split: str | None = None
     attention_chunks: str | None = None
+    first_frames: str | None = None
+    empty_prompt: str | None = None
     capture: bool = True
     video: VideoRequest | None = None
     components: tuple[str, ...] = ("transformer", "vae", "text_encoder")
@@ -126,6 +131,7 @@ class Setup:
         configs: of the three models.
         scales: compression factors of the checkpoint.
         defaults: generation settings of the checkpoint.
+        conventions: how its first frames are decoded and an empty prompt is encoded.
         mode: of a run.
         mesh_shape: (rows, columns) of chips.
         layout: which mesh axis does what.
@@ -140,6 +146,7 @@ class Setup:
     configs: Configs
     scales: Scales
     defaults: Defaults
+    conventions: Conventions
     mode: str
     mesh_shape: tuple[int, int]
     layout: Layout
@@ -175,10 +182,11 @@ def resolve(request: Request) -> Setup:
     mode = opened.mode if opened is not None else choose_mode(request.mode)  # type: ignore[arg-type]
     loras = tuple(lora if isinstance(lora, LoraRequest) else LoraRequest.parse(str(lora)) for lora in request.loras)
     checkpoint = _checkpoint(request)
-    scales, defaults = Scales(), Defaults()
+    scales, defaults, conventions = Scales(), Defaults(), Conventions()
     if checkpoint is not None:
-        scales = check_configs(checkpoint)
-        defaults = defaults.overridden(checkpoint.optional_json(DEFAULTS_FILE))
+        scales, defaults = check_configs(checkpoint), Defaults.of(checkpoint)
+        conventions = Conventions.of(checkpoint)
+    conventions = conventions.overridden(request.first_frames, request.empty_prompt)
     video = Video.resolve(request.video, defaults, scales) if request.video is not None else None
     # Layouts, chunks and splits are ttnn's business, whose import takes seconds.
     quiet_ttnn()
@@ -199,7 +207,19 @@ def resolve(request: Request) -> Setup:
             if component.name in request.components:
                 component.check()
     return Setup(
-        request, checkpoint, configs, scales, defaults, mode, mesh_shape, layout, precision, loras, chunks, video
+        request,
+        checkpoint,
+        configs,
+        scales,
+        defaults,
+        conventions,
+        mode,
+        mesh_shape,
+        layout,
+        precision,
+        loras,
+        chunks,
+        video,
     )
 
 

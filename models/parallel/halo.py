@@ -71,6 +71,11 @@ class ShardedDim:
         """Return the dim after each position became `factor` positions."""
         return replace(self, real=self.real * factor, local=self.local * factor)
 
+    def without_first(self, count: int) -> ShardedDim:
+        """Return the dim without its first `count` positions; it must not be split unless `count` is 0."""
+        assert not count or self.shards == 1
+        return replace(self, real=self.real - count, local=self.local - count)
+
 
 @dataclass(frozen=True)
 class Extent:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 import ttnn
 
+from models.mochi.conventions import FirstFrames
 from models.mochi.geometry import Geometry
 from models.mochi.vae import MochiVaeDecoder, Split
 from models.mochi.vae.config import DecoderConfig
@@ -75,6 +76,7 @@ def dry_run_decode(
     config: DecoderConfig | None = None,
     split: Split | str | None = None,
     chunk: int | None = None,
+    first_frames: FirstFrames | str = "genmo",
 ) -> DecodeRun:
     """Build the decoder at full size and decode a video, beside the tensors that are already on the mesh.
 
@@ -84,13 +86,14 @@ def dry_run_decode(
         config: model sizes; Mochi 1 preview's by default.
         split: see `MochiVaeDecoder`.
         chunk: number of latent frames at a time; computed from the free DRAM by default.
+        first_frames: see `models.mochi.conventions`; the published checkpoint's by default.
 
     Raises:
         RuntimeError: an error that the device would raise too: out of memory, an unsupported shape.
         ValueError: the video does not fit.
     """
     before = dram_allocated(mesh.device)
-    decoder = MochiVaeDecoder(config or DecoderConfig(), mesh, split=split)
+    decoder = MochiVaeDecoder(config or DecoderConfig(), mesh, split=split, first_frames=first_frames)
     decoder.allocate()
     try:
         return trace_decode(decoder, geometry, chunk, weight_bytes=dram_allocated(mesh.device) - before)
@@ -105,7 +108,7 @@ def trace_decode(
     latents = torch.zeros(geometry.latent_shape)
     sizes = []
     with trace(decoder.mesh.device) as made:
-        for frames, extent in decoder.chunks(latents, chunk):
-            sizes.append(extent.time.real)
-            ttnn.deallocate(frames)
+        for part in decoder.chunks(latents, chunk):
+            sizes.append(part.latents.time.real)
+            ttnn.deallocate(part.frames_BTHWC)
     return DecodeRun(made, decoder.split_for(*latents.shape[2:]), tuple(sizes), weight_bytes)

@@ -10,6 +10,7 @@ import torch
 from models.layers import Chunks
 from models.machine.errors import InputError
 from models.mochi.config import CONFIGS, TransformerConfig
+from models.mochi.conventions import FirstFrames
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import PRECISIONS, Precision
 from models.mochi.sampling.branches import BranchesInTurn, BranchesOnHalves, GuidanceParallel, Schedule
@@ -101,6 +102,7 @@ def dry_run(
     text_tokens: int = 256,
     steps: int = STEPS,
     split: str | None = None,
+    first_frames: FirstFrames | str = "genmo",
     chunks: Chunks | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> DryRun:
@@ -121,6 +123,7 @@ def dry_run(
         text_tokens: number of tokens of each prompt, 1 to 256.
         steps: number of denoising steps that modulations are prepared for.
         split: split of the decoder over the mesh; see `models.mochi.vae.Split`.
+        first_frames: see `models.mochi.conventions`; the published checkpoint's by default.
         chunks: chunks of attention; chosen by rule if None.
         on_stage: called with each stage's name when it begins.
 
@@ -139,7 +142,7 @@ def dry_run(
     encoder = T5Encoder(T5_XXL, mesh)
     transformer = MochiTransformer(config, mesh, precision, chunks=chunks)
     set_precision(transformer, precision.weights)
-    decoder = MochiVaeDecoder(DecoderConfig(), mesh, split=split)
+    decoder = MochiVaeDecoder(DecoderConfig(), mesh, split=split, first_frames=first_frames)
     weights = {}
     for name, model in (("text_encoder", encoder), ("transformer", transformer), ("vae", decoder)):
         before = dram_allocated(mesh.device)
@@ -165,7 +168,11 @@ def dry_run(
         mesh.free_buffers()  # The sampler does the same at its end.
         decoded = trace_decode(decoder, geometry)
         traces["decode"] = decoded.trace
-        details["decode"] = {"split": str(decoded.split), "chunks": list(decoded.chunks)}
+        details["decode"] = {
+            "split": str(decoded.split),
+            "chunks": list(decoded.chunks),
+            "first_frames": str(decoder.first_frames),
+        }
     return DryRun(str(placed.layout), precision, geometry, config.num_layers, weights, traces, details)
 
 

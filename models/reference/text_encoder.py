@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from models.mochi.conventions import Conventions, EmptyPrompt, check_empty_prompt
 from models.mochi.text.encoder import (
     MAX_SEQUENCE_LENGTH,
     TextEmbeddings,
@@ -29,14 +30,15 @@ class HostTextEncoder:
     XXL.
     """
 
-    def __init__(self, tokenizer: Any, model: torch.nn.Module):
-        """Wrap a `transformers` T5 tokenizer and `T5EncoderModel`."""
+    def __init__(self, tokenizer: Any, model: torch.nn.Module, empty_prompt: EmptyPrompt = "zeros"):
+        """Wrap a `transformers` T5 tokenizer and `T5EncoderModel`; see `MeshTextEncoder` for the arguments."""
         self.tokenizer = tokenizer
         self.model = model
+        self.empty_prompt = check_empty_prompt(empty_prompt)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> HostTextEncoder:
-        """Load the `tokenizer` and `text_encoder` components.
+        """Load the `tokenizer` and `text_encoder` components, with the checkpoint's convention for an empty prompt.
 
         Raises:
             ValueError: the tokenizer cannot be read, or weights do not match the configuration.
@@ -54,7 +56,7 @@ class HostTextEncoder:
             "shared.weight": "encoder.embed_tokens.weight",
         }
         load_module(model, component, aliases=tied)
-        return cls(tokenizer, model)
+        return cls(tokenizer, model, Conventions.of(checkpoint).empty_prompt)
 
     @property
     def width(self) -> int:
@@ -65,8 +67,8 @@ class HostTextEncoder:
     def encode(self, prompt: str, max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> TextEmbeddings:
         """Return the features of one prompt, padded to `max_sequence_length` tokens.
 
-        An empty prompt gives zero features and an all-False mask without a T5 pass, as in Genmo's code (`pipelines.py`,
-        `get_conditioning_for_prompts`). Diffusers does so with `force_zeros_for_empty_prompt`.
+        An empty prompt is one end token. Where the convention is `zeros`, it gives zero features and an all-False mask
+        without a T5 pass; see `models.mochi.conventions`.
 
         Args:
             prompt: any text; tokens beyond the length are cut, and the end token is kept.
@@ -79,7 +81,7 @@ class HostTextEncoder:
             ValueError: `max_sequence_length` is out of range.
         """
         check_sequence_length(max_sequence_length)
-        if prompt == "":
+        if prompt == "" and self.empty_prompt == "zeros":
             return no_tokens(max_sequence_length, self.width)
         # `verbose=False` turns off the tokenizer's own warning about lengths.
         whole = self.tokenizer(prompt, verbose=False).input_ids

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from models.mochi.conventions import FirstFrames, check_first_frames
 from models.mochi.vae.frames import denormalise
+from models.reference.genmo_vae import decode_by_formulas
 from weight_cache.host import load_module
 
 if TYPE_CHECKING:
@@ -19,22 +21,32 @@ if TYPE_CHECKING:
 
 
 class HostVaeDecoder:
-    """Diffusers' Mochi decoder in PyTorch, float32, on the host: the reference for `MochiVaeDecoder`.
+    """Mochi's decoder in PyTorch, float32, on the host: the reference for `MochiVaeDecoder`.
 
-    It decodes in one piece, so there are no seams. A full-size video needs about 70 GB (Diffusers' documentation).
+    Diffusers' way it is Diffusers' decoder, Genmo's way that of `models.reference.genmo_vae`. It decodes in one piece,
+    so there are no seams. A full-size video needs about 70 GB (Diffusers' documentation).
     """
 
-    def __init__(self, model: torch.nn.Module):
-        """Wrap an `AutoencoderKLMochi`, of which only the decoder needs weights."""
+    def __init__(self, model: torch.nn.Module, first_frames: FirstFrames = "diffusers"):
+        """Wrap an `AutoencoderKLMochi`, of which only the decoder needs weights.
+
+        Args:
+            model: the module.
+            first_frames: where surplus frames are dropped; see `models.mochi.conventions`.
+
+        Raises:
+            InputError: there is no such way.
+        """
         self.model = model
+        self.first_frames = check_first_frames(first_frames)
         self.config: Mapping[str, Any] = model.config  # type: ignore[assignment]
 
     @classmethod
-    def from_checkpoint(cls, component: Component) -> HostVaeDecoder:
+    def from_checkpoint(cls, component: Component, first_frames: FirstFrames = "diffusers") -> HostVaeDecoder:
         """Load the decoder's weights of the `vae` component. The encoder's weights are not read.
 
         Raises:
-            ValueError: weights do not match the configuration.
+            ValueError: weights do not match the configuration, or there is no such way with the first frames.
             FileNotFoundError: a file is missing.
         """
         from diffusers import AutoencoderKLMochi
@@ -43,11 +55,11 @@ class HostVaeDecoder:
             model = AutoencoderKLMochi.from_config(component.config)
         model.encoder = None
         load_module(model.decoder, component, prefix="decoder.")
-        return cls(model.eval())
+        return cls(model.eval(), first_frames)
 
     @torch.inference_mode()
     def decode(self, latents_BCTHW: torch.Tensor) -> np.ndarray:
-        """Decode normalised latents and drop the decoder's surplus leading frames, as Diffusers does.
+        """Decode normalised latents and drop the decoder's surplus leading frames.
 
         Args:
             latents_BCTHW: float32 [1, C, T, H / 8, W / 8], as the denoising loop returns them.
@@ -64,6 +76,10 @@ class HostVaeDecoder:
         if not latents_BCTHW.isfinite().all():
             raise ValueError("latents hold values that are not finite: there is nothing to decode")
         latents_BCTHW = denormalise(latents_BCTHW.float(), self.config)
-        video_BCFHW = self.model.decode(latents_BCTHW, return_dict=False)[0]  # type: ignore[operator]
+        if self.first_frames == "genmo":
+            weights = self.model.decoder.state_dict()  # type: ignore[union-attr, operator]
+            video_BCFHW = decode_by_formulas(weights, self.config, latents_BCTHW)
+        else:
+            video_BCFHW = self.model.decode(latents_BCTHW, return_dict=False)[0]  # type: ignore[operator]
         frames_BFHWC = (video_BCFHW / 2 + 0.5).clamp_(0, 1).permute(0, 2, 3, 4, 1)
         return frames_BFHWC.contiguous().numpy()

@@ -21,6 +21,9 @@ DEFAULTS: dict[str, Any] = {
     "num_steps": 16,
     "guidance_scale": 3.0,
     "seed": 0,
+    # The VAE was trained with Diffusers' modules, the transformer with zeros for a dropped caption.
+    "first_frames": "diffusers",
+    "empty_prompt": "zeros",
 }
 CARD = "README.md"
 

@@ -33,13 +33,27 @@ def test_decode_gives_the_video_that_generate_gave(tmp_path, capsys):
     video, again = tmp_path / "video.mp4", tmp_path / "again.mp4"
     size = ["--width", "48", "--height", "32", "--num-frames", "7", "--num-steps", "2"]
     store = ["--cache-dir", str(tmp_path / "store")]
-    assert main(["generate", "a ball", "--out", str(video), "--save-latents", *size, *store]) == 0
+    ways = ["--first-frames", "genmo", "--empty-prompt", "encoded"]
+    assert main(["generate", "a ball", "--out", str(video), "--save-latents", *ways, *size, *store]) == 0
+    record = json.loads(video.with_suffix(".json").read_text())
+    assert (record["first_frames"], record["empty_prompt"]) == ("genmo", "encoded"), "tiny's own are others"
+    assert record["arguments"]["first_frames"] == "genmo"
+    assert record["tokens"]["negative_prompt"]["used"] == 1
     latents = tmp_path / "video.latents.safetensors"
-    assert f"kept the latents in {latents}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"kept the latents in {latents}" in said
+    assert "first frames genmo, empty prompt encoded" in said
     assert main(["decode", str(latents), "--out", str(again), *store]) == 0
     assert again.read_bytes() == video.read_bytes()
-    assert json.loads(again.with_suffix(".json").read_text())["made_with"]["prompt"] == "a ball"
-    assert main(["decode", str(latents), "--out", str(again), "--keep-all-frames", "--vae-split", "w1", *store]) == 0
+    record = json.loads(again.with_suffix(".json").read_text())
+    assert record["made_with"]["prompt"] == "a ball"
+    assert record["first_frames"] == "genmo", "the video's, not the checkpoint's"
+    everything = ["--keep-all-frames", "--vae-split", "w1"]
+    assert main(["decode", str(latents), "--out", str(again), *everything, *store]) == 2
+    refused = capsys.readouterr().err.splitlines()
+    assert len(refused) == 1
+    assert "all frames cannot be kept where first_frames is genmo" in refused[0]
+    assert main(["decode", str(latents), "--out", str(again), "--first-frames", "diffusers", *everything, *store]) == 0
     assert again.read_bytes() != video.read_bytes()
 
 
@@ -93,6 +107,7 @@ def test_bad_latents(tmp_path, capsys, kind, message):
         (["--vae-split", "x0"], "is not a split"),
         (["--out", "video.avi"], "must end with .mp4"),
         (["--fps", "0"], "fps 0 must be at least 1"),
+        (["--first-frames", "all"], "first_frames 'all' must be genmo"),
     ],
 )
 def test_bad_arguments(tmp_path, capsys, arguments, message):

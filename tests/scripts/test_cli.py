@@ -127,6 +127,8 @@ def test_an_interrupt_leaves_nothing(small_checkpoint, here, environment):
         (["--linear-steps", "8"], "linear_steps 8"),
         (["--seed", "-1"], "seed -1"),
         (["--fps", "0"], "fps 0"),
+        (["--first-frames", "comfyui"], "first_frames 'comfyui' must be genmo"),
+        (["--empty-prompt", "none"], "empty_prompt 'none' must be zeros"),
         (["--mesh", "2by4"], "'2by4'"),
         (["--layout", "sp0"], "layout 'sp0'"),
         (["--layout", "4x2sp0tp1"], "is for mesh 4x2"),

@@ -34,7 +34,14 @@ DEFAULT_BASE = "genmo/mochi-1-preview"
 
 
 class Checkpoint:
-    """A Diffusers-layout Mochi checkpoint directory. Opening it reads only small JSON files."""
+    """A Diffusers-layout Mochi checkpoint directory. Opening it reads only small JSON files.
+
+    `home` names the implementation whose form it is: `diffusers`, `genmo` or `comfyui`. `index` is what
+    `model_index.json` holds, `{}` in the other forms.
+    """
+
+    home = "diffusers"
+    index: dict[str, Any]
 
     def __init__(self, directory: str | Path, variant: str | None = None, source: str | None = None):
         """Open `directory`.
@@ -164,7 +171,10 @@ class Repackaged(Checkpoint):
         self.directory = path if path.is_dir() else path.parent
         self.variant = None
         self.source = source or str(path)
+        self.index = {}
         self._base = base
+        # A single file is ComfyUI's, unless it is the one that Genmo's layout has.
+        self.home = "genmo" if path.is_dir() or path.name == GENMO_TRANSFORMER else "comfyui"
         file = path / GENMO_TRANSFORMER if path.is_dir() else path
         if not file.is_file():
             raise MissingInputError(f"{path} has no {GENMO_TRANSFORMER}")

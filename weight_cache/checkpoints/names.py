@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isclose
 from typing import Any
 
 from models.machine.errors import InputError
@@ -55,6 +56,42 @@ LATENTS_STD = (
     0.9185249279345552,
     0.9274757570805041,
 )
+# Sizes of the decoder of Mochi 1 preview's VAE, with the names of Diffusers' configuration.
+_PREVIEW_DECODER = {
+    "latent_channels": 12,
+    "out_channels": 3,
+    "decoder_block_out_channels": (128, 256, 512, 768),
+    "layers_per_block": (3, 3, 4, 6, 3),
+    "temporal_expansions": (1, 2, 3),
+    "spatial_expansions": (2, 2, 2),
+}
+
+
+def is_preview_vae(config: Mapping[str, Any]) -> bool:
+    """Return whether a VAE's configuration, with Diffusers' names, is that of Mochi 1 preview's VAE.
+
+    It is if the decoder has its sizes and the latents have its statistics. The statistics were measured on that VAE, so
+    a VAE trained anew has others, while copies and fine-tunes that keep the space of latents have these. A size that
+    the configuration leaves out is the preview's, as in Diffusers.
+    """
+
+    def same(name: str, wanted: tuple[float, ...]) -> bool:
+        found = config.get(name)
+        return (
+            isinstance(found, list | tuple)
+            and len(found) == len(wanted)
+            and all(isinstance(value, int | float) for value in found)
+            and all(isclose(value, right, rel_tol=1e-5) for value, right in zip(found, wanted, strict=True))
+        )
+
+    def size(value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    return (
+        all(size(config.get(name, wanted)) == wanted for name, wanted in _PREVIEW_DECODER.items())
+        and same("latents_mean", LATENTS_MEAN)
+        and same("latents_std", LATENTS_STD)
+    )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from models.machine.errors import InputError, MissingInputError
+from models.mochi.conventions import EmptyPrompt, check_empty_prompt
 
 if TYPE_CHECKING:
     from models.mochi.text.t5 import T5Encoder
@@ -56,10 +57,20 @@ class TextEncoder(Protocol):
 class MeshTextEncoder:
     """T5 on the mesh in TTNN: see `models.mochi.text.t5`."""
 
-    def __init__(self, tokenizer: Any, model: T5Encoder):
-        """Wrap a `transformers` T5 tokenizer and a loaded encoder."""
+    def __init__(self, tokenizer: Any, model: T5Encoder, empty_prompt: EmptyPrompt = "zeros"):
+        """Wrap a `transformers` T5 tokenizer and a loaded encoder.
+
+        Args:
+            tokenizer: of the checkpoint.
+            model: of the checkpoint, loaded.
+            empty_prompt: what an empty prompt means; see `models.mochi.conventions`.
+
+        Raises:
+            InputError: there is no such convention.
+        """
         self.tokenizer = tokenizer
         self.model = model
+        self.empty_prompt = check_empty_prompt(empty_prompt)
 
     @property
     def width(self) -> int:
@@ -69,15 +80,15 @@ class MeshTextEncoder:
     def encode(self, prompt: str, max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> TextEmbeddings:
         """Return the features of one prompt. Padding tokens are not encoded; their features are zeros.
 
-        An empty prompt gives zero features and an all-False mask without a T5 pass, as in Genmo's code (`pipelines.py`,
-        `get_conditioning_for_prompts`).
+        An empty prompt is one end token. Where the convention is `zeros`, it gives zero features and an all-False mask
+        without a T5 pass; Genmo's code (`pipelines.py`, `get_conditioning_for_prompts`) masks all tokens too.
 
         Raises:
             ValueError: `max_sequence_length` is out of range.
         """
         check_sequence_length(max_sequence_length)
         embeddings = no_tokens(max_sequence_length, self.width)
-        if prompt == "":
+        if prompt == "" and self.empty_prompt == "zeros":
             return embeddings
         # `verbose=False` turns off the tokenizer's own warning about lengths.
         whole = self.tokenizer(prompt, verbose=False).input_ids
@@ -90,7 +101,7 @@ class MeshTextEncoder:
 
 
 def no_tokens(length: int, width: int) -> TextEmbeddings:
-    """Return the embeddings of an empty prompt."""
+    """Return the embeddings of an empty prompt whose convention is `zeros`: [1, L, D] and an all-False mask [1, L]."""
     return TextEmbeddings(torch.zeros(1, length, width), torch.zeros(1, length, dtype=torch.bool), 0)
 
 

@@ -1,14 +1,15 @@
 """Building blocks of the decoder: causal convolution, residual block, upsampling block.
 
 Checkpoint names and formulas are those of Diffusers `autoencoder_kl_mochi.py` and, for the convolution,
-`autoencoder_kl_cogvideox.py`. Activations x_BTHWC are row-major bfloat16 and fractured as an `Extent` says. Every chip
+`autoencoder_kl_cogvideox.py`. The surplus frames of Genmo's way are those of genmoai/mochi `vae/models.py`
+(`DepthToSpaceTime`). Activations x_BTHWC are row-major bfloat16 and fractured as an `Extent` says. Every chip
 holds all channels (legend in `models.parallel.halo`). Every call frees the activations that it is given.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import ttnn
@@ -47,12 +48,13 @@ class Past:
     """The causal state between chunks of frames: for each convolution the last two frames that it has seen.
 
     Its tensors are allocated before any chunk is decoded, so that they are not scattered between the activations in
-    DRAM.
+    DRAM. `starts` says whether the present chunk is the first of the video, `more` whether another follows.
     """
 
     def __init__(self) -> None:
         self._frames: dict[int, ttnn.Tensor] = {}
         self._written: set[int] = set()
+        self.starts = True
         self.more = False
 
     def allocate(self, conv: CausalConv3d, extent: Extent) -> None:
@@ -219,12 +221,34 @@ class ResBlock(Module):
 
 
 class UpBlock(Module):
-    """Residual blocks, then a projection whose channels become frames, rows and columns."""
+    """Residual blocks, then a projection whose channels become frames, rows and columns.
+
+    Args:
+        shared: of the decoder.
+        prefix: of the block's names in the checkpoint.
+        in_channels: channels of the block's input.
+        out_channels: channels of its output.
+        layers: number of residual blocks.
+        time: frames that a frame becomes.
+        space: rows and columns that a row and a column become.
+        surplus: number of frames at the output's beginning that are none of the video's, to be taken off as Genmo does;
+            0 to keep them, as Diffusers does.
+    """
 
     def __init__(
-        self, shared: Shared, prefix: str, in_channels: int, out_channels: int, layers: int, time: int, space: int
+        self,
+        shared: Shared,
+        prefix: str,
+        in_channels: int,
+        out_channels: int,
+        layers: int,
+        time: int,
+        space: int,
+        surplus: int = 0,
     ) -> None:
         super().__init__(shared.mesh)
+        self.halo = shared.halo
+        self.surplus = surplus
         self.prefix = prefix
         self.factors = (time, space, space)
         self.out_channels = out_channels
@@ -249,25 +273,52 @@ class UpBlock(Module):
         )
 
     def __call__(self, x_BTHWC: ttnn.Tensor, extent: Extent, past: Past) -> tuple[ttnn.Tensor, Extent]:
-        """Map x [1, T, H, W, C] to [1, t T, s H, s W, out]; also return the new extent."""
+        """Map x [1, T, H, W, C] to [1, t T, s H, s W, out]; also return the new extent.
+
+        With `surplus`, the first t - 1 frames of the video are dropped. Where time is split, shards must stay equal:
+        all surplus frames are then overwritten with the first real one. That is the same to whatever comes after:
+        causal convolutions see a repeated first frame, as they do at the beginning of a trimmed stream, and so they
+        make every surplus frame equal to the first real one again.
+        """
         for block in self.resnets:
             x_BTHWC = block(x_BTHWC, extent, past)
         expanded = then(self.proj, x_BTHWC)
+        trims = self.surplus > 0 and self.factors[0] > 1 and past.starts
+        dropped = self.factors[0] - 1 if trims and extent.time.shards == 1 else 0
         if math.prod(self.factors) > 1:
-            expanded = then(self._spread, expanded)
-        return expanded, extent.times(*self.factors)
+            expanded = then(self._spread, expanded, dropped)
+        extent = extent.times(*self.factors)
+        if trims and not dropped:
+            self._repeat_first(expanded, extent)
+        return expanded, replace(extent, time=extent.time.without_first(dropped))
 
-    def _spread(self, expanded_BTHWC: ttnn.Tensor) -> ttnn.Tensor:
-        """Turn channels ordered (t, s, s, C) into frames, rows and columns, part by part in L1."""
+    def _repeat_first(self, x_BTHWC: ttnn.Tensor, extent: Extent) -> None:
+        """Overwrite the surplus frames, which are all on the first shard of time, with the first real frame."""
+        frames = frames_of(x_BTHWC)
+        first = read(frames, TIME, self.surplus, self.surplus + 1)
+        repeated = ttnn.concat([first] * self.surplus, dim=0) if self.surplus > 1 else first
+        self.halo.overwrite(frames, repeated, TIME, 0, extent.time.axis, 0)
+        for tensor in {id(first): first, id(repeated): repeated}.values():
+            ttnn.deallocate(tensor)
+
+    def _spread(self, expanded_BTHWC: ttnn.Tensor, dropped: int) -> ttnn.Tensor:
+        """Turn channels ordered (t, s, s, C) into frames, rows and columns, part by part in L1.
+
+        The first `dropped` frames, at most t - 1, are not written.
+        """
         expanded = frames_of(expanded_BTHWC)
         frames, rows, columns, _ = expanded.shape
         time, space, _ = self.factors
-        shape = [frames * time, rows * space, columns * space, self.out_channels]
+        shape = [frames * time - dropped, rows * space, columns * space, self.out_channels]
         out = ttnn.allocate_tensor_on_device(ttnn.Shape(shape), expanded.dtype, ttnn.ROW_MAJOR_LAYOUT, self.mesh.device)
         for part in parts(expanded):
             count, height = part.shape
             split = [count, height, columns, time, space, space, self.out_channels]
             spread = then(ttnn.permute, then(ttnn.reshape, take(expanded, part), split), [0, 3, 1, 4, 2, 5, 6])
             value = ttnn.reshape(spread, [count * time, height * space, *shape[2:]])
-            put(out, value, (part.frames[0] * time, part.rows[0] * space, 0))
+            start = part.frames[0] * time - dropped
+            if start < 0:
+                begin = [-start, 0, 0, 0]
+                value = then(copy_rows, value, begin, list(value.shape), memory_config=ttnn.L1_MEMORY_CONFIG)
+            put(out, value, (max(start, 0), part.rows[0] * space, 0))
         return ttnn.reshape(out, [1, *shape])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -11,7 +13,9 @@ import ttnn
 from models.conversion import LATENT_CONV3D_BIAS, LATENT_CONV3D_WEIGHT
 from models.layers.conv3d import Conv3d, Fold
 from models.layers.module import Module, TensorSource
+from models.layers.staging import then
 from models.machine.errors import InputError
+from models.mochi.conventions import FirstFrames, check_first_frames, check_keep_all_frames
 from models.mochi.vae.blocks import Past, ResBlock, Shared, UpBlock
 from models.mochi.vae.config import DecoderConfig
 from models.mochi.vae.memory import chunk_frames, dram_free
@@ -22,27 +26,53 @@ from models.parallel.halo import HEIGHT, TIME, WIDTH, Extent, download, upload
 _PREFIX = "decoder."
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded chunk.
+
+    Attributes:
+        frames_BTHWC: [1, F, 8 H, 8 W, 3] bfloat16, row-major, fractured as `extent` says.
+        latents: sizes and shards of the chunk's latents.
+        extent: sizes and shards of the frames.
+    """
+
+    frames_BTHWC: ttnn.Tensor
+    latents: Extent
+    extent: Extent
+
+
 class MochiVaeDecoder(Module):
     """Decoder of latents of any size, sharded over time, rows and columns with exact halos.
 
-    Names and formulas are those of Diffusers `autoencoder_kl_mochi.py`. Weights are replicated.
+    Names and formulas are those of Diffusers `autoencoder_kl_mochi.py`. Weights are replicated. Every upsampling by t
+    in time makes t frames of the first one, of which t - 1 are surplus. See `models.mochi.conventions` for the two ways
+    to drop them.
     """
 
     prefix = _PREFIX
 
-    def __init__(self, config: DecoderConfig, mesh: Mesh, *, split: Split | str | None = None) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        mesh: Mesh,
+        *,
+        split: Split | str | None = None,
+        first_frames: FirstFrames | str = "diffusers",
+    ) -> None:
         """Declare the decoder; `load` reads its weights.
 
         Args:
             config: sizes of the decoder.
             mesh: the mesh.
             split: split of videos, such as `t0h1`; `choose_split` chooses one per size if None.
+            first_frames: `"genmo"` drops surplus frames inside each upsampling, `"diffusers"` at the end.
 
         Raises:
-            ValueError: `split` is not a split.
+            ValueError: `split` is not a split, or there is no such way with the first frames.
         """
         super().__init__(mesh)
         self.config = config
+        self.first_frames = check_first_frames(first_frames)
         self.split = Split.parse(split) if isinstance(split, str) else split
         self.shared = Shared(mesh)
         channels, layers = config.decoder_block_out_channels, config.layers_per_block
@@ -67,6 +97,7 @@ class MochiVaeDecoder(Module):
                 layers[-2 - index],
                 config.temporal_expansions[-1 - index],
                 config.spatial_expansions[-1 - index],
+                prod(config.temporal_expansions[-1 - index :]) - 1 if self.trims else 0,
             )
             for index in range(len(channels) - 1)
         ]
@@ -90,6 +121,7 @@ class MochiVaeDecoder(Module):
         mesh: Mesh,
         *,
         split: Split | str | None = None,
+        first_frames: FirstFrames | str = "diffusers",
         on_parameter: Callable[[int, int], None] | None = None,
     ) -> MochiVaeDecoder:
         """Build the decoder from a checkpoint's VAE: its `config` and its `decoder.*` tensors.
@@ -100,9 +132,14 @@ class MochiVaeDecoder(Module):
             ValueError: the configuration, the split or the weights do not fit.
             FileNotFoundError: a file is missing.
         """
-        decoder = cls(DecoderConfig.from_dict(component.config), mesh, split=split)
+        decoder = cls(DecoderConfig.from_dict(component.config), mesh, split=split, first_frames=first_frames)
         decoder.load(component, on_parameter=on_parameter)
         return decoder
+
+    @property
+    def trims(self) -> bool:
+        """Whether surplus frames are dropped inside each upsampling, Genmo's way."""
+        return self.first_frames == "genmo"
 
     def part_of(self, source: TensorSource) -> TensorSource:
         """Return the decoder's tensors of the VAE, without those of the encoder."""
@@ -121,9 +158,13 @@ class MochiVaeDecoder(Module):
 
     def split_for(self, frames: int, rows: int, columns: int) -> Split:
         """Return the split of latents of this size."""
-        return self.split if self.split is not None else choose_split(self.mesh, frames, rows, columns)
+        if self.split is not None:
+            return self.split
+        return choose_split(self.mesh, frames, rows, columns, whole_time=self.trims)
 
-    def __call__(self, latents_BTHWC: ttnn.Tensor, extent: Extent, past: Past | None = None) -> ttnn.Tensor:
+    def __call__(
+        self, latents_BTHWC: ttnn.Tensor, extent: Extent, past: Past | None = None
+    ) -> tuple[ttnn.Tensor, Extent]:
         """Decode latents that are on the mesh.
 
         Args:
@@ -133,8 +174,9 @@ class MochiVaeDecoder(Module):
             past: causal state if the video is decoded in chunks.
 
         Returns:
-            [1, 6 T, 8 H, 8 W, 3] bfloat16, row-major, with values from about -1 to 1, fractured as `extent` times (6,
-            8, 8). The surplus leading frames are included.
+            Frames [1, F, 8 H, 8 W, 3] bfloat16, row-major, with values from about -1 to 1, and how they are fractured.
+            F is 6 T. In Genmo's way, where time is not split, it is 6 T - 5 in the first chunk. Other first chunks
+            begin with 5 surplus frames.
         """
         past = past if past is not None else Past()
         x_BTHWC = self.conv_in(latents_BTHWC)
@@ -145,9 +187,7 @@ class MochiVaeDecoder(Module):
             x_BTHWC, extent = up_block(x_BTHWC, extent, past)
         for block in self.block_out:
             x_BTHWC = block(x_BTHWC, extent, past)
-        frames = self.proj_out(x_BTHWC)
-        ttnn.deallocate(x_BTHWC)
-        return frames
+        return then(self.proj_out, x_BTHWC), extent
 
     def upload_latents(self, latents_BCTHW: torch.Tensor, extent: Extent) -> ttnn.Tensor:
         """Upload host latents [1, C, T, H, W] as the call takes them: [1, T, H, W, 32], fractured as `extent` says."""
@@ -158,20 +198,17 @@ class MochiVaeDecoder(Module):
         return upload(self.mesh, host.contiguous(), _dims(extent))
 
     def download_frames(self, frames_BTHWC: ttnn.Tensor, extent: Extent) -> torch.Tensor:
-        """Download the call's result for latents of `extent` as host frames [1, F, 8 H, 8 W, 3], without padding.
+        """Download the call's result, frames of `extent`, as host frames [1, F, 8 H, 8 W, 3], without padding.
 
         `frames_BTHWC` is freed. Pixels are downloaded in bfloat16, 6 bytes each. Converting them to uint8 on the mesh
         would save 3 bytes each, 25 MB per chip of a 2x4 for 163 frames of 848x480. It would cost three more passes over
         one page per pixel.
         """
-        size = extent
-        for time, space in zip(self.config.temporal_expansions, self.config.spatial_expansions, strict=True):
-            size = size.times(time, space, space)
-        whole = download(self.mesh, frames_BTHWC, _dims(size))
+        whole = download(self.mesh, frames_BTHWC, _dims(extent))
         ttnn.deallocate(frames_BTHWC)
-        return whole[:, : size.time.real, : size.height.real, : size.width.real].float()
+        return whole[:, : extent.time.real, : extent.height.real, : extent.width.real].float()
 
-    def chunks(self, latents_BCTHW: torch.Tensor, chunk: int | None = None) -> Iterator[tuple[ttnn.Tensor, Extent]]:
+    def chunks(self, latents_BCTHW: torch.Tensor, chunk: int | None = None) -> Iterator[Decoded]:
         """Decode latents chunk by chunk, in order of time.
 
         Args:
@@ -179,8 +216,7 @@ class MochiVaeDecoder(Module):
             chunk: number of latent frames at a time; computed from the free DRAM (`chunk_frames`) if None.
 
         Yields:
-            The result of the call, and the extent of the chunk's latents. Free the result, or pass it to
-            `download_frames`, before the next chunk.
+            The frames of a chunk. Free them, or pass them to `download_frames`, before the next chunk.
 
         Raises:
             ValueError: `chunk` does not fill the shards, or the latents do not fit.
@@ -196,9 +232,10 @@ class MochiVaeDecoder(Module):
         try:
             for start in range(0, frames, chunk):
                 part = latents_BCTHW[:, :, start : start + chunk]
-                past.more = start + chunk < frames
+                past.starts, past.more = start == 0, start + chunk < frames
                 extent = split.extent(self.mesh, part.shape[2], rows, columns)
-                yield self(self.upload_latents(part, extent), extent, past), extent
+                frames_BTHWC, size = self(self.upload_latents(part, extent), extent, past)
+                yield Decoded(frames_BTHWC, extent, size)
         finally:
             past.release()
 
@@ -216,33 +253,41 @@ class MochiVaeDecoder(Module):
                 past.allocate(conv, extent)
 
     def raw_frames(self, latents_BCTHW: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
-        """Return host frames [1, 6 T, 8 H, 8 W, 3] as the network computes them; see `chunks`.
+        """Return host frames as the network computes them; see `chunks`.
 
-        Surplus frames are included.
+        They are [1, 6 T, 8 H, 8 W, 3] with the surplus frames. In Genmo's way there are none: [1, 6 T - 5, 8 H, 8 W,
+        3].
         """
-        parts = [self.download_frames(frames, extent) for frames, extent in self.chunks(latents_BCTHW, chunk)]
-        return torch.cat(parts, dim=1)
+        parts = [self.download_frames(part.frames_BTHWC, part.extent) for part in self.chunks(latents_BCTHW, chunk)]
+        video = torch.cat(parts, dim=1)
+        return self._without_surplus(video, latents_BCTHW.shape[2]) if self.trims else video
+
+    def _without_surplus(self, video_BFHWC: torch.Tensor, latent_frames: int) -> torch.Tensor:
+        """Return the last frames: those of the video."""
+        return video_BFHWC[:, -(self.config.time_factor * (latent_frames - 1) + 1) :]
 
     def decode(
         self, latents_BCTHW: torch.Tensor, *, keep_all_frames: bool = False, chunk: int | None = None
     ) -> np.ndarray:
-        """Decode normalised latents and drop the decoder's surplus leading frames, as Diffusers does.
+        """Decode normalised latents, and drop the decoder's surplus leading frames if Genmo's way has not done so.
 
         Args:
             latents_BCTHW: [1, C, T, H / 8, W / 8], as the denoising loop returns them.
-            keep_all_frames: keep the surplus frames too.
+            keep_all_frames: keep the surplus frames too; only in Diffusers' way, which computes them.
             chunk: number of latent frames to decode at a time; as many as fit if None. The result is the same.
 
         Returns:
             float32 [1, F, H, W, 3] from 0 to 1, F = 6 (T - 1) + 1, or 6 T with all frames.
 
         Raises:
-            ValueError: the latents have another shape or type, have values that are not finite, or do not fit.
+            ValueError: the latents have another shape or type, have values that are not finite, or do not fit; or all
+                frames are to be kept in Genmo's way.
         """
+        check_keep_all_frames(self.first_frames, keep_all_frames)
         check_latents(latents_BCTHW, self.config.latent_channels)
         video = self.raw_frames(latents_BCTHW, chunk)
         if not keep_all_frames:
-            video = video[:, self.config.time_factor - 1 :]
+            video = self._without_surplus(video, latents_BCTHW.shape[2])
         return (video / 2 + 0.5).clamp_(0, 1).numpy()
 
     def release(self) -> None:

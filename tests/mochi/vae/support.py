@@ -6,6 +6,7 @@ import torch
 
 from models.mochi.vae import MochiVaeDecoder
 from models.mochi.vae.config import DecoderConfig
+from models.reference.genmo_vae import decode_by_formulas
 from models.reference.metrics import relative_rmse
 from models.reference.random_weights import randomize_
 from tests.support import StateDict, check
@@ -49,8 +50,8 @@ class Component:
         return self._decoder.tensor(key)
 
 
-def decoder(mesh, split: str | None = None) -> MochiVaeDecoder:
-    return MochiVaeDecoder.from_checkpoint(Component(), mesh, split=split)
+def decoder(mesh, split: str | None = None, first_frames: str = "diffusers") -> MochiVaeDecoder:
+    return MochiVaeDecoder.from_checkpoint(Component(), mesh, split=split, first_frames=first_frames)
 
 
 def config() -> DecoderConfig:
@@ -73,10 +74,31 @@ def expected(size: tuple[int, ...], dtype: torch.dtype = torch.float32, *, keep_
     return video.float()[0].permute(1, 2, 3, 0)
 
 
+@functools.cache
+def expected_of_genmo(size: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Frames [F, H, W, 3] of the decoder by its formulas, Genmo's way."""
+    from models.mochi.vae.frames import denormalise
+
+    model = reference(dtype)
+    with torch.no_grad():
+        given = denormalise(latents(*size), model.config).to(dtype)
+        video = decode_by_formulas(model.decoder.state_dict(), model.config, given)
+    return video.float()[0].permute(1, 2, 3, 0)
+
+
 def check_frames(actual: torch.Tensor, size: tuple[int, ...], *, keep_all_frames: bool = False) -> None:
     """Every frame, and every pixel row and column next to a seam or an edge is among them, against Diffusers'."""
     exact = expected(size, keep_all_frames=keep_all_frames)
     rounded = expected(size, torch.bfloat16, keep_all_frames=keep_all_frames)
+    check_each_frame(actual, exact, rounded)
+
+
+def check_frames_of_genmo(actual: torch.Tensor, size: tuple[int, ...]) -> None:
+    """Every frame against the formulas, Genmo's way."""
+    check_each_frame(actual, expected_of_genmo(size), expected_of_genmo(size, torch.bfloat16))
+
+
+def check_each_frame(actual: torch.Tensor, exact: torch.Tensor, rounded: torch.Tensor) -> None:
     assert actual.shape == exact.shape
     for frame in range(len(exact)):
         check(actual[frame], exact[frame], rounded[frame])

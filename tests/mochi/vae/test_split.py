@@ -49,6 +49,23 @@ def test_choice(mesh, size):
         assert extent.time.local * extent.height.local * extent.width.local <= 1.2 * ideal
 
 
+@pytest.mark.parametrize(
+    ("mesh", "size", "late", "early"),
+    [
+        ("2x4sp0tp1", FULL, "w0h1", "w0h1"),
+        ("4x8sp1tp0", FULL, "h0w1", "h0w1"),
+        ("1x2sp0tp1", (28, 4, 4), "t1", "h1"),
+        ("1x8sp0tp1", (64, 3, 3), "t1", "t1"),
+    ],
+    indirect=["mesh"],
+    ids=str,
+)
+def test_time_stays_whole_where_frames_are_dropped_early(mesh, size, late, early):
+    """Unless another split stores more: then memory comes first."""
+    assert str(choose_split(mesh, *size)) == late
+    assert str(choose_split(mesh, *size, whole_time=True)) == early
+
+
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1", "1x1sp0tp1"], indirect=True)
 @pytest.mark.parametrize("split", ["w0h1", "t0h1"])
 def test_chunks_follow_memory(mesh, split):

@@ -144,6 +144,22 @@ def test_a_genmo_directory_is_a_whole_checkpoint_with_its_base(genmo, small_chec
     assert checkpoint.identity() == Checkpoint.open(genmo, base=small_checkpoint).identity()
 
 
+def test_each_form_follows_the_code_it_was_made_for(genmo, small_checkpoint, tmp_path):
+    """Genmo's layout, and its transformer's file alone; ComfyUI's single file, wherever its decoder comes from."""
+    from models.mochi.conventions import Conventions
+    from models.mochi.setup import Request, resolve
+
+    for source in (genmo, genmo / "dit.safetensors"):
+        assert Conventions.of(Checkpoint.open(source, base=small_checkpoint)) == Conventions("genmo", "zeros")
+    single = tmp_path / "mochi_preview_bf16.safetensors"
+    shutil.copy(genmo / "dit.safetensors", single)
+    assert Conventions.of(Checkpoint.open(single, base=small_checkpoint)) == Conventions("genmo", "encoded")
+    setup = resolve(Request(single, base=str(small_checkpoint), mode="golden", first_frames="diffusers"))
+    assert setup.conventions == Conventions("diffusers", "encoded")
+    (tmp_path / "generation_defaults.json").write_text('{"empty_prompt": "zeros", "num_steps": 8}')
+    assert Conventions.of(Checkpoint.open(single, base=small_checkpoint)) == Conventions("genmo", "zeros")
+
+
 def test_the_configuration_of_the_decoder_is_said_in_full(genmo, original):
     """Nothing that the decoder on the mesh reads may be left to a default."""
     from models.mochi.vae.config import DecoderConfig

@@ -73,10 +73,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):  # type: ignore[no-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    from models.device import cards
+    from models.device import REAL, choose_mode
     from tests.systems import place
 
-    if not cards():
+    if choose_mode() not in REAL:
         session.config.stash[_ELSEWHERE] = place(session)
 
 
@@ -125,7 +125,7 @@ def open_layout() -> Iterator[Callable]:
     With ``-plain`` behind it, layers compose single ops instead of using fused ones. Cards are open as one mesh at a
     time: two meshes of the same chips would each take all of their memory.
     """
-    from models.device import cards, open_mesh
+    from models.device import REAL, choose_mode, open_mesh
     from models.parallel import Layout, Mesh
     from tests.systems import PLAIN
 
@@ -142,7 +142,7 @@ def open_layout() -> Iterator[Callable]:
     def open_(layout_text: str) -> Mesh:
         layout = Layout.parse(layout_text.removesuffix(PLAIN))
         if layout.mesh_shape not in _devices:
-            if cards():
+            if choose_mode() in REAL:
                 close()
             _devices[layout.mesh_shape] = open_mesh(layout.mesh_shape)
         if layout_text not in meshes:

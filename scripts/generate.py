@@ -67,8 +67,8 @@ def generate(
     mode: Annotated[
         str,
         typer.Option(
-            help="hardware, golden (a mock mesh, numbers computed on this host), or auto: hardware where there "
-            "are cards."
+            help="hardware, simulator (which TT_METAL_SIMULATOR names), golden (a mock mesh, numbers computed on this "
+            "host), or auto: hardware where there are cards."
         ),
     ] = "auto",
     capture: Annotated[bool, typer.Option(help="On cards, record a denoising step once and replay it.")] = True,

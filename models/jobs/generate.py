@@ -69,7 +69,7 @@ class Made:
 
 
 def check_mode(mode: str) -> str:
-    """Return the mode that a job which makes frames will have, `"hardware"` or `"golden"`.
+    """Return the mode that a job which makes frames will have: one of `MODES`.
 
     Raises:
         InputError: there is no such mode, or it computes no numbers.
@@ -77,7 +77,7 @@ def check_mode(mode: str) -> str:
     """
     chosen = choose_mode(mode)  # type: ignore[arg-type]
     if chosen not in MODES:
-        raise InputError(f"mode {mode!r} computes no numbers and so makes no video: use auto, hardware or golden")
+        raise InputError(f"mode {mode!r} computes no numbers and so makes no video: use auto, {', '.join(MODES)}")
     return chosen
 
 

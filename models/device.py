@@ -4,6 +4,7 @@ Pipelines and command-line programs open their mesh here; model code takes a `tt
 know which kind it got. Nothing here reads the environment or imports ttnn until a mesh is opened.
 """
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,8 @@ MODES = {
 # DRAM of each chip that is set aside for captured programs. A guided step is about 4000 ops; what an op takes is a few
 # KB of dispatch commands, which only silicon can tell exactly: ttnn names the size that it needed if this is too small.
 TRACE_BYTES = 128 << 20
+# ttnn's limit on a wait for the chips; it reads it when it first looks for devices.
+OPERATION_TIMEOUT = "TT_METAL_OPERATION_TIMEOUT_SECONDS"
 RunMode = Literal["hardware", "simulator", "golden", "dry-run"]
 Mode = Literal["auto", "hardware", "simulator", "golden", "dry-run"]
 REAL = ("hardware", "simulator")
@@ -153,6 +156,8 @@ def open_mesh(
     mode: Mode = "auto",
     *,
     system: str | None = None,
+    ring: bool | None = None,
+    operation_seconds: float | None = None,
     card_directory: Path | None = None,
 ) -> OpenMesh:
     """Open a mesh.
@@ -166,6 +171,9 @@ def open_mesh(
         system: what the mesh is part of, by its name in `models.machine.systems`. It chooses the mock; on hardware it
             says whether the fabric is started as rings, which the machine's cables must allow. By default the smallest
             mock that holds the mesh, and lines.
+        ring: on hardware, whether the fabric is started as rings; by the system if None.
+        operation_seconds: on hardware, the time after which ttnn gives up waiting for chips that make no progress. It
+            counts at the first open of a process, and not where the user's environment has a limit. None is no limit.
         card_directory: where to look for cards; the kernel driver's directory by default.
 
     Raises:
@@ -176,7 +184,9 @@ def open_mesh(
     chosen = choose_mode(mode, card_directory=card_directory)
     named = system_named(system) if system is not None else None
     if chosen in REAL:
-        device, parent = _open_real(rows, cols, chosen, ring=named is not None and named.ring)
+        device, parent = _open_real(
+            rows, cols, chosen, named is not None and named.ring if ring is None else ring, operation_seconds
+        )
         opened = OpenMesh(device, chosen, chosen, can_capture=chosen == "hardware", _parent=parent)
     else:
         if named is not None and named.mock is None:
@@ -203,7 +213,9 @@ def _mock() -> ModuleType:
     return mesh
 
 
-def _open_real(rows: int, cols: int, mode: RunMode, *, ring: bool) -> "tuple[ttnn.MeshDevice, ttnn.MeshDevice | None]":
+def _open_real(
+    rows: int, cols: int, mode: RunMode, ring: bool, operation_seconds: float | None
+) -> "tuple[ttnn.MeshDevice, ttnn.MeshDevice | None]":
     """The mesh, and the mesh of the whole machine if it had to be opened around it.
 
     With a fabric every chip of the machine has to be open, so a smaller mesh is cut from the whole. A single chip has
@@ -212,7 +224,12 @@ def _open_real(rows: int, cols: int, mode: RunMode, *, ring: bool) -> "tuple[ttn
     bind_process("cards" if mode == "hardware" else "simulator")
     ttnn = quiet_ttnn()
     trace_bytes = TRACE_BYTES if mode == "hardware" else 0
-    with environment(log_level("warn") | (simulator.variables() if mode == "simulator" else {})):
+    variables = log_level("warn")
+    if mode == "simulator":
+        variables |= simulator.variables()
+    elif operation_seconds is not None and not os.environ.get(OPERATION_TIMEOUT):
+        variables[OPERATION_TIMEOUT] = f"{operation_seconds:.0f}"
+    with environment(variables):
         if ttnn.get_num_devices() > 1:
             ttnn.set_fabric_config(ttnn.FabricConfig.FABRIC_1D_RING if ring else ttnn.FabricConfig.FABRIC_1D)
     whole = None

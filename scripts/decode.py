@@ -32,7 +32,9 @@ def decode(
     ] = False,
     fps: Annotated[int | None, typer.Option(help="Frames per second. [default: that of the latents]")] = None,
     out: Annotated[str | None, typer.Option(help="The .mp4 to write. [default: beside the latents]")] = None,
-    mode: Annotated[str, typer.Option(help="hardware, golden, or auto.")] = "auto",
+    mode: Annotated[str, typer.Option(help="hardware, simulator, golden, or auto.")] = "auto",
+    plain: Annotated[str | None, typer.Option(help=HELP["plain"])] = None,
+    profile: Annotated[str | None, typer.Option(help=HELP["profile"])] = None,
 ) -> None:
     """Decode saved latents, with the very decoder that generate uses."""
     logger.disable("models")
@@ -49,6 +51,8 @@ def decode(
                 mode=mode,
                 cache_dir=cache_dir,
                 vae_split=vae_split,
+                plain=plain,
+                profile=profile,
             ),
             keep_all_frames=keep_all_frames,
             fps=fps,

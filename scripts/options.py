@@ -5,6 +5,11 @@ HELP = {
     "[default: genmo/mochi-1-preview in the local cache]",
     "precision": "accurate, bf16, default, bf8 or fast, from the most exact to the fastest (docs/precision.md).",
     "lora": "A LoRA's .safetensors file, or FILE:STRENGTH; may be given several times.",
+    "plain": "Ops to avoid on this machine, such as norm,halo: single ops take their place; all, or none "
+    "(docs/selftest.md). [default: the machine profile's]",
+    "links": "Most Ethernet links to use between two chips. [default: the machine profile's, else all]",
+    "topology": "line or ring: how the fabric is started and used. [default: the profile's, else by the system]",
+    "profile": "Machine profile to read, or none. [default: on hardware the machine's own]",
     "cache_dir": "Where converted weights are kept. [default: MOCHI_TT_CACHE_DIR, else TT_DIT_CACHE_DIR, else the "
     "user's cache directory]",
 }

@@ -46,15 +46,18 @@ os.environ["TT_METAL_LOGS_PATH"] = os.getcwd()
 from models.device import open_mesh
 node = pathlib.Path("cards"); node.mkdir(); (node / "0").touch()
 found = []
+from models import device
+seen, inside = [], device.environment
+device.environment = lambda variables: (seen.append(dict(variables)), inside(variables))[1]
 for mesh in ("2x4", "1x2", "8x1"):
-    with open_mesh(mesh, card_directory=node) as opened:
+    with open_mesh(mesh, card_directory=node, operation_seconds=150.4) as opened:
         found.append([opened.mode, opened.system, list(opened.shape), len(opened.device.get_device_ids())])
 for mesh, mode in (("9x9", "hardware"), ("2x4", "golden")):
     try:
         open_mesh(mesh, mode, card_directory=node)
     except Exception as error:
         found.append(f"{type(error).__name__}: {error}")
-print(json.dumps(found))
+print(json.dumps([*found, [v.get("TT_METAL_OPERATION_TIMEOUT_SECONDS") for v in seen]]))
 """
 
 
@@ -228,6 +231,7 @@ def test_hardware_opening_on_a_described_cluster(tmp_path: Path) -> None:
     ]
     assert found[3].startswith("InputError: mesh 9x9 does not fit this machine's 2x4 chips")
     assert found[4].startswith("RuntimeError: this process has opened real cards")
+    assert found[5] == ["150", "150", "150", None], "ttnn's watchdog where a limit was given"
     assert "mesh 2x4 in mode hardware (cards found)" in log
     assert "| warning " in log
     assert "| info " not in log

@@ -98,6 +98,18 @@ def plan(request: GenerateRequest) -> Job:
     return Job(request, setup, setup.video, out)
 
 
+def about_the_machine(setup: Setup) -> str | None:
+    """Say in a line which machine profile a run takes, or on hardware that there is none yet; None if there is nothing.
+
+    The line about a missing profile begins with "hint".
+    """
+    if setup.profile is not None:
+        return f"machine profile {setup.profile.file}: {setup.profile}"
+    if setup.mode == "hardware" and setup.request.profile is None:
+        return "hint: this machine has no profile; `mochi-tt selftest --profile` tries every op on it and writes one"
+    return None
+
+
 def run(job: Job, progress: Progress | None = None, on_message: Message | None = None) -> Path:
     """Open a pipeline, make the video and write it with its JSON; return the video's path.
 
@@ -210,6 +222,12 @@ def record(made: Made, job: Job) -> dict[str, Any]:
         "mesh": "x".join(map(str, setup.mesh_shape)),
         "layout": str(setup.layout),
         "system": made.system,
+        "machine": {
+            "profile": setup.profile.to_json() if setup.profile is not None else None,
+            "plain": sorted(setup.ways.plain),
+            "links": setup.ways.links,
+            "capture": setup.capture,
+        },
         "geometry": {
             "height": geometry.height,
             "width": geometry.width,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from models.machine.errors import InputError
 
@@ -101,9 +102,10 @@ def parse_plain(text: str) -> frozenset[str]:
     return Ways(frozenset(names)).plain
 
 
-def names_of(op: str) -> list[str]:
+@cache
+def names_of(op: str) -> tuple[str, ...]:
     """Return the names under which ttnn's `op` can be avoided; empty if it cannot."""
-    return [name for name, found in ALTERNATIVES.items() if op in found.ops]
+    return tuple(name for name, found in ALTERNATIVES.items() if op in found.ops)
 
 
 def advice(op: str) -> str:

@@ -29,6 +29,13 @@ ROOMS = {
         "models.conversion",
         "models.machine",
     },
+    "models.conformance": {
+        "models.mochi",
+        "models.device",
+        "models.layers",
+        "models.parallel",
+        "models.machine",
+    },
     "models.reference": {"models.mochi", "weight_cache", "models.machine"},
     "models.tiny": {"models.reference", "models.mochi", "weight_cache", "models.device", "models.machine"},
     "models.performance": {
@@ -40,6 +47,7 @@ ROOMS = {
         "models.machine",
     },
     "models.jobs": {
+        "models.conformance",
         "models.performance",
         "models.tiny",
         "models.reference",

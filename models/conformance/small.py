@@ -172,9 +172,7 @@ def _gathered_swiglu(bench: Bench) -> list[Output]:
     needs=without_tp,
 )
 def _split(bench: Bench) -> list[Output]:
-    return (
-        _column(bench, 64, 128, 32 * bench.mesh.tp.size, swiglu=False) if bench.mesh.tp.size == 1 else _partial(bench)
-    )
+    return _column(bench, 64, 128, 32, swiglu=False)
 
 
 @case(
@@ -304,9 +302,8 @@ def attention(
 
     def queries(q: torch.Tensor) -> torch.Tensor:
         k, v = (torch.cat([a[:, :, :tokens], b], 2) for a, b in zip(x[1:], y[1:], strict=True))
-        return torch.cat(
-            [((p @ k[:, i : i + 1].mT) * width**-0.5).softmax(-1) @ v[:, i : i + 1] for i, p in _each(q)], 1
-        )
+        each = zip(q.split(1, 1), k.split(1, 1), v.split(1, 1), strict=True)
+        return torch.cat([((a @ b.mT) * width**-0.5).softmax(-1) @ c for a, b, c in each], 1)
 
     def seen_rows() -> torch.Tensor:
         # A chip's last rows may be padding, whose outputs have no meaning.

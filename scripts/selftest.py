@@ -11,7 +11,9 @@ from models.device import MODES
 from models.jobs.selftest import HEADING, KINDS, SelfTest, resolve_mode, run
 from models.machine.errors import InputError
 from models.machine.files import check_writable, write_json
+from models.machine.host import quiet_ttnn
 from models.machine.profile import default_file
+from models.machine.systems import system as system_called
 from models.machine.ways import Ways, parse_plain
 from models.mochi.geometry import Geometry, Scales
 from scripts.options import HELP
@@ -41,6 +43,10 @@ def selftest(
     profile: Annotated[
         bool, typer.Option("--profile", help="Write what to avoid into the profile of this machine.")
     ] = False,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Only say what each way around an op costs, by the cost model; no card.")
+    ] = False,
+    system: Annotated[str, typer.Option(help="With --costs: the system, such as quietbox or galaxy.")] = "quietbox",
     profile_file: Annotated[
         str | None, typer.Option(help="Write the profile here instead, for generate --profile FILE.")
     ] = None,
@@ -49,14 +55,17 @@ def selftest(
 
     The exit code is 1 if a case did not pass.
     """
+    if costs:
+        return _costs(system, Geometry(height, width, num_frames, Scales()))
     chosen, shape = resolve_mode(mode, mesh)
     kinds = tuple(kind or (("small",) if chosen == "simulator" else KINDS))
     for name in kinds:
         if name not in KINDS:
             raise InputError(f"--kind {name!r} does not exist: choose from {', '.join(KINDS)}")
     target = Path(profile_file) if profile_file else default_file() if profile else None
-    for file in filter(None, (json_file, target)):
-        check_writable(file, ".json")
+    for file in (json_file, target):
+        if file is not None:
+            check_writable(file, ".json")
     test = SelfTest(
         mode=chosen,
         mesh=shape,
@@ -81,3 +90,20 @@ def selftest(
         made.write(target)
         print(f"wrote {target}: {made}")
     return FOUND if report.failed else 0
+
+
+def _costs(system: str, geometry: Geometry) -> int:
+    machine = system_called(system)
+    if machine.mock is None:
+        raise InputError(f"system {machine.name} cannot be projected yet: no mock stands for it")
+    quiet_ttnn()
+    from models.mochi.precision import Precision
+    from models.parallel import Layout
+    from models.performance.fallbacks import fallbacks
+    from models.performance.projection import FIRST_LINE
+
+    print(f"{FIRST_LINE}\n")
+    layout = Layout.default(machine.mesh, 24)
+    for line in fallbacks(machine, layout, Precision.named("default"), geometry, 50):
+        print(line, flush=True)
+    return 0

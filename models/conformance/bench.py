@@ -117,7 +117,7 @@ class Bench:
         whole = output.exact()
         if isinstance(output.tensor, torch.Tensor):
             return whole[None]
-        dims = output.axes or {self.mesh.sp.index: output.sp, self.mesh.tp.index: output.tp}
+        dims: dict[int, int | None] = {**output.axes} or {self.mesh.sp.index: output.sp, self.mesh.tp.index: output.tp}
         rows, columns = self.mesh.layout.mesh_shape
         parts = []
         for row in range(rows):

@@ -16,6 +16,7 @@ from models.machine.profile import default_file
 from models.machine.systems import system as system_called
 from models.machine.ways import Ways, parse_plain
 from models.mochi.geometry import Geometry, Scales
+from models.mochi.precision import Precision
 from scripts.options import HELP
 
 FOUND = 1
@@ -97,7 +98,6 @@ def _costs(system: str, geometry: Geometry) -> int:
     if machine.mock is None:
         raise InputError(f"system {machine.name} cannot be projected yet: no mock stands for it")
     quiet_ttnn()
-    from models.mochi.precision import Precision
     from models.parallel import Layout
     from models.performance.fallbacks import fallbacks
     from models.performance.projection import FIRST_LINE

@@ -79,10 +79,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):  # type: ignore[no-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    from models.device import cards
+    from models.device import REAL, choose_mode
     from tests.systems import place
 
-    if not cards():
+    if choose_mode() not in REAL:
         session.config.stash[_ELSEWHERE] = place(session)
 
 
@@ -128,10 +128,11 @@ def pytest_testnodedown(node) -> None:  # type: ignore[no-untyped-def]
 def open_layout() -> Iterator[Callable]:
     """Give the mesh of a layout such as ``2x4sp0tp1``; layouts of one shape share a device that is opened once.
 
-    With ``-plain`` behind it, layers compose single ops instead of using fused ones. Cards are open as one mesh at a
-    time: two meshes of the same chips would each take all of their memory.
+    With ``-plain`` behind it, layers compose single ops instead of using fused ones; with ``-plain-norm`` only instead
+    of that one. Cards are open as one mesh at a time: two meshes of the same chips would each take all of their memory.
     """
-    from models.device import cards, open_mesh
+    from models.device import REAL, choose_mode, open_mesh
+    from models.machine.ways import FUSED, Ways, parse_plain
     from models.parallel import Layout, Mesh
     from tests.systems import PLAIN
 
@@ -146,14 +147,17 @@ def open_layout() -> Iterator[Callable]:
         _devices.clear()
 
     def open_(layout_text: str) -> Mesh:
-        layout = Layout.parse(layout_text.removesuffix(PLAIN))
+        name, plain, ops = layout_text.partition(PLAIN)
+        layout = Layout.parse(name)
         if layout.mesh_shape not in _devices:
-            if cards():
+            if choose_mode() in REAL:
                 close()
             _devices[layout.mesh_shape] = open_mesh(layout.mesh_shape)
         if layout_text not in meshes:
             device = _devices[layout.mesh_shape].device
-            meshes[layout_text] = Mesh(device, layout, fused=not layout_text.endswith(PLAIN))
+            meshes[layout_text] = Mesh(
+                device, layout, Ways(parse_plain(ops.removeprefix("-") or "all")) if plain else FUSED
+            )
         return meshes[layout_text]
 
     yield open_

@@ -47,6 +47,7 @@ COMMANDS = {
     "evaluate": _Command("scripts.evaluate", "evaluate", "Judge the tiny model's videos, and compare with PyTorch."),
     "cache": _Command("scripts.cache", "app", "The store of converted weights: build, list, verify, prune."),
     "download": _Command("scripts.cache", "download", "Fetch a checkpoint from the Hugging Face hub."),
+    "selftest": _Command("scripts.selftest", "selftest", "Try every op on this machine: the first minutes on a card."),
     "doctor": _Command("scripts.doctor", "doctor", "Say what is here, and the way to hardware."),
 }
 

@@ -35,7 +35,9 @@ def decode(
     ] = None,
     fps: Annotated[int | None, typer.Option(help="Frames per second. [default: that of the latents]")] = None,
     out: Annotated[str | None, typer.Option(help="The .mp4 to write. [default: the latents' name with .mp4]")] = None,
-    mode: Annotated[str, typer.Option(help="hardware, golden, or auto.")] = "auto",
+    mode: Annotated[str, typer.Option(help="hardware, simulator, golden, or auto.")] = "auto",
+    plain: Annotated[str | None, typer.Option(help=HELP["plain"])] = None,
+    profile: Annotated[str | None, typer.Option(help=HELP["profile"])] = None,
 ) -> None:
     """Decode saved latents, with the very decoder that generate uses."""
     logger.disable("models")
@@ -53,6 +55,8 @@ def decode(
                 cache_dir=cache_dir,
                 vae_split=vae_split,
                 first_frames=first_frames,
+                plain=plain,
+                profile=profile,
             ),
             keep_all_frames=keep_all_frames,
             fps=fps,

@@ -67,7 +67,7 @@ def dry_run(
         check_writable(target, ".json")
     with open_mesh(setup.mesh_shape, "dry-run") as opened:
         report = run(
-            place(opened.device, setup.layout),
+            place(opened.device, setup.layout, setup.ways),
             setup.video.geometry,
             stages=stages,
             split=vae_split,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from models.device import MODES
-from models.jobs.generate import GenerateRequest, check_mode, plan, run
+from models.jobs.generate import GenerateRequest, about_the_machine, check_mode, plan, run
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
 from models.mochi.setup import Request, VideoRequest
 from scripts.options import HELP
@@ -67,11 +67,20 @@ def generate(
     mode: Annotated[
         str,
         typer.Option(
-            help="hardware, golden (a mock mesh, numbers computed on this host), or auto: hardware where there "
-            "are cards."
+            help="hardware, simulator (which TT_METAL_SIMULATOR names), golden (a mock mesh, numbers computed on this "
+            "host), or auto: hardware where there are cards."
         ),
     ] = "auto",
-    capture: Annotated[bool, typer.Option(help="On cards, record a denoising step once and replay it.")] = True,
+    capture: Annotated[
+        bool | None, typer.Option(help="On cards, record a denoising step once and replay it. [default: do]")
+    ] = None,
+    plain: Annotated[str | None, typer.Option(help=HELP["plain"])] = None,
+    links: Annotated[int | None, typer.Option(help=HELP["links"])] = None,
+    topology: Annotated[str | None, typer.Option(help=HELP["topology"])] = None,
+    attention_chunks: Annotated[
+        str | None, typer.Option(help="Rows of queries and of keys that a core takes, e.g. 256x384. [default: by rule]")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help=HELP["profile"])] = None,
     vae_split: Annotated[
         str | None,
         typer.Option(help="How the decoder is split over the mesh, such as h0w1. [default: by size]"),
@@ -109,6 +118,11 @@ def generate(
         first_frames=first_frames,
         empty_prompt=empty_prompt,
         capture=capture,
+        plain=plain,
+        links=links,
+        topology=topology,
+        attention_chunks=attention_chunks,
+        profile=profile,
         video=video,
     )
     job = plan(GenerateRequest(prompt, request, negative_prompt, save_latents, out))
@@ -119,6 +133,9 @@ def generate(
             f"{size.num_frames} frames of {size.width}x{size.height}, {job.video.settings.num_steps} steps, "
             f"model {model}, layout {job.setup.layout}, {job.setup.conventions}"
         )
+        about = about_the_machine(job.setup)
+        if about is not None:
+            reporter.line(about)
         path = run(job, reporter.progress, lambda line: reporter.line(f"warning: {line}"))
     print(f"wrote {path} and {path.with_suffix('.json').name}")
     if save_latents:

@@ -145,7 +145,7 @@ def _projected(setup: Setup, system: System, num_steps: int) -> dict:
     assert setup.video is not None
     with open_mesh(setup.mesh_shape, "dry-run", system=system.name) as opened:
         run = dry_run(
-            place(opened.device, setup.layout),
+            place(opened.device, setup.layout, setup.ways),
             setup.video.geometry,
             steps=num_steps,
             split=setup.request.vae_split,

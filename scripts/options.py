@@ -10,6 +10,11 @@ HELP = {
     "preview's VAE in every form, docs/weights.md]",
     "empty_prompt": "What an empty prompt means, the negative one too: zeros (no text takes part, as in Genmo's code) "
     "or encoded (T5 encodes the end token, as in Diffusers and ComfyUI). [default: by the checkpoint, docs/weights.md]",
+    "plain": "Ops to avoid on this machine, such as norm,halo: single ops take their place; all, or none "
+    "(docs/selftest.md). [default: the machine profile's]",
+    "links": "Most Ethernet links to use between two chips. [default: the machine profile's, else all]",
+    "topology": "line or ring: how the fabric is started and used. [default: the profile's, else by the system]",
+    "profile": "Machine profile to read, or none. [default: on hardware the machine's own]",
     "cache_dir": "Where converted weights are kept. [default: MOCHI_TT_CACHE_DIR, else TT_DIT_CACHE_DIR, else the "
     "user's cache directory]",
 }

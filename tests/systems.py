@@ -49,7 +49,7 @@ def _chips(value: Any) -> int:
     from models.parallel import Layout
 
     try:
-        rows, columns = Layout.parse(value.removesuffix(PLAIN)).mesh_shape
+        rows, columns = Layout.parse(value.partition(PLAIN)[0]).mesh_shape
     except (AttributeError, ValueError):
         return 0
     return rows * columns

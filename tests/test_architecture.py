@@ -30,6 +30,13 @@ ROOMS = {
         "models.conversion",
         "models.machine",
     },
+    "models.conformance": {
+        "models.mochi",
+        "models.device",
+        "models.layers",
+        "models.parallel",
+        "models.machine",
+    },
     "models.reference": {"models.mochi", "weight_cache", "models.machine"},
     "models.tiny": {"models.reference", "models.mochi", "weight_cache", "models.device", "models.machine"},
     "models.performance": {
@@ -41,6 +48,7 @@ ROOMS = {
         "models.machine",
     },
     "models.jobs": {
+        "models.conformance",
         "models.performance",
         "models.tiny",
         "models.reference",

@@ -46,15 +46,18 @@ os.environ["TT_METAL_LOGS_PATH"] = os.getcwd()
 from models.device import open_mesh
 node = pathlib.Path("cards"); node.mkdir(); (node / "0").touch()
 found = []
+from models import device
+seen, inside = [], device.environment
+device.environment = lambda variables: (seen.append(dict(variables)), inside(variables))[1]
 for mesh in ("2x4", "1x2", "8x1"):
-    with open_mesh(mesh, card_directory=node) as opened:
+    with open_mesh(mesh, card_directory=node, operation_seconds=150.4) as opened:
         found.append([opened.mode, opened.system, list(opened.shape), len(opened.device.get_device_ids())])
 for mesh, mode in (("9x9", "hardware"), ("2x4", "golden")):
     try:
         open_mesh(mesh, mode, card_directory=node)
     except Exception as error:
         found.append(f"{type(error).__name__}: {error}")
-print(json.dumps(found))
+print(json.dumps([*found, [v.get("TT_METAL_OPERATION_TIMEOUT_SECONDS") for v in seen]]))
 """
 
 
@@ -110,6 +113,18 @@ def no_card(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def simulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What can be seen of a simulator without opening it."""
+    folder = tmp_path / "simulator"
+    folder.mkdir()
+    library = folder / "libttsim_wh.so"
+    for file in (library, folder / "soc_descriptor.yaml"):
+        file.touch()
+    monkeypatch.setenv("TT_METAL_SIMULATOR", str(library))
+    return library
+
+
+@pytest.fixture
 def two_cards(tmp_path: Path) -> Path:
     for name in ("10", "2", "by-id"):
         (tmp_path / name).touch()
@@ -146,10 +161,40 @@ def test_modes(no_card: Path, two_cards: Path) -> None:
         choose_mode("fast", card_directory=no_card)  # type: ignore[arg-type]
 
 
+def test_a_named_simulator_is_what_ttnn_opens(simulator: Path, no_card: Path, two_cards: Path) -> None:
+    for directory in (no_card, two_cards):
+        assert choose_mode("auto", card_directory=directory) == "simulator"
+        assert choose_mode("simulator", card_directory=directory) == "simulator"
+        assert choose_mode("golden", card_directory=directory) == "golden"
+        with pytest.raises(MachineError, match="would open in place of the cards; unset it"):
+            choose_mode("hardware", card_directory=directory)
+
+
+def test_a_mock_opens_though_a_simulator_is_named(tmp_path: Path, simulator: Path) -> None:
+    """ttnn would open the library, which is none."""
+    script = f"import os; os.environ['TT_METAL_SIMULATOR'] = {str(simulator)!r}\n"
+    script += GOLDEN.replace('with open_mesh("1x2", card', 'with open_mesh("1x2", "golden", card')
+    found, _ = run(script, tmp_path)
+    assert found[0] == ["golden", "n300", [1, 2], 6.0, 6.0]
+
+
+def test_report_of_the_simulator(simulator: Path, no_card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = describe(no_card)
+    assert (report.mode, report.simulator) == ("simulator", simulator)
+    assert f"simulator                  {simulator}" in str(report)
+    (simulator.parent / "soc_descriptor.yaml").unlink()
+    assert "soc_descriptor.yaml is missing" in str(describe(no_card))
+    monkeypatch.delenv("TT_METAL_SIMULATOR")
+    report = describe(no_card)
+    assert (report.mode, report.simulator) == ("golden", None)
+    assert "github.com/tenstorrent/ttsim" in str(report)
+
+
 @pytest.mark.parametrize(
     ("shape", "mode", "error", "words"),
     [
         ("2x4", "hardware", MachineError, "needs a Tenstorrent card"),
+        ("1x1", "simulator", MachineError, "TT_METAL_SIMULATOR names no library; download libttsim_wh.so"),
         ("2by4", "golden", ValueError, "is not ROWSxCOLUMNS"),
         ((2, 0), "golden", ValueError, "is not ROWSxCOLUMNS"),
         ((7, 7), "dry-run", ValueError, "fits no mock system"),
@@ -186,6 +231,7 @@ def test_hardware_opening_on_a_described_cluster(tmp_path: Path) -> None:
     ]
     assert found[3].startswith("InputError: mesh 9x9 does not fit this machine's 2x4 chips")
     assert found[4].startswith("RuntimeError: this process has opened real cards")
+    assert found[5] == ["150", "150", "150", None], "ttnn's watchdog where a limit was given"
     assert "mesh 2x4 in mode hardware (cards found)" in log
     assert "| warning " in log
     assert "| info " not in log

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ttnn
 
+from models.machine.ways import FUSED, Ways
 from models.parallel import TILE, Mesh, round_up
 from models.parallel.mesh import Axis
 from weight_cache.precision import set_precision, stored_precision
@@ -27,20 +28,20 @@ _HEADER = 8192
 class NamedMesh(Mesh):
     """A mesh without a device. It can declare a model and convert its weights, but not run it."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, ways: Ways = FUSED) -> None:
         """Derive everything from the layout.
 
         The grid is the smallest of a Wormhole. It decides the order of the weights of convolutions, never their size.
         """
         self.layout = layout
-        self.fused = True
+        self.ways = ways
         self.grid = (8, 8)
         self.sp = Axis(layout.sp_axis, layout.sp)
         self.tp = Axis(layout.tp_axis, layout.tp)
 
     def relaid(self, layout: Layout) -> NamedMesh:
         """Return the same mesh in another layout."""
-        return NamedMesh(layout)
+        return NamedMesh(layout, self.ways)
 
 
 @dataclass(frozen=True)

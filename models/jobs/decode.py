@@ -123,8 +123,13 @@ def run(
     request, setup, seconds = job.request, job.setup, {}
     assert setup.checkpoint is not None
     start = perf_counter()
-    with open_mesh(setup.mesh_shape, setup.request.mode, system=setup.request.system) as opened:  # type: ignore[arg-type]
-        mesh = Mesh(opened.device, setup.layout)
+    with open_mesh(
+        setup.mesh_shape,
+        setup.request.mode,  # type: ignore[arg-type]
+        system=setup.request.system,
+        ring=setup.ring,
+    ) as opened:
+        mesh = Mesh(opened.device, setup.layout, setup.ways)
         first_frames = setup.conventions.first_frames
         decoder = MochiVaeDecoder(setup.configs.vae, mesh, split=setup.request.vae_split, first_frames=first_frames)
         store = Store(setup.request.cache_dir)

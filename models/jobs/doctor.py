@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.device import DEFAULT_MESH, HARDWARE_HINT, cards
+from models.machine import simulator
 from models.mock.toolchain import (
     COMPILER,
     cache_directory,
@@ -50,6 +51,10 @@ class SystemReport:
     """Directories written outside the project, by what they hold."""
     hint: str | None
     """What stands between this machine and a run on hardware; None if nothing does."""
+    simulator: Path | None
+    """Library of the simulator that the environment names."""
+    simulator_hint: str | None
+    """What stands between this machine and a run on the simulator; None if nothing is seen to."""
 
     def rows(self) -> list[tuple[str, str]]:
         """(label, value) pairs in reading order."""
@@ -67,7 +72,9 @@ class SystemReport:
             ("mock placeholder", placeholder),
             *self.versions,
             *((f"cache: {name}", str(path)) for name, path in self.caches),
+            ("simulator", str(self.simulator or "none")),
             *([("to hardware", self.hint)] if self.hint else []),
+            *([("to the simulator", self.simulator_hint)] if self.simulator_hint else []),
         ]
 
     def __str__(self) -> str:
@@ -88,7 +95,8 @@ def describe(card_directory: Path | None = None) -> SystemReport:
         package = package_directory()
         wanted = compiler_banner(package)
     if package is not None:
-        places = (package / COMPILER, _SYSTEM_SFPI / COMPILER.relative_to("runtime/sfpi"))
+        root = Path(os.environ.get("TT_METAL_RUNTIME_ROOT") or package)
+        places = (root / COMPILER, package / COMPILER, _SYSTEM_SFPI / COMPILER.relative_to("runtime/sfpi"))
         compiler = next((place for place in places if place.exists()), None)
     chain = None
     with contextlib.suppress(FileNotFoundError, ValueError):
@@ -99,9 +107,12 @@ def describe(card_directory: Path | None = None) -> SystemReport:
         hint = HARDWARE_HINT
     elif compiler is None:
         hint = f"cards are present but no RISC-V compiler; install Tenstorrent's sfpi package ({wanted})"
+    library, simulator_hint = simulator.named(), simulator.problem()
+    if simulator_hint is None and compiler is None:
+        simulator_hint = f"no RISC-V compiler; install Tenstorrent's sfpi package ({wanted})"
     return SystemReport(
         cards=found,
-        mode="hardware" if found else "golden",
+        mode="simulator" if library else "hardware" if found else "golden",
         mesh=DEFAULT_MESH,
         ttnn=_version("ttnn"),
         compiler_wanted=wanted,
@@ -120,6 +131,8 @@ def describe(card_directory: Path | None = None) -> SystemReport:
             ("hardware kernels", Path(os.environ.get("TT_METAL_CACHE") or Path.home() / ".cache/tt-metal-cache")),
         ),
         hint=hint,
+        simulator=library,
+        simulator_hint=simulator_hint,
     )
 
 

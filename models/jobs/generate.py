@@ -74,7 +74,7 @@ class Made:
 
 
 def check_mode(mode: str) -> str:
-    """Return the mode that a job which makes frames will have, `"hardware"` or `"golden"`.
+    """Return the mode that a job which makes frames will have: one of `MODES`.
 
     Raises:
         InputError: there is no such mode, or it computes no numbers.
@@ -82,7 +82,7 @@ def check_mode(mode: str) -> str:
     """
     chosen = choose_mode(mode)  # type: ignore[arg-type]
     if chosen not in MODES:
-        raise InputError(f"mode {mode!r} computes no numbers and so makes no video: use auto, hardware or golden")
+        raise InputError(f"mode {mode!r} computes no numbers and so makes no video: use auto, {', '.join(MODES)}")
     return chosen
 
 
@@ -117,6 +117,18 @@ def check_outputs(out: Path, *, latents: bool) -> None:
     check_writable(out.with_suffix(".json"), ".json")
     if latents:
         check_writable(out.with_suffix(".latents.safetensors"), ".safetensors")
+
+
+def about_the_machine(setup: Setup) -> str | None:
+    """Say in a line which machine profile a run takes, or on hardware that there is none yet; None if there is nothing.
+
+    The line about a missing profile begins with "hint".
+    """
+    if setup.profile is not None:
+        return f"machine profile {setup.profile.file}: {setup.profile}"
+    if setup.mode == "hardware" and setup.request.profile is None:
+        return "hint: this machine has no profile; `mochi-tt selftest --profile` tries every op on it and writes one"
+    return None
 
 
 def run(job: Job, progress: Progress | None = None, on_message: Message | None = None) -> Path:
@@ -236,6 +248,12 @@ def record(made: Made, job: Job) -> dict[str, Any]:
         "mesh": "x".join(map(str, setup.mesh_shape)),
         "layout": str(setup.layout),
         "system": made.system,
+        "machine": {
+            "profile": setup.profile.to_json() if setup.profile is not None else None,
+            "plain": sorted(setup.ways.plain),
+            "links": setup.ways.links,
+            "capture": setup.capture,
+        },
         "geometry": {
             "height": geometry.height,
             "width": geometry.width,

@@ -34,7 +34,7 @@ def build_weights(
     store, built = Store(setup.request.cache_dir), {}
     # ttnn packs on the host, but asks the cluster for its tiles: a mock one does where there are no cards.
     with open_mesh(setup.mesh_shape, "auto" if cards() else "dry-run") as opened:
-        models = Models.declare(setup.configs, place(opened.device, setup.layout))
+        models = Models.declare(setup.configs, place(opened.device, setup.layout, setup.ways))
         for module, component, merged in models.with_weights(setup.checkpoint, setup.loras):
             manifest, path = store.build(
                 module,

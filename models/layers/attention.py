@@ -7,7 +7,7 @@ import ttnn
 
 from models.layers import compute
 from models.layers.attention_chunks import Chunks, choose_chunks
-from models.parallel import TILE, Mesh, round_up
+from models.parallel import TILE, Mesh, gather, round_up
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ def joint_attention(
     Returns:
         Outputs of both streams, with the shapes and placements of their queries.
     """
+    if not mesh.fuses("ring-attention" if mesh.sp.size > 1 else "joint-attention") and (mesh.sp.size > 1 or text):
+        return _composed(
+            visual, text, mesh, tokens=tokens, scale=scale, fidelity=fidelity, streaming=streaming, chunks=chunks
+        )
     if mesh.sp.size > 1:
         return _ring(
             visual, text, mesh, tokens=tokens, scale=scale, fidelity=fidelity, streaming=streaming, chunks=chunks
@@ -65,8 +69,6 @@ def joint_attention(
         fidelity = ttnn.MathFidelity.HiFi2
     stored = visual.rows
     visual = Heads(*(_rows(x, tokens) for x in (visual.q, visual.k, visual.v)))
-    # The binding takes a float32. It refuses a Python float that float32 cannot represent exactly.
-    scale = struct.unpack("f", struct.pack("f", scale))[0]
     program, config = attention_program(
         mesh,
         visual.q,
@@ -83,7 +85,7 @@ def joint_attention(
             visual.k,
             visual.v,
             is_causal=False,
-            scale=scale,
+            scale=_float32(scale),
             program_config=program,
             compute_kernel_config=config,
         )
@@ -96,11 +98,58 @@ def joint_attention(
         text.k,
         text.v,
         joint_strategy="rear",
-        scale=scale,
+        scale=_float32(scale),
         program_config=program,
         compute_kernel_config=config,
     )
     return _rows(spatial, stored), joint
+
+
+def _float32(value: float) -> float:
+    """Return the float32 next to `value`. The bindings refuse a Python float that float32 cannot represent exactly."""
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
+def _composed(
+    visual: Heads,
+    text: Heads | None,
+    mesh: Mesh,
+    *,
+    tokens: int,
+    scale: float,
+    fidelity: ttnn.MathFidelity,
+    streaming: bool,
+    chunks: Chunks | None,
+) -> tuple[ttnn.Tensor, ttnn.Tensor | None]:
+    """Compute joint attention as plain attention of joined queries to gathered and joined keys."""
+    rows, heads, width = visual.rows, visual.q.shape[1], visual.q.shape[3]
+
+    def keys(own: ttnn.Tensor, of_text: ttnn.Tensor | None) -> ttnn.Tensor:
+        whole = _bfloat16(gather(own, dim=2, over=mesh.sp))
+        if whole.shape[2] > tokens:
+            whole = ttnn.slice(whole, [0, 0, 0, 0], [1, heads, tokens, width])
+        return whole if of_text is None else ttnn.concat([whole, _bfloat16(of_text)], dim=2)
+
+    q = _bfloat16(visual.q)
+    if text is not None:
+        q = ttnn.concat([q, _bfloat16(text.q)], dim=2)
+    k, v = keys(visual.k, text.k if text else None), keys(visual.v, text.v if text else None)
+    program, config = attention_program(
+        mesh, q, k, core_rows=mesh.grid[1], fidelity=fidelity, streaming=streaming, chunks=chunks
+    )
+    out = ttnn.transformer.scaled_dot_product_attention(
+        q, k, v, is_causal=False, scale=_float32(scale), program_config=program, compute_kernel_config=config
+    )
+    if text is None:
+        return out, None
+    spatial = ttnn.slice(out, [0, 0, 0, 0], [1, heads, rows, width])
+    joint = ttnn.slice(out, [0, 0, rows, 0], [1, heads, rows + text.rows, width])
+    return tuple(x if x.dtype == visual.q.dtype else ttnn.typecast(x, visual.q.dtype) for x in (spatial, joint))
+
+
+def _bfloat16(x: ttnn.Tensor) -> ttnn.Tensor:
+    """Convert to bfloat16, because only whole tiles of bfloat8_b can be joined."""
+    return x if x.dtype == ttnn.bfloat16 else ttnn.typecast(x, ttnn.bfloat16)
 
 
 def _rows(x: ttnn.Tensor, rows: int) -> ttnn.Tensor:

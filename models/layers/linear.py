@@ -124,7 +124,9 @@ class ColumnParallelLinear(Module):
         self.local_width = out_width.padded // mesh.tp.size // self.cuts
         self.swiglu = swiglu
         self.fidelity = fidelity
-        shards, cuts, paired = mesh.tp.size, self.cuts, swiglu and mesh.fused
+        self.in_one_op = mesh.fuses("gathered-matmul" if mesh.tp.size > 1 else "matmul")
+        self.paired = swiglu and mesh.fuses("swiglu") and (self.in_one_op or mesh.fuses("matmul"))
+        shards, cuts, paired = mesh.tp.size, self.cuts, self.paired
 
         def weight(*matrices):
             flat = [flatten(matrix) if flatten is not None else matrix for matrix in matrices]
@@ -184,21 +186,19 @@ class ColumnParallelLinear(Module):
             silu(gate)`.
         """
         weight, bias = self.weight.whole(self.mesh), self.bias.tensor if self.has_bias else None
-        if self.mesh.fused:
-            parts = 1 if self.swiglu else self.parts
-            return gathered_matmul(
-                x, weight, self.mesh, bias=bias, parts=parts, swiglu=self.swiglu, dtype=dtype, fidelity=self.fidelity
-            )
-        outputs = plain_gathered_matmul(
+        separate = self.swiglu and not self.paired
+        product = gathered_matmul if self.in_one_op else plain_gathered_matmul
+        outputs = product(
             x,
             weight,
             self.mesh,
             bias=bias,
-            parts=self.parts,
-            dtype=ttnn.bfloat16 if self.swiglu else dtype,
+            parts=1 if self.paired else self.parts,
+            swiglu=self.paired,
+            dtype=ttnn.bfloat16 if separate else dtype,
             fidelity=self.fidelity,
         )
-        if not self.swiglu:
+        if not separate:
             return outputs
         up, gate = outputs
         return [ttnn.multiply(up, ttnn.silu(gate), dtype=dtype)]
@@ -256,7 +256,7 @@ class RowParallelLinear(Module):
     def partial(self, x: ttnn.Tensor, *, dtype: ttnn.DataType = ttnn.bfloat16) -> ttnn.Tensor:
         """Map x [1, B, M, in / TP], fractured over TP, to this chip's partial sum [1, B, M, out], without bias."""
         weight = self.weight.whole(self.mesh)
-        if self.mesh.fused:
+        if self.mesh.fuses("matmul"):
             return large_matmul(x, weight, self.mesh, dtype=dtype, fidelity=self.fidelity)
         return ttnn.linear(x, weight, dtype=dtype, compute_kernel_config=compute.matrix(self.fidelity))
 

@@ -84,18 +84,9 @@ def gathered_matmul(
     Returns:
         `parts` tensors [1, 1, M, N / TP / parts], fractured over TP; half as wide with SwiGLU.
     """
-    rows, inner = x.shape[2], x.shape[3]
-    options = {
-        "bias_tensor": bias,
-        "compute_kernel_config": compute.matrix(fidelity),
-        "fuse_swiglu": swiglu,
-        "dtype": dtype,
-    }
     if mesh.tp.size == 1:
-        config = blocking(mesh, rows, inner, weight.shape[1], core_rows=mesh.grid[1], pairs=swiglu)
-        if parts == 1:
-            return [ttnn.experimental.minimal_matmul(x, weight, config=config, **options)]
-        return list(ttnn.experimental.minimal_matmul_split(x, weight, chunks=parts, config=config, **options))
+        return _local_matmul(x, weight, mesh, bias=bias, parts=parts, swiglu=swiglu, dtype=dtype, fidelity=fidelity)
+    rows, inner = x.shape[2], x.shape[3]
     core_rows = mesh.grid[1] - 1  # The last row of cores moves the data.
     links, workers = _groups(mesh.grid[0], mesh.tp.links)
     return list(
@@ -111,9 +102,39 @@ def gathered_matmul(
             num_workers_per_link=workers,
             num_buffers_per_channel=8,
             chunks=parts,
-            **options,
+            **_options(bias, swiglu, dtype, fidelity),
         )
     )
+
+
+def _options(
+    bias: ttnn.Tensor | None, swiglu: bool, dtype: ttnn.DataType, fidelity: ttnn.MathFidelity
+) -> dict[str, object]:
+    return {
+        "bias_tensor": bias,
+        "compute_kernel_config": compute.matrix(fidelity),
+        "fuse_swiglu": swiglu,
+        "dtype": dtype,
+    }
+
+
+def _local_matmul(
+    x: ttnn.Tensor,
+    weight: ttnn.Tensor,
+    mesh: Mesh,
+    *,
+    bias: ttnn.Tensor | None,
+    parts: int,
+    swiglu: bool,
+    dtype: ttnn.DataType,
+    fidelity: ttnn.MathFidelity,
+) -> list[ttnn.Tensor]:
+    """Compute `gathered_matmul` of an x that is whole on every chip."""
+    config = blocking(mesh, x.shape[2], x.shape[3], weight.shape[1], core_rows=mesh.grid[1], pairs=swiglu)
+    options = _options(bias, swiglu, dtype, fidelity)
+    if parts == 1:
+        return [ttnn.experimental.minimal_matmul(x, weight, config=config, **options)]
+    return list(ttnn.experimental.minimal_matmul_split(x, weight, chunks=parts, config=config, **options))
 
 
 def plain_gathered_matmul(
@@ -123,11 +144,14 @@ def plain_gathered_matmul(
     *,
     bias: ttnn.Tensor | None = None,
     parts: int = 1,
+    swiglu: bool = False,
     dtype: ttnn.DataType = ttnn.bfloat16,
     fidelity: ttnn.MathFidelity,
 ) -> list[ttnn.Tensor]:
-    """Compute `gathered_matmul` with separate ops, without SwiGLU. Tests compare the fused op with it."""
+    """Compute `gathered_matmul` with separate ops. Tests compare the fused op with it."""
     whole = gather(x, dim=3, over=mesh.tp)
+    if swiglu:
+        return _local_matmul(whole, weight, mesh, bias=bias, parts=1, swiglu=True, dtype=dtype, fidelity=fidelity)
     y = ttnn.linear(whole, weight, bias=bias, dtype=dtype, compute_kernel_config=compute.matrix(fidelity))
     if parts == 1:
         return [y]

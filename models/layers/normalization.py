@@ -35,7 +35,9 @@ def rms_norm(
     sqrt(mean(x^2) + eps) * weight` (arXiv:1910.07467), with statistics in float32.
     """
     config = compute.accurate()
-    if mesh.fused and (mesh.tp.size == 1 or mesh.tp.size % 2 == 0):  # The fused op adds the chips' sums in pairs.
+    if mesh.fuses("norm") and (
+        mesh.tp.size == 1 or mesh.tp.size % 2 == 0
+    ):  # The fused op adds the chips' sums in pairs.
         return fused_rms_norm(x, weight, mesh, eps * width.eps_factor, dtype)
     stats = ttnn.rms_norm_pre_all_gather(x, dtype=ttnn.float32, compute_kernel_config=config)
     stats = gather(stats, dim=3, over=mesh.tp)
@@ -150,7 +152,7 @@ class HeadRMSNorm(Module):
         head_tiles = head_width.padded_group // TILE
         self.rotates = self.heads * head_tiles <= _FUSED_ROW_TILES
         together = self.heads * head_tiles if self.rotates else head_tiles
-        self.fused = mesh.fused and self.heads > 1 and together % _FUSED_BLOCK_TILES == 0
+        self.fused = mesh.fuses("head-norm") and self.heads > 1 and together % _FUSED_BLOCK_TILES == 0
         # The fused op needs one copy of the weight for each head of the chip.
         repeats = self.heads if self.fused else 1
         self.weight = Parameter(
@@ -170,8 +172,9 @@ class HeadRMSNorm(Module):
                 compute_kernel_config=compute.accurate(),
             )
             return self._finished(normed, rope)
-        inside = rope if self.rotates else None
-        behind = None if self.rotates else rope
+        rotates = self.rotates and self.mesh.fuses("rotation")
+        inside = rope if rotates else None
+        behind = None if rotates else rope
         normed = ttnn.experimental.dit_fused_distributed_rmsnorm(
             x,
             None,

@@ -47,21 +47,25 @@ def log_level(level: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a block.
+def environment(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables for a block; None unsets one.
 
     ttnn reads them at the first device query. Child processes started after the block do not inherit them.
     """
     before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+    _set(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def quiet_ttnn() -> ModuleType:
@@ -81,21 +85,25 @@ def quiet_ttnn() -> ModuleType:
     return ttnn
 
 
-# What ttnn has seen in this process: "cards", "mock" or nothing yet.
+# What ttnn has seen in this process: one of `_CLUSTERS`, or nothing yet.
 _bound: list[str] = []
+_CLUSTERS = {
+    "cards": ("has opened real cards", "the cards"),
+    "simulator": ("has opened the simulator", "the simulator"),
+    "mock": ("has a mock cluster", "the mock"),
+}
 
 
-def bind_process(cluster: Literal["cards", "mock"]) -> None:
-    """Bind this process to the cards or to a mock cluster: ttnn keeps to the first cluster that it sees.
+def bind_process(cluster: Literal["cards", "simulator", "mock"]) -> None:
+    """Bind this process to the cards, the simulator or a mock cluster: ttnn keeps to the first one that it sees.
 
     Raises:
-        RuntimeError: the process is bound to the other one.
+        RuntimeError: the process is bound to another one.
     """
     if _bound and _bound[0] != cluster:
-        if cluster == "mock":
-            raise RuntimeError(
-                "this process has opened real cards and ttnn stays bound to them; open the mock in another one"
-            )
-        raise RuntimeError("this process has a mock cluster and ttnn stays bound to it; open the cards in another one")
+        raise RuntimeError(
+            f"this process {_CLUSTERS[_bound[0]][0]} and ttnn stays bound to it; open {_CLUSTERS[cluster][1]} in "
+            "another one"
+        )
     if not _bound:
         _bound.append(cluster)

@@ -25,6 +25,7 @@ import torch
 
 from models.device import OpenMesh, open_mesh
 from models.machine.errors import InputError
+from models.machine.watchdog import LARGEST_TOKENS, Watchdog, operation_seconds
 from models.mochi import inputs
 from models.mochi.components import Models
 from models.mochi.geometry import Scales
@@ -84,6 +85,7 @@ class MochiPipeline:
         self._owns_mesh = owns_mesh
         self._sampler = sampler
         self._interrupt = False
+        self._watchdog = Watchdog(active=mesh.mode == "hardware", replays=capture)
 
     @classmethod
     def from_pretrained(
@@ -104,7 +106,11 @@ class MochiPipeline:
         attention_chunks: str | None = None,
         first_frames: str | None = None,
         empty_prompt: str | None = None,
-        capture: bool = True,
+        capture: bool | None = None,
+        plain: str | None = None,
+        links: int | None = None,
+        topology: str | None = None,
+        profile: str | Path | None = None,
     ) -> MochiPipeline:
         """Load a checkpoint onto a mesh. Whatever can be checked is checked before weights are read.
 
@@ -127,6 +133,10 @@ class MochiPipeline:
             first_frames: see `Request`.
             empty_prompt: see `Request`.
             capture: see `Request`.
+            plain: see `Request`.
+            links: see `Request`.
+            topology: see `Request`.
+            profile: see `Request`.
 
         Raises:
             InputError: a value breaks its rule, or the checkpoint or a LoRA does not fit.
@@ -149,6 +159,10 @@ class MochiPipeline:
             first_frames=first_frames,
             empty_prompt=empty_prompt,
             capture=capture,
+            plain=plain,
+            links=links,
+            topology=topology,
+            profile=profile,
         )
         return cls.load(resolve(request), progress, on_message)
 
@@ -167,10 +181,20 @@ class MochiPipeline:
         report = progress or _silent
         report("load", 0, 2)
         given = request.mesh if isinstance(request.mesh, OpenMesh) else None
-        opened = given or open_mesh(setup.mesh_shape, request.mode, system=request.system)  # type: ignore[arg-type]
+        opened = given or open_mesh(
+            setup.mesh_shape,
+            request.mode,  # type: ignore[arg-type]
+            system=request.system,
+            ring=setup.ring,
+            operation_seconds=operation_seconds(
+                setup.layout.sp * setup.layout.tp,
+                setup.configs.transformer.inner_dim,
+                setup.video.geometry.num_tokens if setup.video is not None else LARGEST_TOKENS,
+            ),
+        )
         try:
             report("load", 1, 2)
-            placed = place(opened.device, setup.layout)
+            placed = place(opened.device, setup.layout, setup.ways)
             models = Models.declare(
                 setup.configs,
                 placed,
@@ -203,7 +227,7 @@ class MochiPipeline:
             layout=setup.layout,
             owns_mesh=given is None,
             parallel=models.parallel,
-            capture=request.capture,
+            capture=setup.capture,
         )
 
     @property
@@ -404,7 +428,8 @@ class MochiPipeline:
         report("decode", 0, len(each))
         videos = []
         for index, latents_BCTHW in enumerate(each):
-            videos.append(self.vae.decode(latents_BCTHW))
+            with self._watchdog.watching("decode"):
+                videos.append(self.vae.decode(latents_BCTHW))
             report("decode", index + 1, len(each))
         frames_BFHWC = np.concatenate(videos)
         return as_output(frames_BFHWC, output_type)
@@ -417,7 +442,8 @@ class MochiPipeline:
         encoded = []
         for index, text in enumerate(texts):
             if isinstance(text, str):
-                text = self.text_encoder.encode(text, max_sequence_length)
+                with self._watchdog.watching("encode"):
+                    text = self.text_encoder.encode(text, max_sequence_length)
             encoded.append(text)
             report("encode", index + 1, len(texts))
         return Encoded(encoded[: len(given.prompts)], encoded[len(given.prompts) :])
@@ -429,6 +455,7 @@ class MochiPipeline:
         def on_step(step: int) -> bool:
             nonlocal done
             done += 1
+            self._watchdog.step = step
             run.progress("denoise", done, steps * len(encoded.prompts))
             if run.callback is not None and run.callback(self, step - 1, times[step - 1], {}):
                 raise InputError("callback_on_step_end must return nothing: tensors stay on the mesh")
@@ -439,18 +466,19 @@ class MochiPipeline:
             if self._interrupt:
                 break
             negative = encoded.negatives[index % len(encoded.negatives)] if encoded.negatives else None
-            results[index] = self._sampler(
-                self.transformer,
-                results[index],
-                sigmas=run.sigmas,
-                guidance=run.guidance,
-                prompt=(text.embeds, text.mask),
-                negative=None if negative is None else (negative.embeds, negative.mask),
-                parallel=self.parallel,
-                policy=run.policy,
-                capture=self.capture and self.mesh.can_capture,
-                on_step=on_step,
-            )
+            with self._watchdog.watching("denoise"):
+                results[index] = self._sampler(
+                    self.transformer,
+                    results[index],
+                    sigmas=run.sigmas,
+                    guidance=run.guidance,
+                    prompt=(text.embeds, text.mask),
+                    negative=None if negative is None else (negative.embeds, negative.mask),
+                    parallel=self.parallel,
+                    policy=run.policy,
+                    capture=self.capture and self.mesh.can_capture,
+                    on_step=on_step,
+                )
         self._interrupt = False
         return Denoised(torch.cat(results), run.sigmas, run.guidance, done)
 

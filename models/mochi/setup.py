@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from models.device import MODES, choose_mode, parse_mesh
 from models.machine.errors import InputError
 from models.machine.host import quiet_ttnn
+from models.machine.profile import Profile, find
+from models.machine.ways import FUSED, Ways, parse_plain
 from models.mochi.config import config_named
 from models.mochi.conventions import Conventions
 from models.mochi.defaults import Defaults
@@ -96,7 +98,12 @@ class Request:
         attention_chunks: rows of a chunk of queries and of keys, such as `256x384`; by rule if None.
         first_frames: `genmo` or `diffusers`; the checkpoint's if None. See `models.mochi.conventions`.
         empty_prompt: `zeros` or `encoded`; the checkpoint's if None. See `models.mochi.conventions`.
-        capture: whether a mesh that can records a denoising step once and replays it.
+        capture: whether a mesh that can records a denoising step once and replays it; None for the profile's choice,
+            else yes.
+        plain: ops whose single ops are taken, such as `norm,halo` (`models.machine.ways`); None for the profile's.
+        links: most Ethernet links between two chips; None for the profile's, else all.
+        topology: `line` or `ring`; None for the profile's, else by the system.
+        profile: file of a machine profile; `none` for none; None for the machine's own, which is read on hardware.
         video: a video whose rules are checked before anything heavy is imported.
         components: those whose weights the job loads. The files of the others may be missing.
     """
@@ -116,7 +123,11 @@ class Request:
     attention_chunks: str | None = None
     first_frames: str | None = None
     empty_prompt: str | None = None
-    capture: bool = True
+    capture: bool | None = None
+    plain: str | None = None
+    links: int | None = None
+    topology: str | None = None
+    profile: str | Path | None = None
     video: VideoRequest | None = None
     components: tuple[str, ...] = ("transformer", "vae", "text_encoder")
 
@@ -139,6 +150,10 @@ class Setup:
         loras: checked to be there.
         chunks: of attention; None for the rule's.
         video: the video that the request named; None without one.
+        profile: of the machine, if one was read.
+        ways: around what fails on the machine.
+        ring: whether the fabric is started as rings; None for the system's choice.
+        capture: whether a mesh that can records a denoising step once and replays it.
     """
 
     request: Request
@@ -154,6 +169,10 @@ class Setup:
     loras: tuple[LoraRequest, ...]
     chunks: Chunks | None
     video: Video | None
+    profile: Profile | None = None
+    ways: Ways = FUSED
+    ring: bool | None = None
+    capture: bool = True
 
     def geometry(self, height: int, width: int, num_frames: int) -> Geometry:
         """Check a size of video.
@@ -180,6 +199,8 @@ def resolve(request: Request) -> Setup:
     if opened is not None and request.mode not in ("auto", opened.mode):
         raise InputError(f"mode {request.mode!r} was asked, but the open mesh is in mode {opened.mode!r}")
     mode = opened.mode if opened is not None else choose_mode(request.mode)  # type: ignore[arg-type]
+    profile = find(request.profile, mode)
+    wanted = _of_the_machine(request, profile)
     loras = tuple(lora if isinstance(lora, LoraRequest) else LoraRequest.parse(str(lora)) for lora in request.loras)
     checkpoint = _checkpoint(request)
     scales, defaults, conventions = Scales(), Defaults(), Conventions()
@@ -201,7 +222,7 @@ def resolve(request: Request) -> Setup:
     layout = choose_layout(configs, mesh_shape, precision, request.layout)
     if request.vae_split is not None:
         Split.parse(request.vae_split)
-    chunks = Chunks.parse(request.attention_chunks) if request.attention_chunks is not None else None
+    chunks = Chunks.parse(wanted.attention_chunks) if wanted.attention_chunks is not None else None
     if checkpoint is not None:
         for component in checkpoint.components:
             if component.name in request.components:
@@ -220,6 +241,22 @@ def resolve(request: Request) -> Setup:
         loras,
         chunks,
         video,
+        profile,
+        Ways(wanted.plain, wanted.links, wanted.topology == "line"),
+        None if wanted.topology is None else wanted.topology == "ring",
+        wanted.capture is not False,
+    )
+
+
+def _of_the_machine(request: Request, profile: Profile | None) -> Profile:
+    """Return what a request and a profile ask for together; the request wins."""
+    given = profile or Profile()
+    return Profile(
+        plain=given.plain if request.plain is None else parse_plain(request.plain),
+        links=given.links if request.links is None else request.links,
+        topology=given.topology if request.topology is None else request.topology,
+        attention_chunks=request.attention_chunks or given.attention_chunks,
+        capture=given.capture if request.capture is None else request.capture,
     )
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from models.machine import simulator
 from models.machine.errors import InputError
 from models.machine.host import bind_process, environment, log_level, quiet_ttnn, refuse_cards
 from models.mock.cluster import Coord, MockSystem, system_for, system_named, write_descriptor
@@ -242,12 +243,12 @@ def _limits():  # type: ignore[no-untyped-def]
 def _open_parent(system: MockSystem) -> ttnn.MeshDevice:
     """Open the whole system as one mesh. With more than one chip it has a fabric, as on hardware."""
     ttnn = quiet_ttnn()
-    variables: dict[str, str] = {}
+    variables: dict[str, str | None] = {simulator.VARIABLE: None}  # ttnn would open what it names.
     if not _process.seen_by_ttnn:
         bind_process("mock")
         chain = prepare_toolchain()
         descriptor = write_descriptor(system, cache_directory() / "clusters")
-        variables = mock_variables(chain, descriptor)
+        variables |= mock_variables(chain, descriptor)
         logs = tempfile.TemporaryDirectory(prefix="mochi-tt-mock-")
         atexit.register(logs.cleanup)
         atexit.register(release_cluster)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import ttnn
 
 from models.machine.errors import InputError
+from models.parallel.collectives import gather
 from models.parallel.mesh import Axis, Mesh
 from models.parallel.rows import copy_rows, write_rows
 
@@ -168,6 +169,11 @@ class HaloExchange:
         ends = ttnn.concat([first, last], dim=dim - 1)
         axis = extent[dim].axis
         assert axis is not None
+        if not self.mesh.fuses("halo"):
+            self._exchange_plainly(padded, ends, extent, border, dim)
+            for tensor in (first, last, ends):
+                ttnn.deallocate(tensor)
+            return
         padded_ends = ttnn.experimental.neighbor_pad_async(
             ends,
             [dim - 1],
@@ -187,6 +193,25 @@ class HaloExchange:
             write(padded, read(padded_ends, dim, end - after, end), dim, before + size)
         for tensor in (first, last, ends, padded_ends):
             ttnn.deallocate(tensor)
+
+    def _exchange_plainly(
+        self, padded: ttnn.Tensor, ends: ttnn.Tensor, extent: Extent, border: Border, dim: int
+    ) -> None:
+        """Gather the ends of all shards; each shard takes its neighbours' and writes them to its borders."""
+        (before, after), size, axis = border[dim], extent[dim].local, extent[dim].axis
+        assert axis is not None
+        stored, final = ends.shape[dim - 1], ends.shape[dim - 1] * axis.size
+        every = gather(ends, dim=dim - 1, over=axis)
+        if before:
+            # Shard i gets the last positions of shard i - 1, and the first shard its own first position.
+            parts = [read(every, dim, 0, 1)] * before
+            parts += [read(every, dim, at - before, at) for at in range(stored, final, stored)]
+            write(padded, _own_part(parts, dim, axis), dim, 0)
+        if after:
+            parts = [read(every, dim, at, at + after) for at in range(stored, final, stored)]
+            parts += [read(every, dim, final - 1, final)] * after
+            write(padded, _own_part(parts, dim, axis), dim, before + size)
+        ttnn.deallocate(every)
 
     def _repeat_edge(self, padded: ttnn.Tensor, dim: int, before: int, size: ShardedDim) -> None:
         """Overwrite the first position after the real end with the last real position, on the chip that holds it."""
@@ -227,6 +252,12 @@ class HaloExchange:
         for mask in self._masks.values():
             ttnn.deallocate(mask)
         self._masks.clear()
+
+
+def _own_part(parts: list[ttnn.Tensor], dim: int, axis: Axis) -> ttnn.Tensor:
+    """Join equal parts for all shards along `dim` and take each shard's own."""
+    whole = ttnn.concat(parts, dim=dim - 1)
+    return ttnn.mesh_partition(whole, dim - 1, cluster_axis=axis.index)
 
 
 def _links(shape: list[int], dim: int, axis: Axis) -> int:

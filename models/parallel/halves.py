@@ -4,6 +4,7 @@ from typing import cast
 
 import ttnn
 
+from models.machine.ways import FUSED, Ways
 from models.parallel.collectives import gather
 from models.parallel.layout import Layout
 from models.parallel.mesh import Axis, Mesh
@@ -21,13 +22,13 @@ class Halves:
     Submeshes have memory allocators of their own, so allocate nothing on the whole mesh while the halves are in use.
     """
 
-    def __init__(self, device: ttnn.MeshDevice, layout: Layout, *, fused: bool = True) -> None:
+    def __init__(self, device: ttnn.MeshDevice, layout: Layout, ways: Ways = FUSED) -> None:
         """Cut `device`, or take the halves that it was cut into before: they stay open as long as it does.
 
         Args:
             device: an open mesh.
             layout: a layout with a CFG axis.
-            fused: see `Mesh`.
+            ways: see `Mesh`.
 
         Raises:
             ValueError: the layout has no CFG axis or is for another mesh.
@@ -40,7 +41,7 @@ class Halves:
         # A shape tells which cut it was. Halves cut again would have other allocators for the same memory.
         parts = [part for part in device.get_submeshes() if tuple(part.shape) == half.mesh_shape]
         parts = parts or device.create_submeshes(ttnn.MeshShape(*half.mesh_shape))
-        self.conditional, self.unconditional = (Mesh(part, half, fused=fused) for part in parts)
+        self.conditional, self.unconditional = (Mesh(part, half, ways) for part in parts)
         self._axis = Axis(layout.cfg_axis, half.mesh_shape[layout.cfg_axis])
         self._sockets: tuple[_Sockets, _Sockets] | None = None
 
@@ -110,13 +111,13 @@ class Halves:
         return ttnn.mesh_partition(whole, 2, cluster_axis=axis.index) if axis is mesh.sp else whole
 
 
-def place(device: ttnn.MeshDevice, layout: Layout) -> Mesh | Halves:
+def place(device: ttnn.MeshDevice, layout: Layout, ways: Ways = FUSED) -> Mesh | Halves:
     """Return `device` with its layout: one mesh, or two halves if the layout has a CFG axis.
 
     Raises:
         ValueError: the layout is for another mesh.
     """
-    return Mesh(device, layout) if layout.cfg_axis is None else Halves(device, layout)
+    return Mesh(device, layout, ways) if layout.cfg_axis is None else Halves(device, layout, ways)
 
 
 def _like(x: ttnn.Tensor, mesh: Mesh) -> ttnn.Tensor:

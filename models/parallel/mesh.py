@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import ttnn
 
+from models.machine.ways import FUSED, Ways
 from models.parallel.layout import Layout
 
 TILE = 32
@@ -25,25 +26,27 @@ class Axis:
 
     `topology` is a ring if the last chip is a neighbour of the first and the fabric was started as a ring, else a line.
     Two chips are a line: in a ring, the gather of ring attention expects a third chip and would wait for it forever.
+    `plain` names the ops that are avoided (`models.machine.ways`).
     """
 
     index: int
     size: int
     links: int = 1
     topology: ttnn.Topology = ttnn.Topology.Linear
+    plain: frozenset[str] = frozenset()
 
 
 class Mesh:
     """A ttnn mesh device, its `Layout`, and the collective resources that live as long as the mesh."""
 
-    def __init__(self, device: ttnn.MeshDevice, layout: Layout, *, fused: bool = True) -> None:
+    def __init__(self, device: ttnn.MeshDevice, layout: Layout, ways: Ways = FUSED) -> None:
         """Bind `device` to `layout`.
 
         Args:
             device: an open mesh.
             layout: the roles of the axes.
-            fused: let layers use fused ops (a gather inside a matrix product, a norm with its exchange). Otherwise they
-                compute the same with single ops; tests compare the fused ops with these.
+            ways: the fused ops that layers compose of single ops instead, and what is not used of the links. Tests
+                compare the fused ops with these compositions.
 
         Raises:
             ValueError: the layout is for another mesh shape, or for halves.
@@ -55,7 +58,7 @@ class Mesh:
             raise ValueError(f"layout {layout} is not for the open mesh {shape[0]}x{shape[1]}: use its own shape")
         self.device = device
         self.layout = layout
-        self.fused = fused
+        self.ways = ways
         self.sp = self._axis(layout.sp_axis)
         self.tp = self._axis(layout.tp_axis)
         grid = device.compute_with_storage_grid_size()
@@ -64,17 +67,24 @@ class Mesh:
 
     def relaid(self, layout: Layout) -> Mesh:
         """Return the same chips in another layout, or this mesh itself if the layout is its own."""
-        return self if layout == self.layout else type(self)(self.device, layout, fused=self.fused)
+        return self if layout == self.layout else type(self)(self.device, layout, self.ways)
+
+    def fuses(self, op: str) -> bool:
+        """Return whether layers may use a fused op, by its name in `models.machine.ways`."""
+        return op not in self.ways.plain
 
     def _axis(self, index: int) -> Axis:
         """Return one axis of the layout, with its topology and the number of links between its chips."""
         size = self.layout.mesh_shape[index]
         if size == 1:
             return Axis(index, size)
+        ways = self.ways
         probe = ttnn.allocate_tensor_on_device(ttnn.Shape([TILE, TILE]), ttnn.bfloat16, ttnn.TILE_LAYOUT, self.device)
-        topology = ttnn.get_usable_topology(probe, cluster_axis=index) if size > 2 else ttnn.Topology.Linear
+        line = size == 2 or ways.lines
+        topology = ttnn.Topology.Linear if line else ttnn.get_usable_topology(probe, cluster_axis=index)
         ttnn.deallocate(probe)
-        return Axis(index, size, ttnn.get_num_links(self.device, index), topology)
+        links = ttnn.get_num_links(self.device, index)
+        return Axis(index, size, min(links, ways.links or links), topology, ways.plain)
 
     def upload(
         self,

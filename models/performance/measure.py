@@ -14,6 +14,7 @@ from weight_cache.store import Progress
 
 NOTES = {
     "hardware": "MEASURED on hardware: seconds of whole videos after a warm-up, min / median / max over the runs",
+    "simulator": "SIMULATOR: seconds of this host executing the kernels; they say nothing of silicon",
     "golden": "GOLDEN: seconds of this host computing a mock mesh's numbers; they say nothing of silicon",
 }
 PROMPT = (

@@ -8,7 +8,7 @@ from models.parallel.halo import HEIGHT, TIME, WIDTH, Border, HaloExchange, Shar
 from tests.layers.test_group_norm import dims_of, extent_of, scatter
 from tests.support import pairs, randn
 
-MESHES = ["1x2sp0tp1", "2x4sp0tp1", "1x8sp0tp1", "4x8sp1tp0"]
+MESHES = ["1x2sp0tp1", "2x4sp0tp1", "1x8sp0tp1", "4x8sp1tp0", "2x4sp0tp1-plain-halo"]
 BORDER = Border((2, 0), (1, 1), (1, 1))
 
 

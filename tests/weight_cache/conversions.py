@@ -33,6 +33,7 @@ from safetensors.torch import save_file
 
 from models.conversion import CONVERSIONS
 from models.layers.module import Module, Parameter
+from models.machine.ways import ALL_PLAIN, FUSED
 from models.mochi.components import Configs, Models
 from models.mochi.config import TransformerConfig
 from models.mochi.text.t5 import T5Config
@@ -142,7 +143,7 @@ class EveryFile(Module):
 def declared(component: str, layout: str) -> Module:
     """A model on a mesh in name only; `-plain` behind the layout for one without fused ops."""
     mesh = NamedMesh(Layout.parse(layout.removesuffix(PLAIN)))
-    mesh.fused = not layout.endswith(PLAIN)
+    mesh.ways = ALL_PLAIN if layout.endswith(PLAIN) else FUSED
     return EveryFile(mesh) if component == "files" else getattr(Models.declare(CONFIGS, mesh), component)
 
 

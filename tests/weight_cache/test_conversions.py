@@ -10,6 +10,7 @@ import torch
 from models.conversion import CONVERSIONS, Conversion
 from models.layers import ColumnParallelLinear, HeadRMSNorm, Parameter, RowParallelLinear, Width
 from models.layers.conv3d import Conv3d
+from models.machine.ways import ALL_PLAIN
 from models.mochi.components import Configs, Models
 from models.mochi.text.t5 import T5Encoder
 from models.mochi.transformer.rope import RotaryEmbedding
@@ -162,8 +163,7 @@ def test_names_in_the_tables_are_used_once():
 
 def alike() -> list:
     """Modules with the same checkpoint tensors and stored shapes, each differently converted."""
-    mesh, plain = NamedMesh(Layout.parse("1x2sp0tp1")), NamedMesh(Layout.parse("1x2sp0tp1"))
-    plain.fused = False
+    mesh, plain = NamedMesh(Layout.parse("1x2sp0tp1")), NamedMesh(Layout.parse("1x2sp0tp1"), ALL_PLAIN)
     whole, gaps, pairs = Width(256, 1, 256), Width.heads(8, 20), Width.heads(4, 40)
     inside, tail = Width.plain(64), Width(160, 1, 256)
     column = functools.partial(ColumnParallelLinear, bias=True)
@@ -204,8 +204,7 @@ def test_what_is_declared_tells_conversions_apart(index):
 
 
 def test_a_fused_head_norm_declares_how_often_it_repeats_its_weight():
-    mesh, plain = NamedMesh(Layout.parse("1x1sp0tp1")), NamedMesh(Layout.parse("1x1sp0tp1"))
-    plain.fused = False
+    mesh, plain = NamedMesh(Layout.parse("1x1sp0tp1")), NamedMesh(Layout.parse("1x1sp0tp1"), ALL_PLAIN)
     fused, composed = (
         next(iter(parameter_fields(HeadRMSNorm(where, "a", 8, Width.heads(1, 20), 1e-6)).values()))
         for where in (mesh, plain)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.machine.ways import ALL_PLAIN, FUSED
 from models.mochi.components import Configs, Models
 from models.mochi.config import TransformerConfig
 from models.mochi.precision import Precision
@@ -286,9 +287,8 @@ def test_a_plan_reads_no_weights_and_counts_all_parameters(sizes):
 def test_fused_and_plain_models_have_entries_of_their_own(component, tmp_path):
     """Their SwiGLU weights have one shape and different column orders."""
     keys = set()
-    for fused in (True, False):
-        mesh = NamedMesh(Layout.parse("2x4sp0tp1"))
-        mesh.fused = fused
+    for ways in (FUSED, ALL_PLAIN):
+        mesh = NamedMesh(Layout.parse("2x4sp0tp1"), ways)
         model = MochiTransformer(TransformerConfig.from_dict(component.config), mesh)
         keys.add(entry_key(key.key_fields(model, component, "bf16", [], DigestMemory(tmp_path / "digests.json"))))
     assert len(keys) == 2

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 OUTPUTS = Path("outputs")
 PACKAGES = ("mochi-tt", "ttnn", "torch", "diffusers", "transformers")
 _EMPTY = {
-    "zeros": "the prompt is empty: no text takes part, as in Genmo's code",
+    "zeros": "the prompt is empty: it is encoded as zeros, as Genmo does",
     "encoded": "the prompt is empty: its end token alone is encoded, as in Diffusers and ComfyUI",
 }
 Progress = Callable[[str, int, int], None]

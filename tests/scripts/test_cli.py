@@ -310,3 +310,11 @@ def test_bars_show_each_stage(capsys):
     assert "2/2" in out
     assert "1/8" in out
     assert "warning: [not markup]" in out
+
+
+@pytest.mark.parametrize("command", [["dry-run"], ["measure", "--mode", "projection"]], ids=lambda words: words[0])
+def test_a_way_that_does_not_exist_is_refused_by_every_command(capsys, command):
+    assert main([*command, "--first-frames", "both"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "first_frames 'both' must be genmo" in lines[0]

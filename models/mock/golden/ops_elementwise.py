@@ -100,6 +100,12 @@ def _vector_unit(value: torch.Tensor, dtypes: list) -> torch.Tensor:
     return round_to(value, ttnn.bfloat16) if not any(is_integer(d) or d == ttnn.float32 for d in dtypes) else value
 
 
+@local_rule("ttnn.square", source=f"{_SFPU}/ckernel_sfpu_square.h", dtypes=True)
+def square(input_tensor, *, dtypes: list):
+    """Return `x * x`."""
+    return _vector_unit(input_tensor * input_tensor, dtypes)
+
+
 @local_rule("ttnn.silu", source=f"{_SFPU}/ckernel_sfpu_silu.h: x times a sigmoid")
 def silu(input_tensor):
     """Return `x sigmoid(x)`."""

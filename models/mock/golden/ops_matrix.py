@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 import ttnn
 
-from models.mock.golden.fidelity import TILE, accumulated, plus, product, register
+from models.mock.golden.fidelity import TILE, accumulated, plus, product, register, times
 from models.mock.golden.rounding import packed
 from models.mock.golden.rules import local_rule
 
@@ -54,7 +54,7 @@ def nlp_concat_heads(input_tensor):
     "ttnn.experimental.rotary_embedding_llama",
     source=f"{_TRANSFORMER}/rotary_embedding_llama/device/kernels/compute/rotary_embedding_llama.cpp",
 )
-def rotary_embedding_llama(input_tensor, cos_cache, sin_cache, trans_mat, *, is_decode_mode: bool = False):
+def rotary_embedding_llama(input_tensor, cos_cache, sin_cache, trans_mat, *, is_decode_mode: bool = False, compute_kernel_config=None):
     """Return `x cos + (x @ trans_mat) sin`, where the 32x32 `trans_mat` is applied to the columns of each tile.
 
     The kernel packs the rotated tile and both products to intermediate buffers of the input's dtype (bfloat16) before
@@ -62,13 +62,16 @@ def rotary_embedding_llama(input_tensor, cos_cache, sin_cache, trans_mat, *, is_
     """
     if is_decode_mode:
         raise ValueError("decode mode is not covered by this golden")
+    if compute_kernel_config is not None:
+        raise ValueError("a compute config is not covered by this golden: the op's default is")
 
-    def packed(value: torch.Tensor) -> torch.Tensor:
-        return value.to(torch.bfloat16).to(torch.float32)
+    def stored(value: torch.Tensor) -> torch.Tensor:
+        return packed(value, ttnn.bfloat16)
 
     tile = trans_mat.reshape(32, 32)
-    rotated = packed((input_tensor.unflatten(-1, (-1, 32)) @ tile).flatten(-2))
-    return packed(input_tensor * cos_cache) + packed(rotated * sin_cache)
+    rotated = stored((input_tensor.unflatten(-1, (-1, 32)) @ tile).flatten(-2))
+    fidelity = ttnn.MathFidelity.HiFi4
+    return plus(stored(times(input_tensor, cos_cache, fidelity)), stored(times(rotated, sin_cache, fidelity)))
 
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -5,6 +5,8 @@ The matrix engine multiplies and adds, and reads every intermediate value as TF3
 the op masks them. Each docstring says so.
 """
 
+import math
+
 import torch
 import ttnn
 
@@ -59,21 +61,31 @@ def _row(vector: torch.Tensor, width: int) -> torch.Tensor:
 
 
 @local_rule("ttnn.sum", source=_REDUCE)
-def sum_(input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0):
+def sum_(input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0, compute_kernel_config=None):
     """Sum over `dim` (over all dims if None), times `scalar`. Tile padding counts as zeros."""
-    dims = tuple(range(input_tensor.ndim)) if dim is None else dim
-    return input_tensor.sum(dim=dims, keepdim=keepdim) * scalar
+    return _reduced(input_tensor, dim, keepdim, scalar, compute_kernel_config)
 
 
 @local_rule("ttnn.mean", source=_REDUCE)
-def mean(input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0):
-    """Return the mean over `dim`, times `scalar`. Padding rows are zeros, and the divisor is the logical size.
+def mean(input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0, compute_kernel_config=None):
+    """Return the mean over `dim`, times `scalar`. Padding rows are zeros, and the divisor is the logical size."""
+    dims = range(input_tensor.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    count = math.prod(input_tensor.shape[d] for d in dims)
+    return _reduced(input_tensor, dim, keepdim, scalar / count, compute_kernel_config)
 
-    The scaler that the sum is multiplied with is cut to bfloat16.
+
+def _reduced(x: torch.Tensor, dim, keepdim: bool, scale: float, config) -> torch.Tensor:
+    """Reduce one dim in the matrix engine: a product with the scale, which is cut to bfloat16.
+
+    Several dims, or none, are summed in float32.
     """
-    dims = tuple(range(input_tensor.ndim)) if dim is None else dim
-    total = input_tensor.sum(dim=dims, keepdim=keepdim)
-    return total * truncate(torch.tensor(scalar * total.numel() / input_tensor.numel(), dtype=torch.float32), 7)
+    factor = truncate(torch.tensor(scale, dtype=torch.float32), 7)
+    if not isinstance(dim, int) or x.ndim < 2:
+        dims = tuple(range(x.ndim)) if dim is None else dim
+        return x.sum(dim=dims, keepdim=keepdim) * factor
+    columns = x.movedim(dim, -1).unsqueeze(-1)
+    out = product(factor.expand(1, columns.shape[-2]), columns, config or _EXACT).squeeze(-1).movedim(-1, dim)
+    return out if keepdim else out.squeeze(dim)
 
 
 @local_rule("ttnn.rms_norm", source=f"{_NORM}/layernorm/device/kernels/compute/layernorm.cpp")

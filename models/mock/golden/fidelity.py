@@ -13,8 +13,8 @@ In a matrix product the first operand goes to SrcB and the second to SrcA: wheel
 import torch
 import ttnn
 
-from models.mock.golden.rounding import half_away, round_to, significant, to_tf32
-from models.mock.golden.sums import Phases, summed
+from models.mock.golden.rounding import half_away, power, round_to, significant, to_tf32
+from models.mock.golden.sums import Phases, accumulated, summed
 
 _SRC_A_HIGH, _SRC_A_ALL = 4, 9
 _SRC_B_HIGH = 6
@@ -29,6 +29,11 @@ def truncate(value: torch.Tensor, bits: int) -> torch.Tensor:
     return (value.contiguous().view(torch.int32) & -(1 << (23 - bits))).view(torch.float32)
 
 
+def operands(a: torch.Tensor, b: torch.Tensor, fidelity: ttnn.MathFidelity) -> Phases:
+    """Return what is multiplied in each phase of `a @ b`: the first operand goes to SrcB."""
+    return [(y, x, below) for x, y, below in _phases(to_tf32(b), to_tf32(a), fidelity)]
+
+
 def product(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -40,21 +45,24 @@ def product(
 
     `start` is what the register holds before. Sums are float32, or bfloat16 if the config does not set `fp32_dest_acc_en`; see `sums`.
     """
-    a, b = to_tf32(a), to_tf32(b)
-    phases = _phases(b, a, fidelity or config.math_fidelity)
-    swapped = [(y, x, below) for x, y, below in phases]
-    return summed(a, b, swapped, float32=config.fp32_dest_acc_en, start=start)
+    phases = operands(a, b, fidelity or config.math_fidelity)
+    return summed(to_tf32(a), to_tf32(b), phases, float32=config.fp32_dest_acc_en, start=start)
 
 
-def times(source_a: torch.Tensor, source_b: torch.Tensor, fidelity: ttnn.MathFidelity) -> torch.Tensor:
+def times(
+    source_a: torch.Tensor, source_b: torch.Tensor, fidelity: ttnn.MathFidelity, *, float32: bool = True
+) -> torch.Tensor:
     """Return the elementwise product in the matrix engine, of SrcA and SrcB, before it is packed.
 
-    Source: wheel, `tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_math_eltwise_binary.h`: the phases are those of a
-    product of matrices.
+    A float32 register holds it exactly; a bfloat16 one is rounded after each phase. Source: wheel,
+    `tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_math_eltwise_binary.h`: the phases are those of a product of matrices.
     """
-    out = torch.zeros(())
-    for x, y, _ in _phases(to_tf32(source_a), to_tf32(source_b), fidelity):
-        out = out + x * y
+    phases = _phases(to_tf32(source_a), to_tf32(source_b), fidelity)
+    out = phases[0][0] * phases[0][1]
+    if not float32:
+        out = significant(out, 8)
+    for x, y, _ in phases[1:]:
+        out = out + x * y if float32 else accumulated(out, [x * y], torch.frexp(x * y).exponent - 1, float32=False)
     return out
 
 
@@ -67,9 +75,10 @@ def plus(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """
     a, b = to_tf32(a), to_tf32(b)
     largest = torch.maximum(a.abs(), b.abs())
-    unit = torch.ldexp(torch.ones(()), torch.frexp(largest).exponent - 11)
-    out = (half_away(a / unit) + half_away(b / unit)) * unit
-    return torch.where((largest > 0) & largest.isfinite(), out, a + b)
+    exponent = torch.frexp(largest).exponent.clamp(-100, 127) - 11
+    per_unit = power(-exponent)
+    out = (half_away(a * per_unit) + half_away(b * per_unit)) * power(exponent)
+    return torch.where(largest.isfinite(), out, a + b)
 
 
 def _phases(source_a: torch.Tensor, source_b: torch.Tensor, fidelity: ttnn.MathFidelity) -> Phases:
@@ -86,7 +95,7 @@ def register(value: torch.Tensor, config: ttnn.WormholeComputeKernelConfig) -> t
     return value if config.fp32_dest_acc_en else significant(value, 8)
 
 
-def accumulated(
+def added_in_l1(
     held: torch.Tensor | None, value: torch.Tensor, config: ttnn.WormholeComputeKernelConfig
 ) -> torch.Tensor:
     """Add the register to what L1 holds, as the packer does: float32, or bfloat16 half to even."""

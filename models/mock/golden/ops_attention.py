@@ -136,11 +136,11 @@ def _streaming(query: torch.Tensor, chunks, scale: float, config, fidelity) -> t
             sums, out = columns, added
         else:
             keep = _bf16(torch.exp(_bf16(plus(top, -best)) * keep_scale))
-            sums = _added(columns, times(sums, keep, config.math_fidelity))
-            out = _added(added, times(out, keep, config.math_fidelity))
+            sums = _added(columns, times(sums, keep, config.math_fidelity, float32=False))
+            out = _added(added, times(out, keep, config.math_fidelity, float32=False))
         top = best
     total = product(sums, torch.ones(32, 1), config, fidelity)
-    return times(out, _bf16(1 / total), config.math_fidelity)
+    return times(out, _bf16(1 / total), config.math_fidelity, float32=False)
 
 
 def approximate_exp(x: torch.Tensor, scale: float) -> torch.Tensor:

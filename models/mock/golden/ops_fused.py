@@ -3,7 +3,7 @@
 import torch
 import ttnn
 
-from models.mock.golden.fidelity import TILE, accumulated, plus, product, register, times, truncate
+from models.mock.golden.fidelity import TILE, added_in_l1, plus, product, register, times, truncate
 from models.mock.golden.ops_norm import HIGHEST, inverse_root, row_sums, squares
 from models.mock.golden.rounding import to_tf32
 from models.mock.golden.rules import MeshShards, Shards, local_rule, mesh_rule
@@ -49,7 +49,7 @@ def _matmul(
     last = sums.pop() if fuse_swiglu and bias is None and local else None
     held: torch.Tensor | None = None
     for part in sums:
-        held = accumulated(held, part, compute)
+        held = added_in_l1(held, part, compute)
     if last is not None:
         out = last if held is None else plus(held, truncate(last, 7))
     else:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 import ttnn
 
-from models.mock.golden.fidelity import TILE, accumulated, plus, product, register, times
+from models.mock.golden.fidelity import TILE, added_in_l1, plus, product, register, times
 from models.mock.golden.rounding import packed
 from models.mock.golden.rules import local_rule
 
@@ -57,7 +57,7 @@ def nlp_concat_heads(input_tensor):
 def rotary_embedding_llama(input_tensor, cos_cache, sin_cache, trans_mat, *, is_decode_mode: bool = False, compute_kernel_config=None):
     """Return `x cos + (x @ trans_mat) sin`, where the 32x32 `trans_mat` is applied to the columns of each tile.
 
-    The kernel packs the rotated tile and both products to intermediate buffers of the input's dtype (bfloat16) before
+    The default config is HiFi4 with a bfloat16 register. The kernel packs the rotated tile and both products to intermediate buffers of the input's dtype (bfloat16) before
     it adds them. The golden rounds at the same places.
     """
     if is_decode_mode:
@@ -70,8 +70,9 @@ def rotary_embedding_llama(input_tensor, cos_cache, sin_cache, trans_mat, *, is_
 
     tile = trans_mat.reshape(32, 32)
     rotated = stored((input_tensor.unflatten(-1, (-1, 32)) @ tile).flatten(-2))
-    fidelity = ttnn.MathFidelity.HiFi4
-    return plus(stored(times(input_tensor, cos_cache, fidelity)), stored(times(rotated, sin_cache, fidelity)))
+    by_cos = times(input_tensor, cos_cache, ttnn.MathFidelity.HiFi4, float32=False)
+    by_sin = times(rotated, sin_cache, ttnn.MathFidelity.HiFi4, float32=False)
+    return plus(stored(by_cos), stored(by_sin))
 
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -106,7 +107,7 @@ def _product(a: torch.Tensor, b: torch.Tensor, config, program_config, *, biased
         if out is not None and (not config.packer_l1_acc or (index == len(blocks) - 1 and not biased)):
             out = product(x, y, config, start=out)
         else:
-            out = accumulated(out, product(x, y, config), config)
+            out = added_in_l1(out, product(x, y, config), config)
     assert out is not None
     return out
 

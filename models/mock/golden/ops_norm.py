@@ -60,27 +60,31 @@ def _row(vector: torch.Tensor, width: int) -> torch.Tensor:
     return vector.reshape(-1)
 
 
-@local_rule("ttnn.sum", source=_REDUCE)
-def sum_(input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0, compute_kernel_config=None):
+@local_rule("ttnn.sum", source=_REDUCE, dtypes=True)
+def sum_(
+    input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0, compute_kernel_config=None, dtypes: list
+):
     """Sum over `dim` (over all dims if None), times `scalar`. Tile padding counts as zeros."""
-    return _reduced(input_tensor, dim, keepdim, scalar, compute_kernel_config)
+    return _reduced(input_tensor, dim, keepdim, scalar, compute_kernel_config, dtypes[0])
 
 
-@local_rule("ttnn.mean", source=_REDUCE)
-def mean(input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0, compute_kernel_config=None):
+@local_rule("ttnn.mean", source=_REDUCE, dtypes=True)
+def mean(
+    input_tensor, dim=None, keepdim: bool = False, *, scalar: float = 1.0, compute_kernel_config=None, dtypes: list
+):
     """Return the mean over `dim`, times `scalar`. Padding rows are zeros, and the divisor is the logical size."""
     dims = range(input_tensor.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
     count = math.prod(input_tensor.shape[d] for d in dims)
-    return _reduced(input_tensor, dim, keepdim, scalar / count, compute_kernel_config)
+    return _reduced(input_tensor, dim, keepdim, scalar / count, compute_kernel_config, dtypes[0])
 
 
-def _reduced(x: torch.Tensor, dim, keepdim: bool, scale: float, config) -> torch.Tensor:
+def _reduced(x: torch.Tensor, dim, keepdim: bool, scale: float, config, dtype: ttnn.DataType) -> torch.Tensor:
     """Reduce one dim in the matrix engine: a product with the scale, which is cut to bfloat16.
 
-    Several dims, or none, are summed in float32.
+    The vector unit sums float32 tensors. Several dims, or none, are summed in float32 here too.
     """
     factor = truncate(torch.tensor(scale, dtype=torch.float32), 7)
-    if not isinstance(dim, int) or x.ndim < 2:
+    if dtype == ttnn.float32 or not isinstance(dim, int) or x.ndim < 2:
         dims = tuple(range(x.ndim)) if dim is None else dim
         return x.sum(dim=dims, keepdim=keepdim) * factor
     columns = x.movedim(dim, -1).unsqueeze(-1)

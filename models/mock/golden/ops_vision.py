@@ -5,7 +5,8 @@ import math
 import torch
 import ttnn
 
-from models.mock.golden.fidelity import plus, product
+from models.mock.golden import sums
+from models.mock.golden.fidelity import operands, plus, product
 from models.mock.golden.rounding import significant
 from models.mock.golden.rules import MeshShards, Shards, local_rule, mesh_rule
 
@@ -50,12 +51,7 @@ def conv3d(
     inner = math.prod(kernel_size) * block
     parts = []
     for channels, weight in zip(x.split(block, -1), weight_tensor.split(inner), strict=True):
-        patches = channels
-        for dim, size in enumerate(kernel_size, start=1):
-            patches = patches.unfold(dim, size, 1)
-        # [1, T, H, W, C, kT, kH, kW] -> [positions, kT kH kW C]
-        rows = patches.permute(0, 1, 2, 3, 5, 6, 7, 4).reshape(-1, inner)
-        parts.append(product(rows, weight, compute_kernel_config))
+        parts.append(_product(channels, weight, kernel_size, compute_kernel_config))
     total = significant(parts[0], 8) if len(parts) == 1 else parts[0]
     for part in parts[1:]:
         total = plus(total, part)
@@ -63,6 +59,25 @@ def conv3d(
         total = plus(total, bias_tensor.reshape(-1))
     sizes = [have - size + 1 for have, size in zip(x.shape[1:4], kernel_size, strict=True)]
     return total.reshape(x.shape[0], *sizes, output_channels)
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, kernel_size, config) -> torch.Tensor:
+    """Multiply the patches of x by the weight: [positions, out]."""
+    if not sums.exact():
+        # The same sum without the patches, which take 27 times the memory.
+        out = None
+        for a, b in sums.merged(operands(x, weight, config.math_fidelity)):
+            kernel = b.reshape(*kernel_size, -1, b.shape[-1]).permute(4, 3, 0, 1, 2)
+            part = torch.nn.functional.conv3d(a.permute(0, 4, 1, 2, 3), kernel).permute(0, 2, 3, 4, 1)
+            out = part if out is None else out + part
+        assert out is not None
+        return out.reshape(-1, weight.shape[-1])
+    patches = x
+    for dim, size in enumerate(kernel_size, start=1):
+        patches = patches.unfold(dim, size, 1)
+    # [1, T, H, W, C, kT, kH, kW] -> [positions, kT kH kW C]
+    rows = patches.permute(0, 1, 2, 3, 5, 6, 7, 4).reshape(-1, weight.shape[0])
+    return product(rows, weight, config)
 
 
 def _padded(x: torch.Tensor, padding, mode: str) -> torch.Tensor:

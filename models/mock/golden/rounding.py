@@ -50,10 +50,17 @@ def to_blocks(value: torch.Tensor) -> torch.Tensor:
     width = value.shape[-1]
     blocks = torch.nn.functional.pad(value, (0, -width % _BLOCK)).unflatten(-1, (-1, _BLOCK))
     largest = blocks.abs().amax(-1, keepdim=True)
-    unit = torch.ldexp(torch.ones(()), torch.frexp(largest).exponent - _BLOCK_BITS)
+    unit = power(torch.frexp(largest).exponent - _BLOCK_BITS)
     limit = 2**_BLOCK_BITS - 1
     out = half_away(blocks / unit).clamp(-limit, limit) * unit
     return torch.where(blocks.isfinite(), out, blocks).flatten(-2)[..., :width]
+
+
+def power(exponent: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return 2 to whole exponents, which must be within the normal numbers of `dtype`."""
+    if dtype == torch.float32:
+        return ((exponent.to(torch.int32) + 127) << 23).view(dtype)
+    return ((exponent.to(torch.int64) + 1023) << 52).view(dtype)
 
 
 def half_away(value: torch.Tensor) -> torch.Tensor:

@@ -20,42 +20,62 @@ VECTORS = Path(__file__).with_name("vectors")
 
 @dataclass(frozen=True)
 class Case:
-    """One case of one chip, and where its tensors are."""
+    """One case, and where its tensors are."""
 
     file: Path
     name: str
     spec: dict[str, Any]
 
     @property
-    def outputs(self) -> dict[str, torch.Tensor]:
-        """What the kernels gave, by name."""
-        with safe_open(self.file, "pt") as tensors:
-            return {name: tensors.get_tensor(output["tensor"]) for name, output in self.spec["outputs"].items()}
+    def outputs(self) -> dict[str, list[torch.Tensor]]:
+        """What the kernels gave: per name the values of each chip."""
+        return self._tensors("outputs")
 
-    def inputs(self) -> dict[str, torch.Tensor]:
-        """The tensors before they are packed for the device."""
-        with safe_open(self.file, "pt") as tensors:
-            return {name: tensors.get_tensor(given["tensor"]) for name, given in self.spec["inputs"].items()}
+    @property
+    def inputs(self) -> dict[str, list[torch.Tensor]]:
+        """The values of each chip before they are packed for the device."""
+        return self._tensors("inputs")
 
-    def run(self, mesh: ttnn.MeshDevice) -> dict[str, torch.Tensor]:
-        """What the ops give on `mesh`, by name."""
+    def _tensors(self, kind: str) -> dict[str, list[torch.Tensor]]:
+        with safe_open(self.file, "pt") as tensors:
+            return {
+                name: [tensors.get_tensor(key) for key in given.get("tensors", [given.get("tensor")])]
+                for name, given in self.spec[kind].items()
+            }
+
+    def run(self, mesh: ttnn.MeshDevice) -> dict[str, list[torch.Tensor]]:
+        """What the ops give on `mesh`: per name the values of each chip."""
         known: dict[str, Any] = {}
-        for name, value in self.inputs().items():
+        for name, shards in self.inputs.items():
             given = self.spec["inputs"][name]
-            layout = getattr(ttnn, given.get("layout", "TILE") + "_LAYOUT")
-            known[name] = ttnn.from_torch(value, dtype=getattr(ttnn, given["dtype"]), layout=layout, device=mesh)
+            known[name] = uploaded(shards, given["dtype"], given.get("layout", "TILE"), mesh)
         for call in self.spec["calls"]:
             args = [decoded(value, known, mesh) for value in call["args"]]
             kwargs = {key: decoded(value, known, mesh) for key, value in call["kwargs"].items()}
             result = op(call["op"])(*args, **kwargs)
             results = result if isinstance(result, (list, tuple)) else [result]
             known.update(zip(call["out"], results, strict=False))
-        return {name: ttnn.to_torch(known[name]) for name in self.spec["outputs"]}
+        parts = {name: ttnn.get_device_tensors(ttnn.from_device(known[name])) for name in self.spec["outputs"]}
+        return {name: [ttnn.to_torch(part) for part in shards] for name, shards in parts.items()}
 
 
-def one_chip() -> Iterator[Case]:
-    """All cases of one chip."""
-    for file in sorted((VECTORS / "one_chip").glob("*.safetensors")):
+def uploaded(shards: list[torch.Tensor], dtype: str, layout: str, mesh: ttnn.MeshDevice) -> ttnn.Tensor:
+    """Upload one value per chip of a line."""
+    rows, columns = mesh.shape
+    assert rows * columns == len(shards)
+    mapper = ttnn.ShardTensor2dMesh(mesh, mesh_shape=(rows, columns), dims=(None, 0))
+    return ttnn.from_torch(
+        torch.cat(shards),
+        dtype=getattr(ttnn, dtype),
+        layout=getattr(ttnn, layout + "_LAYOUT"),
+        device=mesh,
+        mesh_mapper=mapper,
+    )
+
+
+def cases(folder: str) -> Iterator[Case]:
+    """All cases of a folder: ``one_chip`` or ``several_chips``."""
+    for file in sorted((VECTORS / folder).glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             for name, spec in json.loads(tensors.metadata()["cases"]).items():
                 yield Case(file, name, spec)
@@ -89,6 +109,17 @@ def _semaphores(count: int, mesh: ttnn.MeshDevice) -> list[Any]:
     return [ttnn.create_global_semaphore(mesh, cores, 0) for _ in range(count)]
 
 
+def _buffer(description: list[Any], mesh: ttnn.MeshDevice) -> ttnn.Tensor:
+    shape, dtype, layout = description
+    return ttnn.empty(
+        shape,
+        dtype=getattr(ttnn, dtype),
+        layout=getattr(ttnn, layout + "_LAYOUT"),
+        device=mesh,
+        memory_config=ttnn.DRAM_MEMORY_CONFIG,
+    )
+
+
 def _config(make: Callable[..., Any]) -> Callable[[dict[str, Any], ttnn.MeshDevice], Any]:
     def build(fields: dict[str, Any], mesh: ttnn.MeshDevice) -> Any:
         return make(**{name: _field(name, value) for name, value in fields.items()})
@@ -111,6 +142,8 @@ _KINDS: dict[str, Callable[[Any, ttnn.MeshDevice], Any]] = {
     "$layout": lambda name, _: getattr(ttnn, name + "_LAYOUT"),
     "$memory": lambda name, _: getattr(ttnn, name),
     "$mesh": lambda _, mesh: mesh,
+    "$core": lambda place, _: ttnn.CoreCoord(*place),
+    "$buffer": _buffer,
     "$semaphores": _semaphores,
     "$topology": lambda name, _: getattr(ttnn.Topology, name),
     "$gelu": lambda name, _: getattr(ttnn.GeluVariant, name),

@@ -7,7 +7,7 @@ import torch
 import ttnn
 
 from models.mock.golden.errors import golden_error
-from models.mock.golden.rounding import round_to
+from models.mock.golden.rounding import packed
 from models.mock.golden.rules import MeshShards, Rule, Shards, Slot
 from models.mock.golden.store import describe
 
@@ -22,7 +22,7 @@ def run_rule(
     mesh_shape: tuple[int, int],
     outputs: Sequence[ttnn.Tensor],
 ) -> list[Shards]:
-    """Return each output's values per device, rounded to the output's dtype and checked against its shape.
+    """Return each output's values per device, packed to the output's dtype and checked against its shape.
 
     Raises:
         GoldenError: the rule fails, writes into its inputs, or returns something else than the real op.
@@ -102,7 +102,7 @@ def _checked(output: ttnn.Tensor, shards: Shards, op: str) -> Shards:
             if tuple(shard.shape) != shape:
                 raise golden_error(op, f"golden shape {tuple(shard.shape)} is not the op's {describe(output)}")
             try:
-                done[id(shard)] = round_to(shard, dtype)
+                done[id(shard)] = packed(shard, dtype)
             except ValueError as error:
                 raise golden_error(op, str(error)) from error
         checked.append(done[id(shard)])

@@ -13,11 +13,14 @@ In a matrix product the first operand goes to SrcB and the second to SrcA: wheel
 import torch
 import ttnn
 
-from models.mock.golden.rounding import to_tf32
+from models.mock.golden.rounding import half_away, power, round_to, significant, to_tf32
+from models.mock.golden.sums import Phases, accumulated, summed
 
 _SRC_A_HIGH, _SRC_A_ALL = 4, 9
 _SRC_B_HIGH = 6
-_DEPTH = 16  # Elements of the inner dimension in one instruction.
+# Exponent of a phase's product below that of the whole operands' product.
+_BELOW = (0, 5, 7, 12)
+_FIDELITIES = (ttnn.MathFidelity.LoFi, ttnn.MathFidelity.HiFi2, ttnn.MathFidelity.HiFi3, ttnn.MathFidelity.HiFi4)
 TILE = 32
 
 
@@ -26,54 +29,77 @@ def truncate(value: torch.Tensor, bits: int) -> torch.Tensor:
     return (value.contiguous().view(torch.int32) & -(1 << (23 - bits))).view(torch.float32)
 
 
+def operands(a: torch.Tensor, b: torch.Tensor, fidelity: ttnn.MathFidelity) -> Phases:
+    """Return what is multiplied in each phase of `a @ b`: the first operand goes to SrcB."""
+    return [(y, x, below) for x, y, below in _phases(to_tf32(b), to_tf32(a), fidelity)]
+
+
 def product(
     a: torch.Tensor,
     b: torch.Tensor,
-    config: ttnn.WormholeComputeKernelConfig | None,
+    config: ttnn.WormholeComputeKernelConfig,
     fidelity: ttnn.MathFidelity | None = None,
+    start: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return `a @ b` as the matrix engine multiplies at `config`'s fidelity, or at `fidelity` if given.
 
-    Sums are float32, or bfloat16 if the config does not set `fp32_dest_acc_en`. Without a config all bits of TF32 are
-    multiplied.
+    `start` is what the register holds before. Sums are float32, or bfloat16 if the config does not set `fp32_dest_acc_en`; see `sums`.
+    """
+    phases = operands(a, b, fidelity or config.math_fidelity)
+    return summed(to_tf32(a), to_tf32(b), phases, float32=config.fp32_dest_acc_en, start=start)
+
+
+def times(
+    source_a: torch.Tensor, source_b: torch.Tensor, fidelity: ttnn.MathFidelity, *, float32: bool = True
+) -> torch.Tensor:
+    """Return the elementwise product in the matrix engine, of SrcA and SrcB, before it is packed.
+
+    A float32 register holds it exactly; a bfloat16 one is rounded after each phase. Source: wheel,
+    `tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_math_eltwise_binary.h`: the phases are those of a product of matrices.
+    """
+    phases = _phases(to_tf32(source_a), to_tf32(source_b), fidelity)
+    out = phases[0][0] * phases[0][1]
+    if not float32:
+        out = significant(out, 8)
+    for x, y, _ in phases[1:]:
+        out = out + x * y if float32 else accumulated(out, [x * y], torch.frexp(x * y).exponent - 1, float32=False)
+    return out
+
+
+def plus(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the elementwise sum in the matrix engine, before it is packed.
+
+    Both operands are cut to TF32, and the smaller one is rounded half away from zero to the position of the larger one's
+    last bit. Source: outputs of the kernels (`tests/mock/golden/vectors`); wheel,
+    `tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_math_eltwise_binary.h` (ELWADD, ELWSUB).
     """
     a, b = to_tf32(a), to_tf32(b)
-    if config is None:
-        return torch.matmul(a, b)
-    fidelity = fidelity or config.math_fidelity
-    return _in_float32(a, b, fidelity) if config.fp32_dest_acc_en else _in_bfloat16(a, b, fidelity)
+    largest = torch.maximum(a.abs(), b.abs())
+    exponent = torch.frexp(largest).exponent.clamp(-100, 127) - 11
+    per_unit = power(-exponent)
+    out = (half_away(a * per_unit) + half_away(b * per_unit)) * power(exponent)
+    return torch.where(largest.isfinite(), out, a + b)
 
 
-def _in_float32(a: torch.Tensor, b: torch.Tensor, fidelity: ttnn.MathFidelity) -> torch.Tensor:
-    """Sum the products of the phases in float32, where their order does not matter."""
-    a_high = truncate(a, _SRC_B_HIGH)
-    if fidelity == ttnn.MathFidelity.LoFi:
-        return torch.matmul(a_high, truncate(b, _SRC_A_HIGH))
-    b_all = truncate(b, _SRC_A_ALL)
-    if fidelity == ttnn.MathFidelity.HiFi4:
-        return torch.matmul(a, b_all)
-    out = torch.matmul(a_high, b_all)
-    if fidelity == ttnn.MathFidelity.HiFi3:
-        out = out + torch.matmul(a - a_high, truncate(b, _SRC_A_HIGH))
-    return out
+def _phases(source_a: torch.Tensor, source_b: torch.Tensor, fidelity: ttnn.MathFidelity) -> Phases:
+    """Return the operands of each phase, SrcA first."""
+    a_high, b_high = truncate(source_a, _SRC_A_HIGH), truncate(source_b, _SRC_B_HIGH)
+    a_low, b_low = truncate(source_a, _SRC_A_ALL) - a_high, source_b - b_high
+    phases = ((a_high, b_high), (a_low, b_high), (a_high, b_low), (a_low, b_low))
+    count = _FIDELITIES.index(fidelity) + 1
+    return [(x, y, below) for (x, y), below in zip(phases[:count], _BELOW, strict=False)]
 
 
-def _in_bfloat16(a: torch.Tensor, b: torch.Tensor, fidelity: ttnn.MathFidelity) -> torch.Tensor:
-    """Sum the products of the phases in a bfloat16 accumulator `Dst`: each instruction rounds its sum.
+def register(value: torch.Tensor, config: ttnn.WormholeComputeKernelConfig) -> torch.Tensor:
+    """Round to what the destination register holds: float32, or bfloat16 without `fp32_dest_acc_en`."""
+    return value if config.fp32_dest_acc_en else significant(value, 8)
 
-    An instruction multiplies 16 elements of the inner dimension. The phases run one after another within a 32 x 32
-    tile. Source: tt-isa-documentation `WormholeB0/TensixTile/TensixCoprocessor/MVMUL.md` (functional model, "a rough
-    guide") and `MatrixUnit.md` ("real hardware rounds": to nearest here).
-    """
-    a_high, b_high = truncate(a, _SRC_B_HIGH), truncate(b, _SRC_A_HIGH)
-    a_low, b_low = a - a_high, truncate(b, _SRC_A_ALL) - b_high
-    names = [ttnn.MathFidelity.LoFi, ttnn.MathFidelity.HiFi2, ttnn.MathFidelity.HiFi3, ttnn.MathFidelity.HiFi4]
-    phases = [(a_high, b_high), (a_high, b_low), (a_low, b_high), (a_low, b_low)][: names.index(fidelity) + 1]
-    inner = a.shape[-1]
-    out = torch.zeros(())
-    for tile in range(0, inner, TILE):
-        for x, y in phases:
-            for start in range(tile, min(tile + TILE, inner), _DEPTH):
-                part = slice(start, start + _DEPTH)
-                out = (out + torch.matmul(x[..., part], y[..., part, :])).to(torch.bfloat16).to(torch.float32)
-    return out
+
+def added_in_l1(
+    held: torch.Tensor | None, value: torch.Tensor, config: ttnn.WormholeComputeKernelConfig
+) -> torch.Tensor:
+    """Add the register to what L1 holds, as the packer does: float32, or bfloat16 half to even."""
+    if held is None:
+        return value
+    total = held + value
+    return total if config.fp32_dest_acc_en else round_to(total, ttnn.bfloat16)

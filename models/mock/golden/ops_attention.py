@@ -1,12 +1,13 @@
 """Golden rules of attention over a sequence that is sharded across devices."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import ttnn
 
-from models.mock.golden.fidelity import product, truncate
-from models.mock.golden.rounding import round_to
+from models.mock.golden.fidelity import plus, product, times, truncate
+from models.mock.golden.rounding import packed, round_to, significant, to_tf32
 from models.mock.golden.rules import MeshShards, Shards, local_rule, mesh_rule
 
 _SDPA = "ttnn/operations/transformer/sdpa/device/kernels"
@@ -26,41 +27,97 @@ def _attention(
     scale: float | None,
     program,
     config,
-    *,
-    can_stream: bool = True,
 ) -> torch.Tensor:
-    """Compute softmax attention chunk by chunk of keys, as the kernels do (FlashAttention-2, arXiv:2307.08691).
+    """Compute softmax attention over one stream of keys.
 
-    The default scale is that of the tile-padded head width, as in the program factories. Only `fp32_dest_acc_en`
-    decides which kernel runs (`ring_joint_sdpa_program_factory.cpp`: `use_streaming_compute`).
+    Only `fp32_dest_acc_en` decides which kernel runs (upstream `sdpa_program_factory.cpp`). The streaming kernel ignores
+    `matmul_math_fidelity` here: the host passes it to ring attention alone.
     """
+    scale = _scale(query, scale, config)
+    chunks = _chunks(key, value, program)
+    if config.fp32_dest_acc_en:
+        return _normalized(_exact(query, chunks, scale, config, narrow=False), config, narrow=False)
+    return _streaming(query, chunks, scale, config, config.math_fidelity)
+
+
+def _scale(query: torch.Tensor, scale: float | None, config) -> float:
+    """Return the scale; the default is that of the tile-padded head width, as in the program factories."""
     if config is None:
         raise ValueError("attention without a compute_kernel_config is not covered by this golden")
-    scale = (_tiles(query.shape[-1]) * 32) ** -0.5 if scale is None else scale
-    size = key.shape[2] if program is None else program.k_chunk_size
-    chunks = [(k, v) for k, v in zip(key.split(size, dim=2), value.split(size, dim=2), strict=True)]
-    if config.fp32_dest_acc_en or not can_stream:
-        return _exact(query, chunks, scale, config)
-    return _streaming(query, chunks, scale, config, program.matmul_math_fidelity if program else None)
+    return (_tiles(query.shape[-1]) * 32) ** -0.5 if scale is None else scale
 
 
-def _exact(query: torch.Tensor, chunks, scale: float, config) -> torch.Tensor:
-    """Compute attention as the older kernel does, `compute_common.hpp`, with `exp_approx_mode=False`.
+def _chunks(key: torch.Tensor, value: torch.Tensor, program) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Cut one stream of keys and values into chunks (FlashAttention-2, arXiv:2307.08691)."""
+    size = max(key.shape[2], 1) if program is None else program.k_chunk_size
+    return [(k, v) for k, v in zip(key.split(size, dim=2), value.split(size, dim=2), strict=True) if k.shape[2]]
 
-    Scores, probabilities and the running maximum, sum and output are bfloat16 between the steps, whatever the compute
-    config says (`ring_joint_sdpa_program_factory.cpp`, `im_df` and `stats_df`).
+
+class _State(NamedTuple):
+    """What the older kernel keeps between chunks: row maxima, 32 sums per row, and the output before normalization."""
+
+    top: torch.Tensor
+    sums: torch.Tensor
+    out: torch.Tensor
+
+
+def _exact(query: torch.Tensor, chunks, scale: float, config, *, narrow: bool) -> _State:
+    """Go through the chunks as the older kernel does, `compute_common.hpp`, `sdpa_inner_loop`.
+
+    With `exp_approx_mode=False`. Joint attention keeps everything in bfloat16 between the steps (`narrow`); plain and ring
+    attention keep scores, probabilities and sums in float32. The factors between chunks and the output are bfloat16 in
+    all (upstream `sdpa_program_factory.cpp`, `joint_sdpa_program_factory.cpp`, `ring_joint_sdpa_program_factory.cpp`:
+    `im_df`, `stats_df`).
     """
-    top, total, out = None, torch.zeros(()), torch.zeros(())
+    fidelity = config.math_fidelity
+    keep_scale = truncate(torch.tensor(scale, dtype=torch.float32), 7)
+    state: _State | None = None
     for key, value in chunks:
-        scores = _bf16(product(query, key.mT, config))
-        highest = scores.amax(-1, keepdim=True)
-        best = highest if top is None else torch.maximum(top, highest)
-        weights = _bf16(torch.exp((scores - best) * scale))
-        keep = torch.ones(()) if top is None else _bf16(torch.exp((top - best) * scale))
-        total = _bf16(total * keep + weights.sum(-1, keepdim=True))
-        out = _bf16(out * keep + product(weights, value, config))
-        top = best
-    return out / total
+        scores = _stored(product(query, key.mT, config), narrow)
+        best = truncate(scores.amax(-1, keepdim=True), 7)
+        best = best if state is None else torch.maximum(state.top, best)
+        weights = torch.exp(plus(scores, -best) * scale)
+        weights = weights if narrow else to_tf32(weights)
+        sums = _column_sums(weights, narrow)
+        out = _bf16(product(_stored(weights, narrow), value, config))
+        if state is not None:
+            keep = _bf16(torch.exp(plus(state.top, -best) * keep_scale))
+            sums = _stored(plus(sums, _stored(times(state.sums, keep, fidelity), narrow)), narrow)
+            out = _added(out, times(state.out, keep, fidelity))
+        state = _State(best, sums, out)
+    assert state is not None
+    return state
+
+
+def _normalized(state: _State, config, *, narrow: bool) -> torch.Tensor:
+    """Divide by the sums: the last reduction, the reciprocal and the product of the older kernel.
+
+    Probabilities cut to TF32 and their sum rounded to it are what reproduces the outputs best, 98 to 99% of them.
+    """
+    total = product(state.sums, torch.ones(32, 1), config)
+    total = _bf16(total) if narrow else significant(total, 11)
+    return times(state.out, _stored(1 / total, narrow), config.math_fidelity)
+
+
+def _stored(value: torch.Tensor, narrow: bool) -> torch.Tensor:
+    return _bf16(value) if narrow else value
+
+
+def _column_sums(weights: torch.Tensor, narrow: bool) -> torch.Tensor:
+    """Add up the tiles of each row in L1, as the packer does: 32 sums per row."""
+    sums: torch.Tensor | None = None
+    for tile in torch.nn.functional.pad(weights, (0, -weights.shape[-1] % 32)).split(32, dim=-1):
+        if sums is None:
+            sums = _stored(tile, narrow)
+        else:
+            sums = _added(sums, tile) if narrow else sums + tile
+    assert sums is not None
+    return sums
+
+
+def _added(held: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Pack to bfloat16 and add to what L1 holds; that sum is rounded half to even."""
+    return round_to(held + _bf16(value), ttnn.bfloat16)
 
 
 def _streaming(query: torch.Tensor, chunks, scale: float, config, fidelity) -> torch.Tensor:
@@ -74,23 +131,21 @@ def _streaming(query: torch.Tensor, chunks, scale: float, config, fidelity) -> t
     top, sums, out = None, torch.zeros(()), torch.zeros(())
     keep_scale = truncate(torch.tensor(scale, dtype=torch.float32), 7)
     for key, value in chunks:
-        scores = _bf16(product(query, key.mT, config, fidelity))
+        scores = product(query, key.mT, config, fidelity)
         highest = scores.amax(-1, keepdim=True)
         best = highest if top is None else torch.maximum(top, highest)
-        weights = approximate_exp(_bf16(scores - best), scale)
-        columns = torch.zeros(())
-        for tile in torch.nn.functional.pad(weights, (0, -weights.shape[-1] % 32)).split(32, dim=-1):
-            columns = _bf16(columns + tile)
+        weights = approximate_exp(_bf16(plus(scores, -best)), scale)
+        columns = _column_sums(weights, narrow=True)
         added = product(weights, value, config, fidelity)
         if top is None:
             sums, out = columns, added
         else:
-            keep = _bf16(torch.exp((top - best) * keep_scale))
-            sums = _bf16(_bf16(sums * keep) + columns)
-            out = _bf16(_bf16(out * keep) + added)
+            keep = _bf16(torch.exp(_bf16(plus(top, -best)) * keep_scale))
+            sums = _added(columns, times(sums, keep, config.math_fidelity, float32=False))
+            out = _added(added, times(out, keep, config.math_fidelity, float32=False))
         top = best
-    total = product(sums, torch.ones(32, 1), config)
-    return out * _bf16(1 / total)
+    total = product(sums, torch.ones(32, 1), config, fidelity)
+    return times(out, _bf16(1 / total), config.math_fidelity, float32=False)
 
 
 def approximate_exp(x: torch.Tensor, scale: float) -> torch.Tensor:
@@ -107,7 +162,7 @@ def approximate_exp(x: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def _bf16(value: torch.Tensor) -> torch.Tensor:
-    return round_to(value, ttnn.bfloat16)
+    return packed(value, ttnn.bfloat16)
 
 
 @local_rule("ttnn.transformer.scaled_dot_product_attention", source=f"{_SDPA}/compute/sdpa.cpp; {_MASK}")
@@ -171,6 +226,9 @@ def ring_joint_attention(
     other (the result has no meaning), and their keys are masked. The third output is the kernel's scratch for running
     statistics. It is NaN here, so that no result can depend on it.
 
+    Each chip starts with its own keys and goes on with those of the next chip (`ring_utils.hpp`, `RingIdSequencer`); the
+    joint keys come with those of the last chip. So the same queries of different chips get different results.
+
     A chip without a real row also gets NaN from the older kernel, except the last chip if there are joint keys. There
     the kernel skips the first turn of the ring, but still merges the second turn with what the first would have written
     (`compute_common.hpp:2075`, `ring_joint_writer.cpp:1302`: `ring_iter > 0`).
@@ -185,28 +243,53 @@ def ring_joint_attention(
     joint_q, joint_k, joint_v = joint_tensor_q or no_joint, joint_tensor_k or no_joint, joint_tensor_v or no_joint
     spatial: Shards = [torch.empty(0)] * size
     joint: Shards = [torch.empty(0)] * size
+    config, program = compute_kernel_config, program_config
+    scale = _scale(q.shards[0], scale, config)
     for group in q.groups(cluster_axis):
-        keys = torch.cat([k.shards[i] for i in group], dim=2)[:, :, :logical_n]
-        values = torch.cat([v.shards[i] for i in group], dim=2)[:, :, :logical_n]
         for place, i in enumerate(group):
             query = torch.cat([q.shards[i], joint_q.shards[i]], dim=2)
-            is_last = place == len(group) - 1 and joint_k.shape[2] > 0
-            if compute_kernel_config.fp32_dest_acc_en and place * n >= logical_n and not is_last:
+            turns = []
+            for turn in range(len(group)):
+                at = (place + turn) % len(group)
+                real = slice(0, max(logical_n - at * n, 0))
+                chunks = _chunks(k.shards[group[at]][:, :, real], v.shards[group[at]][:, :, real], program)
+                if at == len(group) - 1:
+                    chunks += _chunks(joint_k.shards[i], joint_v.shards[i], program)
+                turns.append(chunks)
+            if not config.fp32_dest_acc_en:
+                fidelity = (program.matmul_math_fidelity if program else None) or config.math_fidelity
+                out = _streaming(query, [chunk for chunks in turns for chunk in chunks], scale, config, fidelity)
+            elif turns[0]:
+                out = _merged(query, [chunks for chunks in turns if chunks], scale, config, q.dtype)
+            else:
                 out = torch.full_like(query, torch.nan)
-                spatial[i], joint[i] = out[:, :, :n], out[:, :, n:]
-                continue
-            out = _attention(
-                query,
-                torch.cat([keys, joint_k.shards[i]], 2),
-                torch.cat([values, joint_v.shards[i]], 2),
-                scale,
-                program_config,
-                compute_kernel_config,
-            )
             spatial[i], joint[i] = out[:, :, :n], out[:, :, n:]
     rows = 2 * (_tiles(n) + _tiles(joint_q.shape[2])) * 32
     scratch = torch.full((batch, heads, rows, 1), float("nan"))
     return [spatial, joint, [scratch] * size]
+
+
+def _merged(query: torch.Tensor, turns: list, scale: float, config, dtype: ttnn.DataType) -> torch.Tensor:
+    """Merge the outputs of the ring's turns as the older kernel does: each is normalized, and kept as `dtype`.
+
+    Source: `compute_common.hpp`, `sdpa_inner_loop`, its branch for `RING`: with l the logarithm of a turn's sum,
+    `out = previous - sigmoid(l - previous l) * (previous - out)`.
+    """
+    out, top = torch.zeros(()), None
+    for chunks in turns:
+        state = _exact(query, chunks, scale, config, narrow=False)
+        logarithm = _bf16(torch.log(to_tf32(product(state.sums, torch.ones(32, 1), config))))
+        factor = truncate(torch.tensor(scale, dtype=torch.float32), 7)
+        current = _bf16(plus(_bf16(times(state.top, factor, config.math_fidelity)), logarithm))
+        now = _bf16(_normalized(state, config, narrow=False))
+        if top is None:
+            out, top = packed(now, dtype), current
+            continue
+        share = _bf16(1 / (1 + torch.exp(-plus(current, -top))))
+        less = _bf16(times(_bf16(plus(out, -now)), share, config.math_fidelity))
+        out = packed(plus(out, -less), dtype)
+        top = _bf16(plus(top, _bf16(torch.nn.functional.softplus(plus(current, -top)))))
+    return out
 
 
 @local_rule(
@@ -226,17 +309,16 @@ def joint_attention(
     program_config=None,
     compute_kernel_config=None,
 ):
-    """Compute attention over the concatenation of both sequences, and split the output again.
+    """Compute attention over the keys of both sequences, each cut into chunks by itself.
 
     This is always the older kernel: `joint_sdpa.cpp` has no other.
     """
     _require_rear(joint_strategy)
-    pairs = (
-        (input_tensor_q, joint_tensor_q),
-        (input_tensor_k, joint_tensor_k),
-        (input_tensor_v, joint_tensor_v),
-    )
-    query, key, value = (torch.cat(pair, dim=2) for pair in pairs)
-    out = _attention(query, key, value, scale, program_config, compute_kernel_config, can_stream=False)
+    scale = _scale(input_tensor_q, scale, compute_kernel_config)
+    chunks = _chunks(input_tensor_k, input_tensor_v, program_config)
+    chunks += _chunks(joint_tensor_k, joint_tensor_v, program_config)
+    query = torch.cat([input_tensor_q, joint_tensor_q], dim=2)
+    state = _exact(query, chunks, scale, compute_kernel_config, narrow=True)
+    out = _normalized(state, compute_kernel_config, narrow=True)
     rows = input_tensor_q.shape[2]
     return out[:, :, :rows], out[:, :, rows:]

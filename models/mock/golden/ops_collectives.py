@@ -7,7 +7,8 @@ additions. They never change the values that arrive.
 import torch
 import ttnn
 
-from models.mock.golden.rounding import round_to, to_tf32
+from models.mock.golden.fidelity import plus
+from models.mock.golden.rounding import packed
 from models.mock.golden.rules import MeshShards, Shards, mesh_rule
 
 _OPERATIONS = "ttnn/operations"
@@ -31,11 +32,11 @@ def _gather(x: MeshShards, dim: int, cluster_axis: int | None) -> Shards:
 def _chain(shards: Shards, dtype: ttnn.DataType) -> torch.Tensor:
     """Sum shards as partial sums travel along a line: each step adds two operands as stored and stores the result.
 
-    The addition runs in the matrix engine, which reads float32 operands as TF32.
+    The addition runs in the matrix engine (`fidelity.plus`).
     """
     total = shards[0]
     for shard in shards[1:]:
-        total = round_to(to_tf32(total) + to_tf32(shard), dtype)
+        total = packed(plus(total, shard), dtype)
     return total
 
 

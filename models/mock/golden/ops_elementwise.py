@@ -1,8 +1,9 @@
 """Golden rules of elementwise ops.
 
-Values are float32 (int64 for integer dtypes). Results are rounded to the real output's dtype afterwards. Besides the
-formula, the rules model operands that the matrix engine reads as TF32, and scalars packed in the tensor's dtype. They
-do not model the SFPU's polynomial error, a few units in the last place of the output dtype (see each source).
+Values are float32 (int64 for integer dtypes). Results are packed to the real output's dtype afterwards. The matrix engine
+adds and subtracts (`fidelity.plus`) unless both operands are float32. The vector unit computes the rest: it rounds to
+bfloat16 half to even where its register is bfloat16. Scalars are packed in the tensor's dtype. The rules do not model the
+SFPU's polynomial error, a few units in the last place of the output dtype (see each source).
 """
 
 import numbers
@@ -10,7 +11,8 @@ import numbers
 import torch
 import ttnn
 
-from models.mock.golden.rounding import is_integer, to_tf32
+from models.mock.golden.fidelity import plus
+from models.mock.golden.rounding import is_integer, packed, round_to, to_blocks, to_tf32
 from models.mock.golden.rules import local_rule
 
 _BINARY_NG = "ttnn/operations/eltwise/binary_ng/device"
@@ -33,22 +35,23 @@ def _scalar(value, dtype: ttnn.DataType):
     return torch.tensor(value, dtype=torch.float32).to(torch.bfloat16).to(torch.float32)
 
 
-def _operands(a, b, dtypes: list, *, matrix_engine: bool) -> tuple:
-    """Return both operands as the compute kernel reads them.
-
-    Two float32 tensors are computed in the vector engine at full precision. A sum of float32 and another dtype is
-    computed in the matrix engine, which reads float32 as TF32. Scalars have the tensor's dtype.
-    """
+def _operands(a, b, dtypes: list) -> tuple:
+    """Return both operands, a scalar in the tensor's dtype."""
     if isinstance(a, numbers.Number):
         return _scalar(a, dtypes[0]), b
     if isinstance(b, numbers.Number):
         return a, _scalar(b, dtypes[0])
-    mixed = dtypes[0] != dtypes[1]
-    if mixed and any(map(is_integer, dtypes)):
+    if dtypes[0] != dtypes[1] and any(map(is_integer, dtypes)):
         raise ValueError(f"operands of {dtypes[0]} and {dtypes[1]} are not covered by this golden")
-    if mixed and matrix_engine:
-        return to_tf32(a), to_tf32(b)
     return a, b
+
+
+def _sum(a, b, dtypes: list, sign: int = 1) -> torch.Tensor:
+    """Return `a + sign * b`: in the vector unit for float32 or integers, else in the matrix engine."""
+    a, b = _operands(a, b, dtypes)
+    if is_integer(dtypes[0]) or all(dtype == ttnn.float32 for dtype in dtypes):
+        return a + sign * b
+    return plus(a, sign * b)
 
 
 @local_rule(
@@ -58,34 +61,49 @@ def _operands(a, b, dtypes: list, *, matrix_engine: bool) -> tuple:
     dtypes=True,
 )
 def add(input_tensor_a, input_tensor_b, *, activations=(), dtypes: list):
-    """Return `a + b` with broadcasting. An optional SiLU is applied to the float32 sum before it is rounded."""
+    """Return `a + b` with broadcasting. An optional SiLU is applied to the sum in the register.
+
+    The register is float32 if an operand is, else bfloat16.
+    """
     names = [activation.op_type if hasattr(activation, "op_type") else activation for activation in activations]
     if any(name != ttnn.UnaryOpType.SILU for name in names):
         raise ValueError(f"activations {names} are not covered by this golden")
-    a, b = _operands(input_tensor_a, input_tensor_b, dtypes, matrix_engine=True)
-    return torch.nn.functional.silu(a + b) if names else a + b
+    total = _sum(input_tensor_a, input_tensor_b, dtypes)
+    if not names:
+        return total
+    return torch.nn.functional.silu(total if ttnn.float32 in dtypes else packed(total, ttnn.bfloat16))
 
 
 @local_rule("ttnn.subtract", "ttnn.subtract_", source=_BINARY_SOURCE, dtypes=True)
 def subtract(input_tensor_a, input_tensor_b, *, dtypes: list):
     """Return `a - b` with broadcasting."""
-    a, b = _operands(input_tensor_a, input_tensor_b, dtypes, matrix_engine=True)
-    return a - b
+    return _sum(input_tensor_a, input_tensor_b, dtypes, -1)
 
 
 @local_rule("ttnn.rsub", "ttnn.rsub_", source=_BINARY_SOURCE, dtypes=True)
 def rsub(input_tensor_a, input_tensor_b, *, dtypes: list):
     """Return `b - a` with broadcasting."""
-    a, b = _operands(input_tensor_a, input_tensor_b, dtypes, matrix_engine=True)
-    return b - a
+    return -_sum(input_tensor_a, input_tensor_b, dtypes, -1)
 
 
 @local_rule("ttnn.multiply", "ttnn.multiply_", source=_BINARY_SOURCE, dtypes=True)
 def multiply(input_tensor_a, input_tensor_b, *, fast_and_approximate_mode: bool | None = False, dtypes: list):
     """Return `a * b` with broadcasting. Only the fast mode multiplies mixed dtypes in the matrix engine."""
-    engine = bool(fast_and_approximate_mode)
-    a, b = _operands(input_tensor_a, input_tensor_b, dtypes, matrix_engine=engine)
-    return a * b
+    a, b = _operands(input_tensor_a, input_tensor_b, dtypes)
+    if fast_and_approximate_mode and len(set(dtypes)) > 1:
+        return to_tf32(a) * to_tf32(b)
+    return _vector_unit(a * b, dtypes)
+
+
+def _vector_unit(value: torch.Tensor, dtypes: list) -> torch.Tensor:
+    """Round as the vector unit does: half to even to bfloat16 where no operand is float32."""
+    return round_to(value, ttnn.bfloat16) if not any(is_integer(d) or d == ttnn.float32 for d in dtypes) else value
+
+
+@local_rule("ttnn.square", source=f"{_SFPU}/ckernel_sfpu_square.h", dtypes=True)
+def square(input_tensor, *, dtypes: list):
+    """Return `x * x`."""
+    return _vector_unit(input_tensor * input_tensor, dtypes)
 
 
 @local_rule("ttnn.silu", source=f"{_SFPU}/ckernel_sfpu_silu.h: x times a sigmoid")
@@ -125,8 +143,10 @@ def sin(input_tensor):
     dtypes=True,
 )
 def typecast(input_tensor, dtype, output_dtype=None, *, dtypes: list):
-    """Return the value itself; the engine rounds it to the output's dtype."""
+    """Return the value rounded once: half to even to bfloat16, half away from zero to bfloat8_b."""
     target = output_dtype if output_dtype is not None else dtype
     if is_integer(dtypes[0]) != is_integer(target):
         raise ValueError(f"typecast from {dtypes[0]} to {target} is not covered by this golden")
-    return input_tensor
+    if target == ttnn.bfloat16:
+        return round_to(input_tensor, target)
+    return to_blocks(input_tensor) if target == ttnn.bfloat8_b else input_tensor

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import torch
+import ttnn
 
-from models.mock.golden.fidelity import product
-from models.mock.golden.rounding import to_tf32
+from models.mock.golden.fidelity import TILE, added_in_l1, plus, product, register, times
+from models.mock.golden.rounding import packed
 from models.mock.golden.rules import local_rule
 
 _TRANSFORMER = "ttnn/operations/experimental/transformer"
@@ -53,21 +54,25 @@ def nlp_concat_heads(input_tensor):
     "ttnn.experimental.rotary_embedding_llama",
     source=f"{_TRANSFORMER}/rotary_embedding_llama/device/kernels/compute/rotary_embedding_llama.cpp",
 )
-def rotary_embedding_llama(input_tensor, cos_cache, sin_cache, trans_mat, *, is_decode_mode: bool = False):
+def rotary_embedding_llama(input_tensor, cos_cache, sin_cache, trans_mat, *, is_decode_mode: bool = False, compute_kernel_config=None):
     """Return `x cos + (x @ trans_mat) sin`, where the 32x32 `trans_mat` is applied to the columns of each tile.
 
-    The kernel packs the rotated tile and both products to intermediate buffers of the input's dtype (bfloat16) before
+    The default config is HiFi4 with a bfloat16 register. The kernel packs the rotated tile and both products to intermediate buffers of the input's dtype (bfloat16) before
     it adds them. The golden rounds at the same places.
     """
     if is_decode_mode:
         raise ValueError("decode mode is not covered by this golden")
+    if compute_kernel_config is not None:
+        raise ValueError("a compute config is not covered by this golden: the op's default is")
 
-    def packed(value: torch.Tensor) -> torch.Tensor:
-        return value.to(torch.bfloat16).to(torch.float32)
+    def stored(value: torch.Tensor) -> torch.Tensor:
+        return packed(value, ttnn.bfloat16)
 
     tile = trans_mat.reshape(32, 32)
-    rotated = packed((input_tensor.unflatten(-1, (-1, 32)) @ tile).flatten(-2))
-    return packed(input_tensor * cos_cache) + packed(rotated * sin_cache)
+    rotated = stored((input_tensor.unflatten(-1, (-1, 32)) @ tile).flatten(-2))
+    by_cos = times(input_tensor, cos_cache, ttnn.MathFidelity.HiFi4, float32=False)
+    by_sin = times(rotated, sin_cache, ttnn.MathFidelity.HiFi4, float32=False)
+    return plus(stored(by_cos), stored(by_sin))
 
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -77,23 +82,58 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def _product(a, b, transpose_a: bool, transpose_b: bool, config) -> torch.Tensor:
-    a = a.transpose(-2, -1) if transpose_a else a
-    b = b.transpose(-2, -1) if transpose_b else b
-    return product(a, b, config)
+def _default_config(dtype: ttnn.DataType) -> ttnn.WormholeComputeKernelConfig:
+    """Return what the op computes with if it is given no config: upstream matmul/device/matmul_device_operation.cpp."""
+    exact = dtype == ttnn.float32
+    return ttnn.WormholeComputeKernelConfig(
+        math_fidelity=ttnn.MathFidelity.HiFi4 if exact else ttnn.MathFidelity.HiFi2,
+        math_approx_mode=False,
+        fp32_dest_acc_en=exact,
+        packer_l1_acc=True,
+    )
 
 
-def _activated(x: torch.Tensor, activation, program_config) -> torch.Tensor:
+def _product(a: torch.Tensor, b: torch.Tensor, config, program_config, *, biased: bool) -> torch.Tensor:
+    """Multiply block by block of the inner dimension.
+
+    The packer adds up the blocks' sums. Without a bias the last block continues in the register what the others gave.
+    The host chooses the blocks: of 4, 2 or 1 tiles in the kernels that were run.
+    """
+    tiles = -(-a.shape[-1] // TILE)
+    width = getattr(program_config, "in0_block_w", None) or next(w for w in (4, 2, 1) if tiles % w == 0)
+    blocks = list(zip(a.split(width * TILE, -1), b.split(width * TILE, -2), strict=True))
+    out = None
+    for index, (x, y) in enumerate(blocks):
+        if out is not None and (not config.packer_l1_acc or (index == len(blocks) - 1 and not biased)):
+            out = product(x, y, config, start=out)
+        else:
+            out = added_in_l1(out, product(x, y, config), config)
+    assert out is not None
+    return out
+
+
+def _linear(
+    a, b, bias, transpose_a: bool, transpose_b: bool, activation, program_config, config, dtype, dtypes: list
+) -> torch.Tensor:
     if getattr(program_config, "fused_activation", None) is not None:
         raise ValueError("an activation in the program config is not covered by this golden")
+    dtype = dtype or dtypes[0]
+    config = config or _default_config(dtype)
+    a = a.transpose(-2, -1) if transpose_a else a
+    b = b.transpose(-2, -1) if transpose_b else b
+    out = _product(a, b, config, program_config, biased=bias is not None)
+    if bias is not None:
+        if bias.numel() != bias.shape[-1]:
+            raise ValueError(f"bias of shape {tuple(bias.shape)} is not one row")
+        out = register(plus(out, bias.reshape(-1)), config)
     if activation is None:
-        return x
+        return out
     if activation not in _ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is not covered by this golden")
-    return _ACTIVATIONS[activation](x)
+    return _ACTIVATIONS[activation](packed(out, dtype))
 
 
-@local_rule("ttnn.linear", source=_MATMUL)
+@local_rule("ttnn.linear", source=_MATMUL, dtypes=True)
 def linear(
     input_tensor_a,
     input_tensor_b,
@@ -104,21 +144,20 @@ def linear(
     activation=None,
     program_config=None,
     compute_kernel_config=None,
+    dtype=None,
+    dtypes: list,
 ):
-    """Return `activation(a @ b + bias)`, accumulated in float32.
+    """Return `activation(a @ b + bias)`.
 
-    The matrix engine reads float32 operands, the bias, and the finished product that the bias is added to as TF32. The
-    math fidelity decides which of their bits are multiplied (`fidelity.product`).
+    The math fidelity decides which bits are multiplied (`fidelity.product`). The bias is added in the matrix engine
+    (`fidelity.plus`). An activation by name is an op of its own on the output as it is stored.
     """
-    out = _product(input_tensor_a, input_tensor_b, transpose_a, transpose_b, compute_kernel_config)
-    if bias is not None:
-        if bias.numel() != bias.shape[-1]:
-            raise ValueError(f"bias of shape {tuple(bias.shape)} is not one row")
-        out = to_tf32(out) + to_tf32(bias.reshape(-1))
-    return _activated(out, activation, program_config)
+    a, b = input_tensor_a, input_tensor_b
+    config, program = compute_kernel_config, program_config
+    return _linear(a, b, bias, transpose_a, transpose_b, activation, program, config, dtype, dtypes)
 
 
-@local_rule("ttnn.matmul", source=_MATMUL)
+@local_rule("ttnn.matmul", source=_MATMUL, dtypes=True)
 def matmul(
     input_tensor_a,
     input_tensor_b,
@@ -128,7 +167,10 @@ def matmul(
     activation=None,
     program_config=None,
     compute_kernel_config=None,
+    dtype=None,
+    dtypes: list,
 ):
     """Return `activation(a @ b)`; see `linear`."""
-    out = _product(input_tensor_a, input_tensor_b, transpose_a, transpose_b, compute_kernel_config)
-    return _activated(out, activation, program_config)
+    a, b = input_tensor_a, input_tensor_b
+    config, program = compute_kernel_config, program_config
+    return _linear(a, b, None, transpose_a, transpose_b, activation, program, config, dtype, dtypes)

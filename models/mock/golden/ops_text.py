@@ -3,6 +3,9 @@
 import torch
 import ttnn
 
+from models.mock.golden.fidelity import plus, times
+from models.mock.golden.ops_norm import row_sums
+from models.mock.golden.rounding import to_tf32
 from models.mock.golden.rules import local_rule
 
 
@@ -27,9 +30,14 @@ def gelu(input_tensor, *, variant=ttnn.GeluVariant.Accurate):
     "ttnn.softmax",
     source="ttnn/operations/normalization/softmax/device/kernels/attention/compute/softmax_large_tensor.cpp: padded "
     "columns of the last tile are masked, the maximum is subtracted",
+    dtypes=True,
 )
-def softmax(input_tensor, dim: int = -1, *, numeric_stable: bool = True):
-    """Compute softmax over the logical columns."""
-    if dim not in (-1, input_tensor.ndim - 1):
-        raise ValueError(f"softmax over dim {dim} is not covered by this golden: the last one is")
-    return torch.softmax(input_tensor, dim=-1)
+def softmax(input_tensor, dim: int = -1, *, numeric_stable: bool = True, compute_kernel_config=None, dtypes: list):
+    """Compute softmax over the logical columns of float32 values, in the matrix engine but for exponential and inverse."""
+    if dim not in (-1, input_tensor.ndim - 1) or not numeric_stable:
+        raise ValueError(f"softmax over dim {dim}, or not stable, is not covered by this golden")
+    if dtypes[0] != ttnn.float32 or compute_kernel_config is None or not compute_kernel_config.fp32_dest_acc_en:
+        raise ValueError("softmax of other types than float32, or without fp32_dest_acc_en, is not covered")
+    highest = to_tf32(input_tensor).amax(-1, keepdim=True)
+    weights = torch.exp(plus(input_tensor, -highest))
+    return times(weights, 1 / row_sums(weights), compute_kernel_config.math_fidelity)

@@ -1,7 +1,13 @@
 """Golden rules of 3D convolution, halo exchange and the other ops of a video decoder."""
 
-import torch
+import math
 
+import torch
+import ttnn
+
+from models.mock.golden import sums
+from models.mock.golden.fidelity import operands, plus, product
+from models.mock.golden.rounding import significant
 from models.mock.golden.rules import MeshShards, Shards, local_rule, mesh_rule
 
 _CONV3D = "ttnn/operations/experimental/conv3d/device/kernels"
@@ -11,8 +17,9 @@ _NEIGHBOR_PAD = "ttnn/operations/experimental/ccl/neighbor_pad_async/device/kern
 @local_rule(
     "ttnn.experimental.conv3d",
     source=f"{_CONV3D}/reader_vol2col.cpp (patches ordered kT, kH, kW, channel within a block of input channels; "
-    "padding clamps the index or gives zeros), compute.cpp (patches @ weight + bias, untilized); weight order: "
-    "upstream conv3d/prepare_conv3d_weights.cpp",
+    "padding clamps the index or gives zeros), compute.cpp (matmul_blocks, add_block_inplace_math, add_bias_inplace, "
+    "untilize); weight order: upstream conv3d/prepare_conv3d_weights.cpp; types between the steps: upstream "
+    "conv3d/device/conv3d_program_factory.cpp",
 )
 def conv3d(
     *,
@@ -26,28 +33,60 @@ def conv3d(
     padding=(0, 0, 0),
     padding_mode: str = "zeros",
     groups: int = 1,
+    dtype=None,
+    compute_kernel_config=None,
 ):
-    """Convolve [1, T, H, W, C] with a prepared weight [blocks * kT * kH * kW * block, out]. Sums are float32."""
-    if tuple(stride) != (1, 1, 1) or groups != 1 or config is None:
-        raise ValueError("strides, groups and calls without a config are not covered by this golden")
-    channels = input_tensor.shape[-1]
-    block = config.C_in_block or channels
-    weight = weight_tensor.reshape(channels // block, *kernel_size, block, output_channels)
-    weight = weight.permute(5, 0, 4, 1, 2, 3).reshape(output_channels, channels, *kernel_size)
-    x = input_tensor.permute(0, 4, 1, 2, 3)
+    """Convolve [1, T, H, W, C] with a prepared weight [blocks * kT * kH * kW * block, out].
+
+    It is a product of patches (SrcB) and the weight for each block of input channels. The product of a single block is
+    rounded to bfloat16 before the bias is added. Those of several blocks are float32, and are added one by one in the
+    matrix engine (`fidelity.plus`), then the bias.
+    """
+    if tuple(stride) != (1, 1, 1) or groups != 1 or config is None or compute_kernel_config is None:
+        raise ValueError("strides, groups and calls without configs are not covered by this golden")
+    if dtype not in (None, ttnn.bfloat16) or not compute_kernel_config.fp32_dest_acc_en:
+        raise ValueError("convolutions in float32 or without fp32_dest_acc_en are not covered by this golden")
+    block = config.C_in_block or input_tensor.shape[-1]
+    x = _padded(input_tensor, padding, padding_mode)
+    inner = math.prod(kernel_size) * block
+    parts = []
+    for channels, weight in zip(x.split(block, -1), weight_tensor.split(inner), strict=True):
+        parts.append(_product(channels, weight, kernel_size, compute_kernel_config))
+    total = significant(parts[0], 8) if len(parts) == 1 else parts[0]
+    for part in parts[1:]:
+        total = plus(total, part)
+    if bias_tensor is not None:
+        total = plus(total, bias_tensor.reshape(-1))
+    sizes = [have - size + 1 for have, size in zip(x.shape[1:4], kernel_size, strict=True)]
+    return total.reshape(x.shape[0], *sizes, output_channels)
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, kernel_size, config) -> torch.Tensor:
+    """Multiply the patches of x by the weight: [positions, out]."""
+    if not sums.exact():
+        # The same sum without the patches, which take 27 times the memory.
+        out = None
+        for a, b in sums.merged(operands(x, weight, config.math_fidelity)):
+            kernel = b.reshape(*kernel_size, -1, b.shape[-1]).permute(4, 3, 0, 1, 2)
+            part = torch.nn.functional.conv3d(a.permute(0, 4, 1, 2, 3), kernel).permute(0, 2, 3, 4, 1)
+            out = part if out is None else out + part
+        assert out is not None
+        return out.reshape(-1, weight.shape[-1])
+    patches = x
+    for dim, size in enumerate(kernel_size, start=1):
+        patches = patches.unfold(dim, size, 1)
+    # [1, T, H, W, C, kT, kH, kW] -> [positions, kT kH kW C]
+    rows = patches.permute(0, 1, 2, 3, 5, 6, 7, 4).reshape(-1, weight.shape[0])
+    return product(rows, weight, config)
+
+
+def _padded(x: torch.Tensor, padding, mode: str) -> torch.Tensor:
     sides = [amount for pad in reversed(tuple(padding)) for amount in (pad, pad)]
-    if any(sides):
-        mode = {"zeros": "constant", "replicate": "replicate"}[padding_mode]
-        x = torch.nn.functional.pad(x, sides, mode=mode)
-    bias = None if bias_tensor is None else bias_tensor.reshape(-1)
-    if tuple(kernel_size) == (1, 1, 1):
-        out = torch.nn.functional.linear(input_tensor, weight.reshape(output_channels, channels), bias)
-        return out if not any(sides) else _refuse_padded_point()
-    return torch.nn.functional.conv3d(x, weight, bias).permute(0, 2, 3, 4, 1)
-
-
-def _refuse_padded_point():
-    raise ValueError("padding of a 1x1x1 convolution is not covered by this golden")
+    if not any(sides):
+        return x
+    channels_first = x.permute(0, 4, 1, 2, 3)
+    kind = {"zeros": "constant", "replicate": "replicate"}[mode]
+    return torch.nn.functional.pad(channels_first, sides, mode=kind).permute(0, 2, 3, 4, 1)
 
 
 @mesh_rule(

@@ -78,9 +78,9 @@ def test_reduce_scatter_rounds_at_every_hop(chips):
     values = [1.0, 2.0**-8, 2.0**-8, 2.0**-8]
     x = [torch.full((1, 1, 32, 128), values[position(i, 1)]) for i in range(8)]
     out = chips.get(ttnn.reduce_scatter(chips.put(x), dim=3, cluster_axis=1, **LINE))
-    # From the left each half unit is lost beside the 1; from the right they add up first.
+    # From the left each half unit beside the 1 is rounded up; from the right two of them first make a whole one.
     seen = [float(part.unique()) for part in out[:4]]
-    assert seen == [1.0 + 2 * 2.0**-7, 1.0 + 2.0**-7, 1.0, 1.0]
+    assert seen == [1.0 + units * 2.0**-7 for units in (2, 2, 3, 3)]
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -108,7 +108,7 @@ def test_all_reduce(chips, axis, dtype):
 def test_all_reduce_adds_float32_as_tf32(chips):
     x = chips.random(1, 1, 32, 64, dtype=ttnn.float32)
     out = ttnn.all_reduce(chips.put(x, ttnn.float32), cluster_axis=0, **LINE)
-    expect(chips, out, sums([tf32(v) for v in x], 0), atol=1e-6)
+    expect(chips, out, sums([tf32(v) for v in x], 0), atol=2**-10 * 4)  # 11 bits of the larger operand
 
 
 @pytest.mark.parametrize("axis", AXES)

@@ -51,7 +51,8 @@ def test_minimal_matmul(chips, bias, gated):
         y = x @ w + (b if bias else 0)
         return swiglu(y) if gated else y
 
-    chips.check(out, reference, x, w, b, atol=1e-2)
+    # 11 bits of sums of up to 32, of which SwiGLU multiplies two.
+    chips.check(out, reference, x, w, b, atol=2**-6 * (16 if gated else 1))
 
 
 def test_minimal_matmul_split(chips):
@@ -91,7 +92,8 @@ def test_all_gather_minimal_matmul(chips, device_2x4, axis, chunks, gated):
             y = x @ w + b
             return swiglu(y) if gated else y.chunk(chunks, dim=-1)[i]
 
-        chips.check(part, reference, whole, w, b, atol=2e-2)
+        # 11 bits of sums of up to 64, of which SwiGLU multiplies two.
+        chips.check(part, reference, whole, w, b, atol=2**-5 * (32 if gated else 1))
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
@@ -159,4 +161,5 @@ def test_fused_rmsnorm_over_heads(chips, device_2x4, rotate):
         even, odd = y[..., 0::2], y[..., 1::2]
         return y * cos + torch.stack([-odd, even], dim=-1).flatten(-2) * sin
 
-    chips.check(out, reference, x, w, cos, sin, atol=1e-3)
+    # Values of up to 16 are cut to TF32 three times on their way.
+    chips.check(out, reference, x, w, cos, sin, atol=3 * 2**-10 * 16)

@@ -33,7 +33,8 @@ def test_gelu(chips, variant, approximate):
 def test_softmax_over_an_unaligned_width(chips):
     x = chips.random(1, 2, 40, 45, dtype=ttnn.float32)
     out = ttnn.softmax(chips.put(x, ttnn.float32), dim=-1, compute_kernel_config=CONFIG)
-    chips.check(out, lambda x: torch.softmax(x, dim=-1), x, atol=1e-6)
+    # 11 bits of the differences to the maximum, which are up to 8.
+    chips.check(out, lambda x: torch.softmax(x, dim=-1), x, atol=2**-9)
 
 
 def test_transposed_product(chips):

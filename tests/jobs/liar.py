@@ -10,9 +10,6 @@ import signal
 import sys
 import time
 
-from models.conformance import child
-from models.machine.host import quiet_ttnn
-
 FAULTS = json.loads(os.environ.get("LIAR", "{}"))
 REFUSAL = (
     "TT_FATAL @ /home/somebody/tt-metal/ttnn/op.cpp:12: false\ninfo:\nthe shape of /home/somebody/x is odd\nbacktrace:"
@@ -35,7 +32,6 @@ def opening(mesh, mode, **options):
     from models.device import open_mesh
     from models.machine.ops import add_hook
 
-    suffer(FAULTS.get("open", ""))
     opened = open_mesh(mesh, "golden", **options)
 
     def around(call, operation, *args, **kwargs):
@@ -53,5 +49,9 @@ def opening(mesh, mode, **options):
 
 
 if __name__ == "__main__":
+    suffer(FAULTS.get("open", ""))  # Before what takes seconds to import.
+    from models.conformance import child
+    from models.machine.host import quiet_ttnn
+
     quiet_ttnn()
     sys.exit(child.main(sys.argv[1:], opening))

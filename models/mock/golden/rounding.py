@@ -6,8 +6,8 @@ represent.
 Wormhole's packer converts to bfloat16 by rounding half away from zero (tt-isa-documentation
 `WormholeB0/.../Packers/FormatConversion.md`, early conversion, with the settings of `cpack_common.h` in the wheel's
 `tt_llk_wormhole_b0`), and so does the matrix engine. The vector unit rounds half to even where the kernel says so, as
-PyTorch and the host do. The device also sets denormals to zero and turns NaN into infinity. Goldens keep both, NaN so that
-it is noticed.
+PyTorch and the host do. The device also sets denormals to zero and turns NaN into infinity. Goldens keep both, NaN so
+that it is noticed.
 """
 
 import torch
@@ -33,8 +33,8 @@ def is_integer(dtype: ttnn.DataType) -> bool:
 def packed(value: torch.Tensor, dtype: ttnn.DataType) -> torch.Tensor:
     """Round `value` as the packer does when an op writes a tensor of `dtype`.
 
-    Source: `tests/mock/golden/vectors`. A value of bfloat8_b is rounded twice, half away from zero: to 7 significant bits
-    of its own, then to the exponent that 16 values share.
+    Source: `tests/mock/golden/vectors`. A value of bfloat8_b is rounded twice, half away from zero: to 7 significant
+    bits of its own, then to the exponent that 16 values share.
 
     Raises:
         ValueError: see `round_to`.

@@ -1,15 +1,16 @@
 """Sums of products as the matrix engine makes them, bit by bit, and a fast form of them.
 
-An instruction multiplies 16 elements of the inner dimension, in two groups of 8. Each product (5 by 7 bits) is aligned to
-the largest exponent of its group and rounded half away from zero at 2^-10 of it. Both sums and the destination register
-are aligned to the largest exponent among them, at 2^-23 (float32 register) or 2^-10 (bfloat16): the sums rounded half up,
-the register half away from zero. The result is rounded half away from zero to 24 or 8 bits.
+An instruction multiplies 16 elements of the inner dimension, in two groups of 8. Each product (5 by 7 bits) is aligned
+to the largest exponent of its group and rounded half away from zero at 2^-10 of it. Both sums and the destination
+register are aligned to the largest exponent among them, at 2^-23 (float32 register) or 2^-10 (bfloat16): the sums
+rounded half up, the register half away from zero. The result is rounded half away from zero to 24 or 8 bits.
 
-Source: outputs of the kernels on the functional simulator (`tests/mock/golden/vectors`), which this form reproduces bit by
-bit. The order of phases and tiles: wheel, `tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_math_matmul.h`.
+Source: outputs of the kernels on the functional simulator (`tests/mock/golden/vectors`), which this form reproduces bit
+by bit. The order of phases and tiles: wheel, `tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_math_matmul.h`.
 
-The fast form leaves out the rounding within groups: noise of 3.5e-4 of the result, without bias. Golden execution takes it
-unless `exact_sums` says otherwise. Bit by bit, one short video with the tiny model would take minutes in place of seconds.
+The fast form leaves out the rounding within groups: noise of 3.5e-4 of the result, without bias. Golden execution takes
+it unless `exact_sums` says otherwise. Bit by bit, one short video with the tiny model would take minutes in place of
+seconds.
 """
 
 import contextlib

@@ -39,7 +39,8 @@ def test_conv3d(mesh, kernel, channels):
     ours.load(StateDict(layer(inside, outside, kernel), "conv."))
     whole = torch.nn.functional.pad(x, (0, ours.in_channels - inside))
     out = ours(scatter(mesh, whole, extent_of(mesh, "", 5, 6, 7)), space=space)
-    check(gather(mesh, out, extent_of(mesh, "", *exact.shape[1:4])), exact, rounded, max_rmse=0.01)
+    # HiFi2 drops a bit of the activations: the kernels are 1.8 times as far off as PyTorch (docs/precision.md).
+    check(gather(mesh, out, extent_of(mesh, "", *exact.shape[1:4])), exact, rounded, max_rmse=0.01, margin=2.0)
 
 
 WIDTHS = [(768, 768), (512, 512), (256, 256), (128, 128), (160, 96)]

@@ -14,7 +14,7 @@ import torch
 import ttnn
 
 from models.mock.golden.rounding import half_away, power, round_to, significant, to_tf32
-from models.mock.golden.sums import Phases, accumulated, summed
+from models.mock.golden.sums import Phases, accumulated, exact, summed
 
 _SRC_A_HIGH, _SRC_A_ALL = 4, 9
 _SRC_B_HIGH = 6
@@ -29,11 +29,6 @@ def truncate(value: torch.Tensor, bits: int) -> torch.Tensor:
     return (value.contiguous().view(torch.int32) & -(1 << (23 - bits))).view(torch.float32)
 
 
-def operands(a: torch.Tensor, b: torch.Tensor, fidelity: ttnn.MathFidelity) -> Phases:
-    """Return what is multiplied in each phase of `a @ b`: the first operand goes to SrcB."""
-    return [(y, x, below) for x, y, below in _phases(to_tf32(b), to_tf32(a), fidelity)]
-
-
 def product(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -43,10 +38,20 @@ def product(
 ) -> torch.Tensor:
     """Return `a @ b` as the matrix engine multiplies at `config`'s fidelity, or at `fidelity` if given.
 
-    `start` is what the register holds before. Sums are float32, or bfloat16 if the config does not set `fp32_dest_acc_en`; see `sums`.
+    `start` is what the register holds before. Sums are float32, or bfloat16 if the config does not set
+    `fp32_dest_acc_en`; see `sums`.
     """
-    phases = operands(a, b, fidelity or config.math_fidelity)
-    return summed(to_tf32(a), to_tf32(b), phases, float32=config.fp32_dest_acc_en, start=start)
+    fidelity = fidelity or config.math_fidelity
+    if not config.fp32_dest_acc_en or exact():
+        a, b = to_tf32(a), to_tf32(b)
+        phases = [(y, x, below) for x, y, below in _phases(b, a, fidelity)]
+        return summed(a, b, phases, float32=config.fp32_dest_acc_en, start=start)
+    out = start
+    for source_a, source_b in factors(b, a, fidelity):
+        part = torch.matmul(source_b, source_a)
+        out = part if out is None else out + part
+    assert out is not None
+    return out
 
 
 def times(
@@ -55,30 +60,49 @@ def times(
     """Return the elementwise product in the matrix engine, of SrcA and SrcB, before it is packed.
 
     A float32 register holds it exactly; a bfloat16 one is rounded after each phase. Source: wheel,
-    `tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_math_eltwise_binary.h`: the phases are those of a product of matrices.
+    `tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_math_eltwise_binary.h`: the phases are those of a product of
+    matrices.
     """
+    if float32:
+        (x, y), *rest = factors(source_a, source_b, fidelity)
+        out = x * y
+        for x, y in rest:
+            out = out + x * y
+        return out
     phases = _phases(to_tf32(source_a), to_tf32(source_b), fidelity)
-    out = phases[0][0] * phases[0][1]
-    if not float32:
-        out = significant(out, 8)
+    out = significant(phases[0][0] * phases[0][1], 8)
     for x, y, _ in phases[1:]:
-        out = out + x * y if float32 else accumulated(out, [x * y], torch.frexp(x * y).exponent - 1, float32=False)
+        out = accumulated(out, [x * y], torch.frexp(x * y).exponent - 1, float32=False)
     return out
 
 
 def plus(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return the elementwise sum in the matrix engine, before it is packed.
 
-    Both operands are cut to TF32, and the smaller one is rounded half away from zero to the position of the larger one's
-    last bit. Source: outputs of the kernels (`tests/mock/golden/vectors`); wheel,
+    Both operands are cut to TF32, and the smaller one is rounded half away from zero to the position of the larger
+    one's last bit. Source: outputs of the kernels (`tests/mock/golden/vectors`); wheel,
     `tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_math_eltwise_binary.h` (ELWADD, ELWSUB).
     """
     a, b = to_tf32(a), to_tf32(b)
     largest = torch.maximum(a.abs(), b.abs())
     exponent = torch.frexp(largest).exponent.clamp(-100, 127) - 11
     per_unit = power(-exponent)
-    out = (half_away(a * per_unit) + half_away(b * per_unit)) * power(exponent)
-    return torch.where(largest.isfinite(), out, a + b)
+    return (half_away(a * per_unit) + half_away(b * per_unit)) * power(exponent)
+
+
+def factors(
+    source_a: torch.Tensor, source_b: torch.Tensor, fidelity: ttnn.MathFidelity
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the fewest pairs of SrcA and SrcB whose products make the sum of all phases."""
+    if fidelity == ttnn.MathFidelity.LoFi:
+        return [(truncate(source_a, _SRC_A_HIGH), truncate(source_b, _SRC_B_HIGH))]
+    a_all = truncate(source_a, _SRC_A_ALL)
+    if fidelity == ttnn.MathFidelity.HiFi4:
+        return [(a_all, to_tf32(source_b))]
+    b_high = truncate(source_b, _SRC_B_HIGH)
+    if fidelity == ttnn.MathFidelity.HiFi2:
+        return [(a_all, b_high)]
+    return [(a_all, b_high), (truncate(source_a, _SRC_A_HIGH), to_tf32(source_b) - b_high)]
 
 
 def _phases(source_a: torch.Tensor, source_b: torch.Tensor, fidelity: ttnn.MathFidelity) -> Phases:

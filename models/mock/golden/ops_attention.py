@@ -30,8 +30,8 @@ def _attention(
 ) -> torch.Tensor:
     """Compute softmax attention over one stream of keys.
 
-    Only `fp32_dest_acc_en` decides which kernel runs (upstream `sdpa_program_factory.cpp`). The streaming kernel ignores
-    `matmul_math_fidelity` here: the host passes it to ring attention alone.
+    Only `fp32_dest_acc_en` decides which kernel runs (upstream `sdpa_program_factory.cpp`). The streaming kernel
+    ignores `matmul_math_fidelity` here: the host passes it to ring attention alone.
     """
     scale = _scale(query, scale, config)
     chunks = _chunks(key, value, program)
@@ -64,10 +64,10 @@ class _State(NamedTuple):
 def _exact(query: torch.Tensor, chunks, scale: float, config, *, narrow: bool) -> _State:
     """Go through the chunks as the older kernel does, `compute_common.hpp`, `sdpa_inner_loop`.
 
-    With `exp_approx_mode=False`. Joint attention keeps everything in bfloat16 between the steps (`narrow`); plain and ring
-    attention keep scores, probabilities and sums in float32. The factors between chunks and the output are bfloat16 in
-    all (upstream `sdpa_program_factory.cpp`, `joint_sdpa_program_factory.cpp`, `ring_joint_sdpa_program_factory.cpp`:
-    `im_df`, `stats_df`).
+    With `exp_approx_mode=False`. Joint attention keeps everything in bfloat16 between the steps (`narrow`); plain and
+    ring attention keep scores, probabilities and sums in float32. The factors between chunks and the output are
+    bfloat16 in all (upstream `sdpa_program_factory.cpp`, `joint_sdpa_program_factory.cpp`,
+    `ring_joint_sdpa_program_factory.cpp`: `im_df`, `stats_df`).
     """
     fidelity = config.math_fidelity
     keep_scale = truncate(torch.tensor(scale, dtype=torch.float32), 7)
@@ -109,8 +109,8 @@ def _column_sums(weights: torch.Tensor, narrow: bool) -> torch.Tensor:
     for tile in torch.nn.functional.pad(weights, (0, -weights.shape[-1] % 32)).split(32, dim=-1):
         if sums is None:
             sums = _stored(tile, narrow)
-        else:
-            sums = _added(sums, tile) if narrow else sums + tile
+            continue
+        sums = _added(sums, tile) if narrow else sums + tile
     assert sums is not None
     return sums
 
@@ -226,8 +226,8 @@ def ring_joint_attention(
     other (the result has no meaning), and their keys are masked. The third output is the kernel's scratch for running
     statistics. It is NaN here, so that no result can depend on it.
 
-    Each chip starts with its own keys and goes on with those of the next chip (`ring_utils.hpp`, `RingIdSequencer`); the
-    joint keys come with those of the last chip. So the same queries of different chips get different results.
+    Each chip starts with its own keys and goes on with those of the next chip (`ring_utils.hpp`, `RingIdSequencer`);
+    the joint keys come with those of the last chip. So the same queries of different chips get different results.
 
     A chip without a real row also gets NaN from the older kernel, except the last chip if there are joint keys. There
     the kernel skips the first turn of the ring, but still merges the second turn with what the first would have written

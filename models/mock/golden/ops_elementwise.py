@@ -1,9 +1,9 @@
 """Golden rules of elementwise ops.
 
-Values are float32 (int64 for integer dtypes). Results are packed to the real output's dtype afterwards. The matrix engine
-adds and subtracts (`fidelity.plus`) unless both operands are float32. The vector unit computes the rest: it rounds to
-bfloat16 half to even where its register is bfloat16. Scalars are packed in the tensor's dtype. The rules do not model the
-SFPU's polynomial error, a few units in the last place of the output dtype (see each source).
+Values are float32 (int64 for integer dtypes). Results are packed to the real output's dtype afterwards. The matrix
+engine adds and subtracts (`fidelity.plus`) unless both operands are float32. The vector unit computes the rest: it
+rounds to bfloat16 half to even where its register is bfloat16. Scalars are packed in the tensor's dtype. The rules do
+not model the SFPU's polynomial error, a few units in the last place of the output dtype (see each source).
 """
 
 import numbers

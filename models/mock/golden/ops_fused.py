@@ -39,9 +39,9 @@ def _matmul(
 ) -> torch.Tensor:
     """Multiply block by block of the inner dimension; the packer adds up the blocks' sums.
 
-    A copy ends the op, and it cuts to TF32. A bias is added to the sums instead (`fidelity.plus`). SwiGLU without a bias
-    in the kernel of one chip (`local`) has no copy: the last block's sum reaches SrcB as bfloat16, and the sums of the
-    others are added there.
+    A copy ends the op, and it cuts to TF32. A bias is added to the sums instead (`fidelity.plus`). SwiGLU without a
+    bias in the kernel of one chip (`local`) has no copy: the last block's sum reaches SrcB as bfloat16, and the sums of
+    the others are added there.
     """
     compute = compute or _DEFAULT
     width = TILE * (config.K_block_size if config is not None else _DEFAULT_BLOCK)
@@ -64,9 +64,7 @@ def minimal_matmul(
     input_tensor, weight_tensor, *, bias_tensor=None, fuse_swiglu: bool = False, config=None, compute_kernel_config=None
 ):
     """Return `input @ weight + bias`, optionally followed by SwiGLU on tile pairs."""
-    return _matmul(
-        input_tensor, weight_tensor, bias_tensor, fuse_swiglu, config, compute_kernel_config, local=True
-    )
+    return _matmul(input_tensor, weight_tensor, bias_tensor, fuse_swiglu, config, compute_kernel_config, local=True)
 
 
 @local_rule("ttnn.experimental.minimal_matmul_split", source=_MATMUL)
@@ -82,9 +80,7 @@ def minimal_matmul_split(
     compute_kernel_config=None,
 ):
     """Return `minimal_matmul`, cut into `chunks` along the columns."""
-    out = _matmul(
-        input_tensor, weight_tensor, bias_tensor, fuse_swiglu, config, compute_kernel_config, local=True
-    )
+    out = _matmul(input_tensor, weight_tensor, bias_tensor, fuse_swiglu, config, compute_kernel_config, local=True)
     return list(out.chunk(chunks, dim=dim))
 
 

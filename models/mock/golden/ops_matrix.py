@@ -54,11 +54,13 @@ def nlp_concat_heads(input_tensor):
     "ttnn.experimental.rotary_embedding_llama",
     source=f"{_TRANSFORMER}/rotary_embedding_llama/device/kernels/compute/rotary_embedding_llama.cpp",
 )
-def rotary_embedding_llama(input_tensor, cos_cache, sin_cache, trans_mat, *, is_decode_mode: bool = False, compute_kernel_config=None):
+def rotary_embedding_llama(
+    input_tensor, cos_cache, sin_cache, trans_mat, *, is_decode_mode: bool = False, compute_kernel_config=None
+):
     """Return `x cos + (x @ trans_mat) sin`, where the 32x32 `trans_mat` is applied to the columns of each tile.
 
-    The default config is HiFi4 with a bfloat16 register. The kernel packs the rotated tile and both products to intermediate buffers of the input's dtype (bfloat16) before
-    it adds them. The golden rounds at the same places.
+    The default config is HiFi4 with a bfloat16 register. The kernel packs the rotated tile and both products to
+    intermediate buffers of the input's dtype (bfloat16) before it adds them. The golden rounds at the same places.
     """
     if is_decode_mode:
         raise ValueError("decode mode is not covered by this golden")

@@ -33,7 +33,10 @@ def gelu(input_tensor, *, variant=ttnn.GeluVariant.Accurate):
     dtypes=True,
 )
 def softmax(input_tensor, dim: int = -1, *, numeric_stable: bool = True, compute_kernel_config=None, dtypes: list):
-    """Compute softmax over the logical columns of float32 values, in the matrix engine but for exponential and inverse."""
+    """Compute softmax over the logical columns of float32 values.
+
+    All but the exponential and the inverse is of the matrix engine.
+    """
     if dim not in (-1, input_tensor.ndim - 1) or not numeric_stable:
         raise ValueError(f"softmax over dim {dim}, or not stable, is not covered by this golden")
     if dtypes[0] != ttnn.float32 or compute_kernel_config is None or not compute_kernel_config.fp32_dest_acc_en:

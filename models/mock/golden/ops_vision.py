@@ -5,10 +5,10 @@ import math
 import torch
 import ttnn
 
-from models.mock.golden import sums
-from models.mock.golden.fidelity import operands, plus, product
+from models.mock.golden.fidelity import factors, plus, product
 from models.mock.golden.rounding import significant
 from models.mock.golden.rules import MeshShards, Shards, local_rule, mesh_rule
+from models.mock.golden.sums import exact
 
 _CONV3D = "ttnn/operations/experimental/conv3d/device/kernels"
 _NEIGHBOR_PAD = "ttnn/operations/experimental/ccl/neighbor_pad_async/device/kernels"
@@ -63,12 +63,12 @@ def conv3d(
 
 def _product(x: torch.Tensor, weight: torch.Tensor, kernel_size, config) -> torch.Tensor:
     """Multiply the patches of x by the weight: [positions, out]."""
-    if not sums.exact():
+    if not exact():
         # The same sum without the patches, which take 27 times the memory.
         out = None
-        for a, b in sums.merged(operands(x, weight, config.math_fidelity)):
-            kernel = b.reshape(*kernel_size, -1, b.shape[-1]).permute(4, 3, 0, 1, 2)
-            part = torch.nn.functional.conv3d(a.permute(0, 4, 1, 2, 3), kernel).permute(0, 2, 3, 4, 1)
+        for source_a, source_b in factors(weight, x, config.math_fidelity):
+            kernel = source_a.reshape(*kernel_size, -1, weight.shape[-1]).permute(4, 3, 0, 1, 2)
+            part = torch.nn.functional.conv3d(source_b.permute(0, 4, 1, 2, 3), kernel).permute(0, 2, 3, 4, 1)
             out = part if out is None else out + part
         assert out is not None
         return out.reshape(-1, weight.shape[-1])

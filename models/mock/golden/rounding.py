@@ -6,8 +6,8 @@ represent.
 Wormhole's packer converts to bfloat16 by rounding half away from zero (tt-isa-documentation
 `WormholeB0/.../Packers/FormatConversion.md`, early conversion, with the settings of `cpack_common.h` in the wheel's
 `tt_llk_wormhole_b0`), and so does the matrix engine. The vector unit rounds half to even where the kernel says so, as
-PyTorch and the host do. The device also sets denormals to zero and turns NaN into infinity. Goldens keep both, NaN so that
-it is noticed.
+PyTorch and the host do. The device also sets denormals to zero and turns NaN into infinity. Goldens keep both, NaN so
+that it is noticed.
 """
 
 import torch
@@ -22,6 +22,7 @@ _INTEGERS = {
 _BLOCK_FLOATS = (ttnn.bfloat8_b, ttnn.bfloat4_b)
 _BLOCK = 16  # Values that share an exponent: a row of a tile's face.
 _BLOCK_BITS = 7  # Bits of a value of bfloat8_b besides the sign.
+_HALF = {dtype: torch.tensor(0.5, dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
 
 def is_integer(dtype: ttnn.DataType) -> bool:
@@ -32,8 +33,8 @@ def is_integer(dtype: ttnn.DataType) -> bool:
 def packed(value: torch.Tensor, dtype: ttnn.DataType) -> torch.Tensor:
     """Round `value` as the packer does when an op writes a tensor of `dtype`.
 
-    Source: `tests/mock/golden/vectors`. A value of bfloat8_b is rounded twice, half away from zero: to 7 significant bits
-    of its own, then to the exponent that 16 values share.
+    Source: `tests/mock/golden/vectors`. A value of bfloat8_b is rounded twice, half away from zero: to 7 significant
+    bits of its own, then to the exponent that 16 values share.
 
     Raises:
         ValueError: see `round_to`.
@@ -65,16 +66,15 @@ def power(exponent: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.T
 
 def half_away(value: torch.Tensor) -> torch.Tensor:
     """Round to whole numbers, half away from zero."""
-    return torch.trunc(value + torch.copysign(torch.full((), 0.5, dtype=value.dtype), value))
+    return torch.trunc(value + torch.copysign(_HALF[value.dtype], value))
 
 
 def significant(value: torch.Tensor, bits: int) -> torch.Tensor:
     """Round to `bits` significant bits, half away from zero: float32 or float64 values."""
     kind, stored = (torch.int32, 24) if value.dtype == torch.float32 else (torch.int64, 53)
     dropped = stored - bits
-    pattern = value.contiguous().view(kind)
-    rounded = ((pattern + (1 << (dropped - 1))) & -(1 << dropped)).view(value.dtype)
-    return torch.where(value.isfinite(), rounded, value)
+    pattern = value.contiguous().view(kind)  # Infinity and torch.nan keep theirs.
+    return ((pattern + (1 << (dropped - 1))) & -(1 << dropped)).view(value.dtype)
 
 
 def round_to(value: torch.Tensor, dtype: ttnn.DataType) -> torch.Tensor:

@@ -1,15 +1,16 @@
 """Sums of products as the matrix engine makes them, bit by bit, and a fast form of them.
 
-An instruction multiplies 16 elements of the inner dimension, in two groups of 8. Each product (5 by 7 bits) is aligned to
-the largest exponent of its group and rounded half away from zero at 2^-10 of it. Both sums and the destination register
-are aligned to the largest exponent among them, at 2^-23 (float32 register) or 2^-10 (bfloat16): the sums rounded half up,
-the register half away from zero. The result is rounded half away from zero to 24 or 8 bits.
+An instruction multiplies 16 elements of the inner dimension, in two groups of 8. Each product (5 by 7 bits) is aligned
+to the largest exponent of its group and rounded half away from zero at 2^-10 of it. Both sums and the destination
+register are aligned to the largest exponent among them, at 2^-23 (float32 register) or 2^-10 (bfloat16): the sums
+rounded half up, the register half away from zero. The result is rounded half away from zero to 24 or 8 bits.
 
-Source: outputs of the kernels on the functional simulator (`tests/mock/golden/vectors`), which this form reproduces bit by
-bit. The order of phases and tiles: wheel, `tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_math_matmul.h`.
+Source: outputs of the kernels on the functional simulator (`tests/mock/golden/vectors`), which this form reproduces bit
+by bit. The order of phases and tiles: wheel, `tt_metal/tt-llk/tt_llk_wormhole_b0/llk_lib/llk_math_matmul.h`.
 
-The fast form leaves out the rounding within groups: noise of 3.5e-4 of the result, without bias. Golden execution takes it
-unless `exact_sums` says otherwise. Bit by bit, one short video with the tiny model would take minutes in place of seconds.
+The fast form leaves out the rounding within groups: noise of 3.5e-4 of the result, without bias. Golden execution takes
+it unless `exact_sums` says otherwise. Bit by bit, one short video with the tiny model would take minutes in place of
+seconds.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ Phases = list[tuple[torch.Tensor, torch.Tensor, int]]
 
 _GROUP, _DEPTH, _TILE = 8, 16, 32
 _KEPT = 10  # Bits behind the largest exponent of a group.
+_EXPONENT = 0x7F800000  # Bits of a float32.
 _ABSENT = -100  # Exponent of zero: below that of any product, and 2 to its negative is a float32.
 _forms = [False]  # Whether sums are exact; the innermost `exact_sums` is the last.
 
@@ -48,34 +50,17 @@ def summed(
 ) -> torch.Tensor:
     """Return `start` plus the sum over the phases of `a @ b`, in a float32 or bfloat16 register.
 
-    `a` and `b` are the whole operands, which alone decide how products are aligned.
+    `a` and `b` are the whole operands, which alone decide how products are aligned. Without exact sums the register is
+    bfloat16: PyTorch sums in float32.
     """
-    if _forms[-1]:
+    if exact():
         return _exact(a, b, phases, float32=float32, start=start)
-    if not float32:
-        return _in_bfloat16(phases, start)
-    out = start
-    for x, y in merged(phases):
-        part = torch.matmul(x, y)
-        out = part if out is None else out + part
-    assert out is not None
-    return out
-
-
-def merged(phases: Phases) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return as few products as have the sum of all phases: high and low parts of an operand are added again."""
-    a_high, b_high, _ = phases[0]
-    if len(phases) == 1:
-        return [(a_high, b_high)]
-    b_all = b_high + phases[1][1]
-    if len(phases) == 2:
-        return [(a_high, b_all)]
-    a_low = phases[2][0]
-    return [(a_high, b_all), (a_low, b_high)] if len(phases) == 3 else [(a_high + a_low, b_all)]
+    assert not float32
+    return _in_bfloat16(phases, start)
 
 
 def _in_bfloat16(phases: Phases, start: torch.Tensor | None) -> torch.Tensor:
-    """Sum in float32 within an instruction, and round as `accumulated` does."""
+    """Sum in float32 within an instruction, and round nearly as `accumulated` does."""
     inner = phases[0][0].shape[-1]
     out = start
     for tile in range(0, inner, _TILE):
@@ -83,14 +68,16 @@ def _in_bfloat16(phases: Phases, start: torch.Tensor | None) -> torch.Tensor:
             for at in range(tile, min(tile + _TILE, inner), _DEPTH):
                 part = slice(at, at + _DEPTH)
                 term = torch.matmul(x[..., part], y[..., part, :])
-                out = accumulated(torch.zeros_like(term) if out is None else out, [term], _exponent(term), float32=False)
+                out = torch.zeros_like(term) if out is None else out
+                # The exponent's bits of the larger one, and below them what 2^-10 of it is.
+                largest = torch.maximum(out.abs(), term.abs()).view(torch.int32) & _EXPONENT
+                unit = (largest - (_KEPT << 23)).clamp(min=1 << 23).view(torch.float32)
+                out = significant(torch.floor(term / unit + 0.5) * unit + out, 8)
     assert out is not None
     return out
 
 
-def accumulated(
-    out: torch.Tensor, terms: Sequence[torch.Tensor], top: torch.Tensor, *, float32: bool
-) -> torch.Tensor:
+def accumulated(out: torch.Tensor, terms: Sequence[torch.Tensor], top: torch.Tensor, *, float32: bool) -> torch.Tensor:
     """Add terms to the register. `top` is the largest exponent that they were aligned to."""
     top = torch.maximum(top, _exponent(out))
     behind, bits = (23, 24) if float32 else (_KEPT, 8)

@@ -1,7 +1,7 @@
 """Replay of kernel vectors on an open mesh: the same ops on the same inputs.
 
-A file holds cases. A case is calls of ops on named tensors, with arguments as JSON: a dict of one key that starts with $
-stands for what JSON cannot say.
+A file holds cases. A case is calls of ops on named tensors, with arguments as JSON: a dict of one key that starts with
+$ stands for what JSON cannot say.
 """
 
 import json

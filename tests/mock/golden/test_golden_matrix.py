@@ -100,5 +100,5 @@ def test_rotary_embedding_turns_pairs(chips):
         turned = torch.stack([bf16(a * c) - bf16(b * s), bf16(b * c) + bf16(a * s)], dim=-1)
         return turned.flatten(-2)
 
-    # Both products are rounded phase by phase in a bfloat16 register.
-    chips.check(out, reference, x, cos, sin, atol=2**-6)
+    # Both products, of up to 4, are rounded phase by phase in a bfloat16 register, and then their sum.
+    chips.check(out, reference, x, cos, sin, atol=2**-4)

@@ -1,9 +1,9 @@
 """Golden execution beside the real kernels: the same ops on the same inputs (see ``vectors/README.md``).
 
-Where the matrix engine alone computes, golden is equal bit by bit. It is not where the vector unit takes part (exponential,
-reciprocal, activations), since golden leaves that to PyTorch. There, and in the fast form of sums that golden takes outside
-this file, its distance to the kernel is held to a fraction of the kernel's own error. So its error is that of the kernel
-within the same fraction.
+Where the matrix engine alone computes, golden is equal bit by bit. It is not where the vector unit takes part:
+exponential, reciprocal and activations are PyTorch's in golden. There, and in the fast form of sums that golden takes
+outside this file, its distance to the kernel is held to a fraction of the kernel's own error. So its error is that of
+the kernel within the same fraction.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ APART = {
     ),
     **dict.fromkeys(
         (name for name in SEVERAL_CHIPS if name.startswith("ring_joint")),
-        (0.2, "exponential, logarithm, sigmoid and reciprocal between the turns"),
+        (0.3, "exponential, logarithm, sigmoid and reciprocal between the turns"),
     ),
 }
 

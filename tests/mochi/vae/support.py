@@ -58,11 +58,6 @@ def config() -> DecoderConfig:
     return DecoderConfig.from_dict(reference().config)
 
 
-# Convolutions in HiFi2 drop a bit of the activations. The kernels' decoder has 1.5 to 1.8 times PyTorch's bfloat16 error
-# (docs/precision.md).
-HIFI2 = 2.0
-
-
 def latents(*size: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(1, 12, *size, generator=torch.Generator().manual_seed(seed))
 
@@ -106,7 +101,7 @@ def check_frames_of_genmo(actual: torch.Tensor, size: tuple[int, ...]) -> None:
 def check_each_frame(actual: torch.Tensor, exact: torch.Tensor, rounded: torch.Tensor) -> None:
     assert actual.shape == exact.shape
     for frame in range(len(exact)):
-        check(actual[frame], exact[frame], rounded[frame], margin=HIFI2)
+        check(actual[frame], exact[frame], rounded[frame])
 
 
 def check_same(one: torch.Tensor, other: torch.Tensor) -> None:

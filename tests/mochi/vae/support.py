@@ -57,8 +57,8 @@ def config() -> DecoderConfig:
     return DecoderConfig.from_dict(reference().config)
 
 
-# Convolutions in HiFi2 drop a bit of the activations. The kernels' decoder has 1.5 to 1.8 times PyTorch's bfloat16 error
-# (docs/precision.md).
+# Convolutions in HiFi2 drop a bit of the activations: the kernels' decoder has 1.5 to 1.8 times PyTorch's bfloat16
+# error (docs/precision.md).
 HIFI2 = 2.0
 
 

@@ -169,7 +169,8 @@ def test_rounding_is_that_of_the_kernels(chips, keys):
     # 2^-9 of rounding in the output, twice; a bit of the first operand less; four bits of the second one left.
     assert 0.001 < errors[EXACT] < 0.01
     assert errors[EXACT] < errors[ttnn.MathFidelity.HiFi2] < 0.02
-    assert 0.02 < errors[ttnn.MathFidelity.LoFi] < 0.08
+    # LoFi also cuts the factor of each of the seven chunks to 7 bits and the output to 5 (kernels, two chunks: 0.054).
+    assert 0.02 < errors[ttnn.MathFidelity.LoFi] < 0.12
 
 
 def test_the_approximate_exponential():

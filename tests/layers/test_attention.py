@@ -8,6 +8,14 @@ from models.layers import Chunks, Heads, joint_attention
 from tests.support import check, randn
 
 HEADS, WIDTH, TEXT = 4, 64, 40
+# The exact kernel keeps sums of a turn of the ring in bfloat16. The streaming kernel has an approximate exponential and
+# bfloat16 sums. LoFi cuts two more bits of each factor. Errors of the kernels: docs/precision.md.
+LIMITS = {
+    (False, ttnn.MathFidelity.HiFi4): dict(max_rmse=0.03),
+    (False, ttnn.MathFidelity.HiFi2): dict(max_rmse=0.03),
+    (True, ttnn.MathFidelity.HiFi2): dict(max_rmse=0.04, min_pcc=0.999),
+    (True, ttnn.MathFidelity.LoFi): dict(max_rmse=0.08, min_pcc=0.998),
+}
 
 
 @pytest.mark.parametrize("dtype", [ttnn.bfloat16, ttnn.bfloat8_b], ids=["bf16", "bf8"])
@@ -43,8 +51,7 @@ def test_several_chunks(mesh, fidelity, streaming, dtype):
         streaming=streaming,
         chunks=Chunks(32, 32),
     )
-    # Attention with an approximate exponential and bfloat16 sums; LoFi drops two bits of each operand more, bfloat8_b
-    # has fewer of its own.
-    limit = 0.012 + 0.012 * streaming + 0.02 * (fidelity == ttnn.MathFidelity.LoFi) + 0.008 * (dtype == ttnn.bfloat8_b)
-    check(mesh.download(out, sp=2, tp=1)[:, :, :tokens].float(), exact[:, :, :tokens], None, max_rmse=limit)
-    check(mesh.download(joint, tp=1).float(), exact[:, :, rows:], None, max_rmse=limit)
+    check(
+        mesh.download(out, sp=2, tp=1)[:, :, :tokens].float(), exact[:, :, :tokens], None, **LIMITS[streaming, fidelity]
+    )
+    check(mesh.download(joint, tp=1).float(), exact[:, :, rows:], None, **LIMITS[streaming, fidelity])

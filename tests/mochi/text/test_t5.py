@@ -85,7 +85,8 @@ def test_meshes_agree(open_layout):
     ids = list(range(2, 60))
     alone = open_layout("1x1sp0tp1").download(build(open_layout("1x1sp0tp1"), **SIZES)(ids)).float()
     together = open_layout("2x4sp0tp1").download(build(open_layout("2x4sp0tp1"), **SIZES)(ids)).float()
-    assert relative_rmse(alone, together) < 0.01
+    # Two evaluations of one function, each 0.0107 from float32 on the kernels (docs/precision.md).
+    assert relative_rmse(alone, together) < 0.015
 
 
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)

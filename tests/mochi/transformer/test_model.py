@@ -111,17 +111,20 @@ def test_any_sizes(mesh, sizes):
     compare(mesh, (3, 10, 14), 13, step=1, num_layers=2, time_embed_dim=20, **sizes)
 
 
+APART = 0.015  # 0.0123 on the kernels, one chip, fused against plain
+
+
 def test_meshes_agree(open_layout):
     """The same input on one chip and on eight agrees to bfloat16 rounding.
 
-    Two bfloat16 evaluations of one function differ by their rounding errors only, so by less than the error either
-    has against float32 (0.011 here, tested above); a missing or doubled shard would differ by far more.
+    Two bfloat16 evaluations of one function differ by their rounding errors only: at most by the root of 2 times the
+    error that either has against float32 (0.0119 on the kernels); a missing or doubled shard would differ by far more.
     """
     latents, features = randn(1, 12, 2, 6, 10, seed=1), randn(9, SMALL["text_embed_dim"], seed=2)
     alone = predict(build(open_layout("1x1sp0tp1"), **SMALL), latents, features, 1)
     for layout in ("2x4sp0tp1", "2x4sp1tp0", "1x2sp0tp1"):
         together = predict(build(open_layout(layout), **SMALL), latents, features, 1)
-        assert relative_rmse(alone, together) < 0.012, layout
+        assert relative_rmse(alone, together) < APART, layout
         assert (alone - together).abs().max() < 0.1 * alone.abs().max(), layout
 
 
@@ -131,7 +134,7 @@ def test_fused_equals_plain(open_layout, layout):
     latents, features = randn(1, 12, 2, 6, 10, seed=1), randn(9, SMALL["text_embed_dim"], seed=2)
     fused = predict(build(open_layout(layout), **SMALL), latents, features, 1)
     plain = predict(build(open_layout(f"{layout}-plain"), **SMALL), latents, features, 1)
-    assert relative_rmse(plain, fused) < 0.012
+    assert relative_rmse(plain, fused) < APART
 
 
 @pytest.mark.parametrize("layout", ["2x4sp0tp1", "2x4sp1tp0"])

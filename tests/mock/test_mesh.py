@@ -162,7 +162,7 @@ def test_t3000_serves_every_mesh_it_holds(tmp_path: Path) -> None:
     assert found["after"] == [[2, 2], [8, 8], 12, [2, 2]]
     assert found["reopened"] == [[1, 8], [8, 8], 12, [8]]
     assert found["system"] == "t3000"
-    assert found["twice"].startswith("InputError: this mesh was not opened by open_mock_mesh")
+    assert found["twice"].startswith("ValueError: this mesh was not opened by open_mock_mesh")
     for refusal in ("larger", "other", "rebind"):
         assert found[refusal].startswith("RuntimeError: "), refusal
         assert "mock cluster, t3000 (2x4), which was chosen at the first open" in found[refusal], refusal

@@ -89,6 +89,8 @@ import os, signal, sys
 from scripts.cli import main
 from scripts.progress import LineReporter
 
+# A shell that starts the tests in the background has them ignore interrupts, and their children with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 show = LineReporter.progress
 
 def show_and_interrupt(reporter, stage, done, total):

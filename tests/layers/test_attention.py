@@ -8,11 +8,12 @@ from models.layers import Chunks, Heads, joint_attention
 from tests.support import check, randn
 
 HEADS, WIDTH, TEXT = 4, 64, 40
-# The exact kernel keeps sums of a turn of the ring in bfloat16. The streaming kernel has an approximate exponential and
+# The exact kernel keeps the running output of the ring in the type of q, so with bfloat8_b each of 7 turns rounds it once
+# more (0.032 on 4x8; no policy has both). The streaming kernel has an approximate exponential and
 # bfloat16 sums. LoFi cuts two more bits of each factor. Errors of the kernels: docs/precision.md.
 LIMITS = {
-    (False, ttnn.MathFidelity.HiFi4): dict(max_rmse=0.03),
-    (False, ttnn.MathFidelity.HiFi2): dict(max_rmse=0.03),
+    (False, ttnn.MathFidelity.HiFi4): dict(max_rmse=0.035),
+    (False, ttnn.MathFidelity.HiFi2): dict(max_rmse=0.035),
     (True, ttnn.MathFidelity.HiFi2): dict(max_rmse=0.04, min_pcc=0.999),
     (True, ttnn.MathFidelity.LoFi): dict(max_rmse=0.08, min_pcc=0.998),
 }

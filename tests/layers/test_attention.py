@@ -8,9 +8,9 @@ from models.layers import Chunks, Heads, joint_attention
 from tests.support import check, randn
 
 HEADS, WIDTH, TEXT = 4, 64, 40
-# The exact kernel keeps the running output of the ring in the type of q, so with bfloat8_b each of 7 turns rounds it once
-# more (0.032 on 4x8; no policy has both). The streaming kernel has an approximate exponential and
-# bfloat16 sums. LoFi cuts two more bits of each factor. Errors of the kernels: docs/precision.md.
+# The exact kernel keeps the running output of the ring in the type of q, so with bfloat8_b each of 7 turns rounds it
+# once more (0.032 on 4x8; no policy has both). The streaming kernel has an approximate exponential and bfloat16 sums.
+# LoFi cuts two more bits of each factor. Errors of the kernels: docs/precision.md.
 LIMITS = {
     (False, ttnn.MathFidelity.HiFi4): dict(max_rmse=0.035),
     (False, ttnn.MathFidelity.HiFi2): dict(max_rmse=0.035),

@@ -5,7 +5,8 @@ changes ttnn and any of them may leave first.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ttnn
@@ -43,6 +44,30 @@ def remove_hook(around: Around) -> None:
     """
     _hooks.remove(around)
     _rebuild()
+
+
+@contextmanager
+def watching(after: Callable[[str, tuple, dict[str, Any], Any], None]) -> Iterator[None]:
+    """Call `after(name, args, kwargs, result)` after each outermost ttnn op of this process while the block runs."""
+    inside = False
+
+    def around(call, operation, *args, **kwargs):
+        nonlocal inside
+        if inside:
+            return call(operation, *args, **kwargs)
+        inside = True
+        try:
+            result = call(operation, *args, **kwargs)
+        finally:
+            inside = False
+        after(operation.python_fully_qualified_name, args, kwargs, result)
+        return result
+
+    add_hook(around)
+    try:
+        yield
+    finally:
+        remove_hook(around)
 
 
 def _rebuild() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import ttnn
 
-from models.machine.ops import add_hook, device_tensors, remove_hook
+from models.machine.ops import device_tensors, watching
 from models.performance.trace import HOST_OPS
 
 # Arguments that are read apart, or choose a place.
@@ -135,29 +135,15 @@ def configurations() -> Iterator[dict[str, int]]:
         The most chips of a mesh on which each configuration ran, by its description.
     """
     found: dict[str, int] = {}
-    inside = False
 
-    def record(call, operation, *args, **kwargs):
-        nonlocal inside
-        if inside:
-            return call(operation, *args, **kwargs)
-        inside = True
-        try:
-            result = call(operation, *args, **kwargs)
-        finally:
-            inside = False
-        name = operation.python_fully_qualified_name
+    def record(name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
         touched = device_tensors(result) or device_tensors([*args, *kwargs.values()])
         if touched and name not in HOST_OPS and not _is_view(name, args, result):
             described = configuration(name, args, kwargs, result)
             found[described] = max(found.get(described, 0), touched[0].device().get_num_devices())
-        return result
 
-    add_hook(record)
-    try:
+    with watching(record):
         yield found
-    finally:
-        remove_hook(record)
 
 
 def _is_view(name: str, args: tuple, result: Any) -> bool:

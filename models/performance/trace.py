@@ -8,7 +8,7 @@ from typing import Any
 
 import ttnn
 
-from models.machine.ops import add_hook, device_tensors, remove_hook
+from models.machine.ops import device_tensors, watching
 from models.performance.counts import SEND, Call, Cost, cost
 from models.performance.settings import Settings
 
@@ -100,30 +100,19 @@ def dram_allocated(device: ttnn.MeshDevice) -> int:
 def trace(device: ttnn.MeshDevice) -> Iterator[Trace]:
     """Record the outermost ops of this process on `device` while the block runs. It is not re-entrant."""
     made = Trace(dram_peak_bytes=dram_allocated(device))
-    inside = False
 
-    def record(call, operation, *args, **kwargs):
-        nonlocal inside
-        if inside:
-            return call(operation, *args, **kwargs)
-        inside = True
-        try:
-            result = call(operation, *args, **kwargs)
-        finally:
-            inside = False
+    def record(name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
         made.dram_peak_bytes = max(made.dram_peak_bytes, dram_allocated(device))
-        made_record = _record(device, operation.python_fully_qualified_name, args, kwargs, result)
+        made_record = _record(device, name, args, kwargs, result)
         if made_record is not None:
             made.records.append(made_record)
-        return result
 
-    add_hook(record)
     start = time.perf_counter()
     try:
-        yield made
+        with watching(record):
+            yield made
     finally:
         made.host_seconds = time.perf_counter() - start
-        remove_hook(record)
 
 
 def _record(device: ttnn.MeshDevice, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> Record | None:

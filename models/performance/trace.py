@@ -52,7 +52,7 @@ class Trace:
 
     records: list[Record] = field(default_factory=list)
     dram_peak_bytes: int = 0
-    host_seconds: float = 0.0
+    host_seconds: float = 0.0  # of the program itself, without the time that tracing takes
 
     @property
     def device_calls(self) -> int:
@@ -76,7 +76,7 @@ class Trace:
         }
 
     def summary(self) -> dict[str, float]:
-        """Return `counts` and the host time of tracing."""
+        """Return `counts` and the time that the host took for the calls."""
         return {**self.counts(), "host_dispatch_seconds": round(self.host_seconds, 4)}
 
     def by_op(self) -> dict[str, dict[str, float]]:
@@ -96,23 +96,56 @@ def dram_allocated(device: ttnn.MeshDevice) -> int:
     return view.total_bytes_allocated_per_bank * view.num_banks
 
 
+class _DramPeak:
+    """The most DRAM allocated on one chip after any op.
+
+    To ask ttnn takes milliseconds, since it walks over all blocks of all banks. So it is asked only where the answer
+    can be a new peak: when what was allocated at the last answer and the outputs since exceed the peak.
+    """
+
+    def __init__(self, device: ttnn.MeshDevice) -> None:
+        self._device = device
+        self._banks = ttnn.get_memory_view(device, ttnn.BufferType.DRAM).num_banks
+        self.bytes = self._at_most = dram_allocated(device)
+
+    def after(self, result: Any) -> None:
+        """Take an op's outputs into account."""
+        self._at_most += sum(map(self._size, device_tensors(result)))
+        if self._at_most > self.bytes:
+            self._at_most = dram_allocated(self._device)
+            self.bytes = max(self.bytes, self._at_most)
+
+    def _size(self, tensor: ttnn.Tensor) -> int:
+        """Return the bytes that the tensor takes in all banks, each as full as the fullest."""
+        if not tensor.is_allocated() or tensor.memory_config().buffer_type != ttnn.BufferType.DRAM:
+            return 0
+        pages = -(-tensor.buffer_num_pages() // self._banks) * self._banks
+        return pages * tensor.buffer_aligned_page_size()
+
+
 @contextmanager
 def trace(device: ttnn.MeshDevice) -> Iterator[Trace]:
     """Record the outermost ops of this process on `device` while the block runs. It is not re-entrant."""
-    made = Trace(dram_peak_bytes=dram_allocated(device))
+    peak = _DramPeak(device)
+    made = Trace()
+    tracing = 0.0
 
     def record(name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
-        made.dram_peak_bytes = max(made.dram_peak_bytes, dram_allocated(device))
+        nonlocal tracing
+        start = time.perf_counter()
+        peak.after(result)
         made_record = _record(device, name, args, kwargs, result)
         if made_record is not None:
             made.records.append(made_record)
+        tracing += time.perf_counter() - start
 
     start = time.perf_counter()
     try:
         with watching(record):
             yield made
     finally:
-        made.host_seconds = time.perf_counter() - start
+        made.host_seconds = time.perf_counter() - start - tracing
+        made.dram_peak_bytes = peak.bytes
 
 
 def _record(device: ttnn.MeshDevice, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> Record | None:

@@ -77,12 +77,11 @@ if sys.argv[1] == "hardware":
     os.environ |= mock_variables(prepare_toolchain(), path)
     os.environ["TT_METAL_LOGS_PATH"] = os.getcwd()
     node.mkdir(); (node / "0").touch()
-import torch
-from tests.mochi.transformer.test_block import CONFIG, SMALL, reference, run_block
 from models.parallel import Layout, Mesh
 with open_mesh("1x1", card_directory=node) as opened:
     mesh = Mesh(opened.device, Layout.parse("1x1sp0tp1"))
     if opened.mode == "golden":
+        from tests.mochi.transformer.test_block import CONFIG, SMALL, reference, run_block
         run_block(mesh, lambda dtype: reference(dtype, **SMALL), CONFIG, 0, 7)
     found = [opened.mode, list(opened.shape)]
 print(json.dumps([*found, [name for name in fabrics if name != "DISABLED"]]))

@@ -50,7 +50,7 @@ def test_position_buckets(tokens):
         ("2x4sp0tp1-plain", SIZES, 13),
         ("2x4sp1tp0", SIZES, 77),
         ("4x8sp1tp0", SIZES, 1),
-        ("4x8sp1tp0", SIZES, 77),
+        pytest.param("4x8sp1tp0", SIZES, 77, marks=pytest.mark.full),
     ],
     indirect=["mesh"],
 )

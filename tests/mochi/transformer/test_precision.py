@@ -68,7 +68,12 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("policy", BLOCK)
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    "policy",
+    ["accurate", pytest.param("bf16", marks=pytest.mark.full), "default", pytest.param("bf8", marks=pytest.mark.full)]
+    + ["fast"],
+)
 def test_ten_steps_of_sampling(small_checkpoint, expected, policy):
     with MochiPipeline.from_pretrained(small_checkpoint, "2x4", precision=policy) as pipe:
         latents = pipe(**ARGUMENTS, seed=3).frames

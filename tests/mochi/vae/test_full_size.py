@@ -49,6 +49,7 @@ def test_quickest():
     assert report["dram_peak_bytes"] <= 4 * GB
 
 
+@pytest.mark.full
 def test_frames_that_are_dropped_early_cost_nothing():
     """Genmo's way works on 82 and 163 frames, Diffusers' on 84 and 168: 2 to 3% less of everything."""
     early, late = (

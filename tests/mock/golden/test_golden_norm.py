@@ -111,11 +111,14 @@ def test_a_norm_without_its_gather_is_another_norm(chips):
 
 def test_ttnns_own_distributed_goldens_agree(chips):
     """Where ttnn has a golden function for the same op, the two describe one kernel."""
-    x, stats = torch.randn(1, 1, 32, 64), torch.rand(1, 1, 32, 4 * 32) * 100
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 1, 32, 64, generator=random)
+    stats = torch.rand(1, 1, 32, 4 * 32, generator=random) * 100
     for name in ("rms_norm_pre_all_gather", "layer_norm_pre_all_gather"):
         theirs = getattr(ttnn, name).golden_function(x, dtype=ttnn.float32)
         ours = RULES[f"ttnn.{name}"].function(x, compute_kernel_config=CONFIG)
-        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=5e-3)
+        # A sum of 64 numbers of both signs: each is read with 10 bits by the kernel, with all by ttnn's golden.
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=64 * 2**-11)
     for name in ("rms_norm_post_all_gather", "layer_norm_post_all_gather"):
         theirs = getattr(ttnn, name).golden_function(x, stats, epsilon=200.0)
         ours = RULES[f"ttnn.{name}"].function(x, stats, epsilon=200.0, compute_kernel_config=CONFIG)

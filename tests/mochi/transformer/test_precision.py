@@ -70,9 +70,7 @@ ARGUMENTS = {
 
 @pytest.mark.alone
 @pytest.mark.parametrize(
-    "policy",
-    ["accurate", pytest.param("bf16", marks=pytest.mark.full), "default", pytest.param("bf8", marks=pytest.mark.full)]
-    + ["fast"],
+    "policy", [pytest.param(name, marks=[pytest.mark.full] if name in ("bf16", "bf8") else []) for name in BLOCK]
 )
 def test_ten_steps_of_sampling(small_checkpoint, expected, policy):
     with MochiPipeline.from_pretrained(small_checkpoint, "2x4", precision=policy) as pipe:

@@ -127,13 +127,14 @@ class _DramPeak:
 def trace(device: ttnn.MeshDevice) -> Iterator[Trace]:
     """Record the outermost ops of this process on `device` while the block runs. It is not re-entrant."""
     peak = _DramPeak(device)
-    made = Trace()
+    made = Trace(dram_peak_bytes=peak.bytes)
     tracing = 0.0
 
     def record(name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
         nonlocal tracing
         start = time.perf_counter()
         peak.after(result)
+        made.dram_peak_bytes = peak.bytes
         made_record = _record(device, name, args, kwargs, result)
         if made_record is not None:
             made.records.append(made_record)
@@ -145,7 +146,6 @@ def trace(device: ttnn.MeshDevice) -> Iterator[Trace]:
             yield made
     finally:
         made.host_seconds = time.perf_counter() - start - tracing
-        made.dram_peak_bytes = peak.bytes
 
 
 def _record(device: ttnn.MeshDevice, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> Record | None:

@@ -116,7 +116,7 @@ def test_an_empty_prompt_on_the_host_is_that_of_diffusers(small_copy, forces):
 
 # The name `mesh` is what the root conftest reads to choose this process's mock cluster.
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"])
-@pytest.mark.parametrize("empty_prompt", ["zeros", "encoded"])
+@pytest.mark.parametrize("empty_prompt", ["zeros", pytest.param("encoded", marks=pytest.mark.full)])
 def test_an_empty_negative_prompt_on_the_mesh_is_that_of_diffusers(small_checkpoint, mesh, empty_prompt):
     """All masked or one end token; both are finite, and each is its own reference's."""
     import diffusers

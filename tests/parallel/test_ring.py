@@ -17,14 +17,21 @@ def test_parts_of_a_system_are_lines(mesh):
     assert mesh.sp.topology == mesh.tp.topology == ttnn.Topology.Linear
 
 
-def test_the_model_on_rings():
+MODEL = [
+    "tests/mochi/transformer/test_block.py::test_block[4x8sp1tp0-0-77]",
+    "tests/mochi/transformer/test_model.py::test_matches_diffusers[4x8sp1tp0-1]",
+]
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param(["tests/parallel/on_torus.py", *MODEL[:1]], id="block"),
+        pytest.param(["tests/parallel/test_collectives.py", *MODEL[1:]], id="model", marks=pytest.mark.full),
+    ],
+)
+def test_the_model_on_rings(chosen):
     """`pytest --system galaxy-torus` runs what is there for a line: collectives, a block and the whole model."""
-    chosen = [
-        "tests/parallel/on_torus.py",
-        "tests/parallel/test_collectives.py",
-        "tests/mochi/transformer/test_block.py::test_block[4x8sp1tp0-0-77]",
-        "tests/mochi/transformer/test_model.py::test_matches_diffusers[4x8sp1tp0-1]",
-    ]
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "", "--system", "galaxy-torus", *chosen]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -115,6 +115,7 @@ def test_a_few_steps_make_the_vae_better():
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.alone
 def test_the_whole_road_ends_in_a_checkpoint_that_the_loader_takes(tmp_path):
     out = tmp_path / "checkpoint"
     job = Training(tmp_path / "work", out, vae_steps=1, transformer_steps=2, scenes=8)

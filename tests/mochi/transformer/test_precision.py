@@ -68,9 +68,11 @@ ARGUMENTS = {
 }
 
 
+# The whole videos of `test_whole_video` are of the default policy.
 @pytest.mark.alone
 @pytest.mark.parametrize(
-    "policy", [pytest.param(name, marks=[pytest.mark.full] if name in ("bf16", "bf8") else []) for name in BLOCK]
+    "policy",
+    [pytest.param(name, marks=[] if name in ("accurate", "fast") else [pytest.mark.full]) for name in BLOCK],
 )
 def test_ten_steps_of_sampling(small_checkpoint, expected, policy):
     with MochiPipeline.from_pretrained(small_checkpoint, "2x4", precision=policy) as pipe:

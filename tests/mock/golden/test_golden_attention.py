@@ -167,7 +167,7 @@ def test_rounding_is_that_of_the_kernels(chips, keys):
             relative_rmse(softmax_attention(*(p.double() for p in parts)), actual.double()) for actual, parts in pairs
         )
     # 2^-9 of rounding in the output, twice; a bit of the first operand less; four bits of the second one left.
-    assert 0.001 < errors[EXACT] < 0.01
+    assert 0.002 < errors[EXACT] < 0.01
     assert errors[EXACT] < errors[ttnn.MathFidelity.HiFi2] < 0.02
     # LoFi also cuts the factor of each of the seven chunks to 7 bits and the output to 5 (kernels, two chunks: 0.054).
     assert 0.02 < errors[ttnn.MathFidelity.LoFi] < 0.12

@@ -13,8 +13,8 @@ from tests.support import SMALL, reference
 # bfloat16 is held to 1.5. Of the others, bfloat8_b has one bit of mantissa less, in the matrices of the feed-forwards
 # and in q, k and v (default: 1.66 with exact attention), in all large matrices (bf8: 1.96), and in what these are
 # multiplied with, with LoFi in attention (fast). On top of that comes the streaming attention kernel, whose exponential
-# is off by up to 3% and whose sums are bfloat16: measured at real widths 2.29, 2.56 and 3.55. The limits of `fast` are
-# what tt_dit allows on silicon (PCC 0.9994, relative RMSE 0.036).
+# is off by up to 3% and whose sums are bfloat16. The limits of `fast` are what tt_dit allows on silicon (PCC 0.9994,
+# relative RMSE 0.036).
 BLOCK = {
     "accurate": (0.9999, 0.012, 1.0),
     "bf16": (0.9999, 0.015, 1.5),
@@ -22,6 +22,10 @@ BLOCK = {
     "bf8": (0.9996, 0.027, 2.7),
     "fast": (0.9994, 0.036, 3.7),
 }
+# The same multiples at real widths over a ring of four. There the exact kernel keeps what each turn of the ring gives in
+# bfloat16, and merges the four in bfloat16: 0.0126 of its output on kernels. Measured 1.19, 1.60, 2.46, 2.83 and 4.00 on a
+# CPU whose bfloat16 products have float32 sums; PyTorch's own error is 1.1 times larger on others.
+AT_REAL_WIDTH = {"accurate": 1.25, "bf16": 1.7, "default": 2.6, "bf8": 3.0, "fast": 4.2}
 
 
 @pytest.mark.parametrize(
@@ -43,7 +47,8 @@ def test_block(mesh, policy):
 @pytest.mark.parametrize("mesh", ["2x4sp1tp0"], indirect=True)
 @pytest.mark.parametrize("policy", BLOCK)
 def test_block_at_real_width(mesh, policy):
-    min_pcc, max_rmse, margin = BLOCK[policy]
+    min_pcc, max_rmse, _ = BLOCK[policy]
+    margin = AT_REAL_WIDTH[policy]
     run_block_at_real_width(mesh, precision=policy, min_pcc=min_pcc, max_rmse=max_rmse, margin=margin)
 
 

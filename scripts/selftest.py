@@ -8,16 +8,15 @@ from typing import Annotated
 import typer
 
 from models.device import MODES
-from models.jobs.selftest import HEADING, KINDS, SelfTest, resolve_mode, run
+from models.jobs.selftest import HEADING, KINDS, Row, SelfTest, resolve_mode, run
 from models.machine.errors import InputError
 from models.machine.files import check_writable, write_json
 from models.machine.host import quiet_ttnn
-from models.machine.profile import default_file
+from models.machine.profile import TOPOLOGIES, default_file, read
 from models.machine.systems import system as system_called
 from models.machine.ways import Ways, parse_plain
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import Precision
-from scripts.options import HELP
 
 FOUND = 1
 
@@ -38,23 +37,31 @@ def selftest(
     height: Annotated[int, typer.Option(help="Pixels of the video whose shapes are tried.")] = 480,
     num_frames: Annotated[int, typer.Option(help="Frames of the video whose shapes are tried.")] = 163,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which a case counts as hung.")] = 120.0,
-    plain: Annotated[str | None, typer.Option(help=HELP["plain"])] = None,
-    links: Annotated[int | None, typer.Option(help=HELP["links"])] = None,
+    plain: Annotated[
+        str | None, typer.Option(help="Ops to avoid, such as norm,halo: do the ways around work? [default: none]")
+    ] = None,
+    links: Annotated[int | None, typer.Option(help="Most Ethernet links to use. [default: all]")] = None,
+    topology: Annotated[
+        str | None, typer.Option(help="line or ring: how the fabric is started and used. [default: by the system]")
+    ] = None,
+    attention_chunks: Annotated[
+        str | None, typer.Option(help="Chunks of queries and keys, such as 256x384. [default: by rule]")
+    ] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="Also write the report to this file.")] = None,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Write what to avoid into the profile of this machine.")
+        bool, typer.Option("--profile", help="Add what to avoid to the profile of this machine; only on hardware.")
     ] = False,
     costs: Annotated[
         bool, typer.Option("--costs", help="Only say what each way around an op costs, by the cost model; no card.")
     ] = False,
     system: Annotated[str, typer.Option(help="With --costs: the system, such as quietbox or galaxy.")] = "quietbox",
     profile_file: Annotated[
-        str | None, typer.Option(help="Write the profile here instead, for generate --profile FILE.")
+        str | None, typer.Option(help="Add it to this file instead, for generate --profile FILE; in every mode.")
     ] = None,
 ) -> int:
     """Try every op on the device at hand, and say what passed, what deviates, what hung or was refused.
 
-    The exit code is 1 if a case did not pass.
+    The machine profile is not read: what is tested is what the options say. The exit code is 1 if a case did not pass.
     """
     if costs:
         return _costs(system, Geometry(height, width, num_frames, Scales()))
@@ -63,34 +70,61 @@ def selftest(
     for name in kinds:
         if name not in KINDS:
             raise InputError(f"--kind {name!r} does not exist: choose from {', '.join(KINDS)}")
+    if profile and not profile_file and chosen != "hardware":
+        raise InputError(f"--profile is for what hardware shows, and this is {chosen}: use --profile-file FILE")
+    if topology is not None and topology not in TOPOLOGIES:
+        raise InputError(f"--topology {topology!r} must be one of {', '.join(TOPOLOGIES)}")
     target = Path(profile_file) if profile_file else default_file() if profile else None
     for file in (json_file, target):
         if file is not None:
             check_writable(file, ".json")
+    before = read(target) if target is not None and target.exists() else None
     test = SelfTest(
         mode=chosen,
         mesh=shape,
         layout=layout,
-        ways=Ways(parse_plain(plain) if plain else frozenset(), links),
+        ways=Ways(parse_plain(plain) if plain else frozenset(), links, topology == "line"),
+        topology=topology,
+        chunks=_checked(attention_chunks),
         kinds=kinds,
         only=tuple(only or ()),
         tokens=Geometry(height, width, num_frames, Scales()).num_tokens,
         timeout=timeout,
     )
-    print(f"mode {MODES[chosen]}", flush=True)
-    print(HEADING, flush=True)
-    report = run(test, on_row=lambda row: print(row, flush=True))
+    headed = False
+
+    def show(row: Row) -> None:
+        nonlocal headed
+        if not headed:
+            print(f"mode {MODES[chosen]}\n{HEADING}", flush=True)
+            headed = True
+        print(row, flush=True)
+
+    report = run(test, on_row=show)
     print(", ".join(f"{count} {verdict}" for verdict, count in report.counts().items()))
     for line in report.advice():
         print(line)
     if json_file is not None:
         write_json(report.to_json(), json_file)
         print(f"wrote {json_file}")
-    if target is not None:
-        made = report.profile()
+    if target is not None and (report.is_empty or report.interrupted):
+        print(f"{target} was left as it is: no case came to its end, or not all")
+    elif target is not None:
+        made = report.profile(before)
         made.write(target)
-        print(f"wrote {target}: {made}")
+        print(f"wrote {target}: {made}" + (f" (it held: {before})" if before is not None else ""))
+    if report.interrupted:
+        raise KeyboardInterrupt
     return FOUND if report.failed else 0
+
+
+def _checked(chunks: str | None) -> str | None:
+    if chunks is None:
+        return None
+    quiet_ttnn()
+    from models.layers import Chunks
+
+    return str(Chunks.parse(chunks))
 
 
 def _costs(system: str, geometry: Geometry) -> int:

@@ -11,7 +11,7 @@ import torch
 import ttnn
 
 from models.device import OpenMesh
-from models.layers import Module
+from models.layers import Chunks, Module
 from models.parallel import Layout, Mesh
 
 Kind = Literal["small", "shape", "whole"]
@@ -66,7 +66,7 @@ class Weights:
 class Bench:
     """An open mesh in a layout, and inputs that are the same in every process."""
 
-    def __init__(self, mesh: Mesh, case: str, *, opened: OpenMesh, tokens: int) -> None:
+    def __init__(self, mesh: Mesh, case: str, *, opened: OpenMesh, tokens: int, chunks: Chunks | None = None) -> None:
         """Prepare a case.
 
         Args:
@@ -74,7 +74,9 @@ class Bench:
             case: name, from which the inputs are made.
             opened: what the mesh lies on.
             tokens: visual tokens of the video whose shapes are the real ones.
+            chunks: of attention; by rule if None.
         """
+        self.chunks = chunks
         self.mesh = mesh
         self.opened = opened
         self.tokens = tokens

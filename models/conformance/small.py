@@ -298,6 +298,7 @@ def attention(
         scale=width**-0.5,
         fidelity=_HIFI2,
         streaming=streaming,
+        chunks=bench.chunks,
     )
 
     def queries(q: torch.Tensor) -> torch.Tensor:

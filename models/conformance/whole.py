@@ -20,7 +20,7 @@ def block(bench: Bench, config: TransformerConfig, precision: str = "bf16") -> l
     """A block of random weights on 70 visual and 33 text tokens."""
     mesh, tokens = bench.mesh, _GRID[0] * _GRID[1] * _GRID[2]
     widths = Widths.of(config, mesh.tp.size)
-    layer = TransformerBlock(mesh, config, widths, Precision.named(precision), 0, last=False)
+    layer = TransformerBlock(mesh, config, widths, Precision.named(precision), 0, last=False, chunks=bench.chunks)
     layer.load(Weights(layer))
     rope = RotaryEmbedding(mesh, config, widths.head)
     rope.load(Weights(rope, scale=0.2))

@@ -125,7 +125,8 @@ def about_the_machine(setup: Setup) -> str | None:
     The line about a missing profile begins with "hint".
     """
     if setup.profile is not None:
-        return f"machine profile {setup.profile.file}: {setup.profile}"
+        origin = setup.profile.origin(version_of("ttnn"))
+        return f"machine profile {setup.profile.file}: {setup.profile} ({origin})"
     if setup.mode == "hardware" and setup.request.profile is None:
         return "hint: this machine has no profile; `mochi-tt selftest --profile` tries every op on it and writes one"
     return None

@@ -34,11 +34,16 @@ class Chunks:
         """Check that the device can use the chunks.
 
         Raises:
-            ValueError: a chunk is not a positive number of whole tiles.
+            InputError: a chunk is not a positive number of whole tiles, or their scores alone do not fit L1.
         """
         for rows in (self.q, self.k):
             if rows < TILE or rows % TILE:
                 raise InputError(f"attention chunks {self}: {rows} must be a positive multiple of {TILE}")
+        if 2 * self.q * self.k > L1_BUDGET:
+            raise InputError(
+                f"attention chunks {self}: {2 * self.q * self.k} bytes of scores do not fit the {L1_BUDGET} bytes of a "
+                "core's L1: write smaller ones, e.g. 256x384"
+            )
 
     def __str__(self) -> str:
         return f"{self.q}x{self.k}"

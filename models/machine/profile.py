@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from models.machine.errors import InputError, MissingInputError
 from models.machine.files import write_json
-from models.machine.ways import Ways
+from models.machine.ways import Ways, parse_plain
 
 VERSION = 1
 TOPOLOGIES = ("line", "ring")
@@ -45,6 +46,8 @@ class Profile:
             InputError: a value breaks its rule.
         """
         Ways(self.plain, self.links)
+        if self.attention_chunks is not None and not re.fullmatch(r"\d{1,5}x\d{1,5}", self.attention_chunks):
+            raise InputError(f"attention_chunks {self.attention_chunks[:20]!r} must be such as 256x384")
         if self.topology is not None and self.topology not in TOPOLOGIES:
             raise InputError(f"topology {self.topology!r} must be one of {', '.join(TOPOLOGIES)}")
 
@@ -69,6 +72,14 @@ class Profile:
             "capture": {True: "on", False: "off", None: None}[self.capture],
         }
         return ", ".join(f"{name} {value}" for name, value in said.items() if value) or "avoids nothing"
+
+    def origin(self, ttnn: str) -> str:
+        """Say what the profile rests on, and that it is of another ttnn than `ttnn`, this environment's, if it is."""
+        if not self.made_by:
+            return "written by hand"
+        made = {name: str(self.made_by.get(name, "unknown"))[:40] for name in ("mode", "mesh", "ttnn")}
+        line = f"from a self-test on {made['mode']}, mesh {made['mesh']}, ttnn {made['ttnn']}"
+        return line if made["ttnn"] == ttnn else f"{line}; this is ttnn {ttnn}: run mochi-tt selftest --profile again"
 
     def write(self, file: Path) -> None:
         """Write the profile, whole or not at all.
@@ -100,7 +111,7 @@ def read(file: Path) -> Profile:
         raise MissingInputError(f"machine profile {file} does not exist: make it with selftest --profile") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"machine profile {file} cannot be read: {error}") from error
-    if not isinstance(data, dict) or data.get("version") != VERSION:
+    if not isinstance(data, dict) or data.get("version") != VERSION or data["version"] is True:
         found = data.get("version") if isinstance(data, dict) else None
         raise InputError(f"machine profile {file} has version {found!r}, not {VERSION}: make it anew")
     unknown = sorted(set(data) - _KEYS)
@@ -108,7 +119,7 @@ def read(file: Path) -> Profile:
         raise InputError(f"machine profile {file}: unknown entries {', '.join(unknown)}")
     try:
         return Profile(
-            plain=frozenset(_typed(data, "plain", list) or []),
+            plain=_plain(_typed(data, "plain", list) or []),
             links=_typed(data, "links", int),
             topology=_typed(data, "topology", str),
             attention_chunks=_typed(data, "attention_chunks", str),
@@ -137,6 +148,14 @@ def find(named: str | Path | None, mode: str) -> Profile | None:
         return read(Path(named))
     file = default_file()
     return read(file) if mode == "hardware" and file.exists() else None
+
+
+def _plain(names: list[Any]) -> frozenset[str]:
+    """Return the names of ops; `all` stands for every op that can be avoided, as on the command line."""
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(f"plain {name!r:.40} must be the name of an op")
+    return parse_plain(",".join(names)) if names else frozenset()
 
 
 def _typed(data: dict[str, Any], name: str, kind: type) -> Any:

@@ -50,6 +50,8 @@ NO_ALTERNATIVE = {
 }
 """Ops that cannot be avoided, and why."""
 
+# A Wormhole chip has 16 Ethernet cores (tt-metal `soc_descriptors/wormhole_b0_80_arch.yaml`).
+MOST_LINKS = 16
 _ONLY = {"ttnn.all_gather": "all-gather", "ttnn.experimental.conv3d": "conv3d"}
 
 
@@ -71,15 +73,15 @@ class Ways:
         """Check the values.
 
         Raises:
-            InputError: a name has no alternative, or the number of links is not positive.
+            InputError: a name has no alternative, or no chip has so many links.
         """
         for name in sorted(self.plain):
             if name in NO_ALTERNATIVE:
                 raise InputError(f"plain op {name!r} has no alternative: {NO_ALTERNATIVE[name]}")
             if name not in ALTERNATIVES:
                 raise InputError(f"plain op {name!r} does not exist: choose from all, {', '.join(ALTERNATIVES)}")
-        if self.links is not None and self.links < 1:
-            raise InputError(f"links {self.links} must be at least 1")
+        if self.links is not None and not 1 <= self.links <= MOST_LINKS:
+            raise InputError(f"links {self.links} must be from 1 to {MOST_LINKS}")
 
 
 FUSED = Ways()

@@ -26,7 +26,7 @@ def test_other_names_are_refused(text, words):
 
 
 def test_links_are_at_least_one():
-    with pytest.raises(InputError, match="links 0 must be at least 1"):
+    with pytest.raises(InputError, match="links 0 must be from 1 to 16"):
         Ways(links=0)
 
 

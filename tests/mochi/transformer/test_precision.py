@@ -22,9 +22,9 @@ BLOCK = {
     "bf8": (0.9996, 0.027, 2.7),
     "fast": (0.9994, 0.036, 3.7),
 }
-# The same multiples at real widths over a ring of four. There the exact kernel keeps what each turn of the ring gives in
-# bfloat16, and merges the four in bfloat16: 0.0126 of its output on kernels. Measured 1.19, 1.60, 2.46, 2.83 and 4.00 on a
-# CPU whose bfloat16 products have float32 sums; PyTorch's own error is 1.1 times larger on others.
+# The same multiples at real widths over a ring of four. There the exact kernel keeps what each turn of the ring gives
+# in bfloat16, and merges the four in bfloat16: 0.0126 of its output on kernels. Measured 1.19, 1.60, 2.46, 2.83 and
+# 4.00 on a CPU whose bfloat16 products have float32 sums; PyTorch's own error is 1.1 times larger on others.
 AT_REAL_WIDTH = {"accurate": 1.25, "bf16": 1.7, "default": 2.6, "bf8": 3.0, "fast": 4.2}
 
 

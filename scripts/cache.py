@@ -136,7 +136,7 @@ def prune(
     Outdated entries were made by an older version of this program or of ttnn, and are never read again. Entries of a
     newer version stay unless they are named.
     """
-    removed = Store(cache_dir).prune(names or (), older_than_days=older_than, everything=everything)
+    removed = Store(cache_dir).prune(names or (), older_than_days=older_than, everything=everything, on_message=print)
     for entry in removed:
         print(f"deleted {entry.name} ({entry.state}, {entry.bytes / 1e9:.3f} GB)")
     if not removed:

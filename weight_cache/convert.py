@@ -6,6 +6,7 @@ limit on the memory that they use together.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import Any
 
 from models.layers.module import Module, Parameter, TensorSource, check_sources
 from models.machine.errors import MachineError
+from models.machine.files import flush
 from weight_cache.digest import ByteProgress
 from weight_cache.entry import TEMPORARY, Entry, free_bytes
 from weight_cache.key import stored_parameters
@@ -29,7 +31,7 @@ from weight_cache.tensor_file import TensorWriter
 
 # Limit on the memory of all tensors in work. A single larger tensor is converted alone.
 WORKING_BYTES = 960 << 20
-# Bytes per value while a tensor is in work: mapped source, converted and packed values, and the memory that ttnn needs
+# Bytes per value while a tensor is in work: source, converted and packed values, and the memory that ttnn needs
 # to pack them (measured on ttnn 0.81.1). A conversion that computes works in float32 and needs more.
 _MOVED_BYTES, _COMPUTED_BYTES = 9, 16
 _SPARE_BYTES = 16 << 20
@@ -44,11 +46,12 @@ def convert(
     key_fields: dict[str, Any],
     about: dict[str, Any],
     progress: ByteProgress | None = None,
-    forget_pages: Callable[[], None] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> Manifest:
     """Fill `entry` with the converted parameters of `module`. The caller holds the entry's lock.
 
-    Tensors that an earlier run finished are kept. The manifest is written last.
+    Tensors that an earlier run finished are kept if their files are still what was written. The manifest is written
+    last, when everything else is on the disk.
 
     Args:
         entry: entry to write.
@@ -58,17 +61,21 @@ def convert(
         key_fields: fields that the key is a hash of.
         about: information for people, written to the manifest.
         progress: called as `progress(bytes written, bytes in all)`.
-        forget_pages: called now and then so that mapped files do not fill the memory.
+        check: raises ValueError if a file that the weights come from is not the one that `key_fields` were computed
+            of. It is called after each tensor was read, before the tensor counts as finished, and before the manifest
+            is written.
 
     Raises:
-        ValueError: the weights do not fit the model.
+        ValueError: the weights do not fit the model, or `check` raised it.
         OSError: there is no space, or the directory cannot be written. Finished tensors stay for the next run.
     """
     check_sources(list(module.parameters()), source)
     parameters = stored_parameters(module)
-    done = entry.start()
-    start = perf_counter()
     sizes = {name: disk_bytes(parameter, module.mesh) for name, _, parameter in parameters}
+    total = sum(sizes.values())
+    done = entry.start(key, None if progress is None else lambda count, _: progress(min(count, total), total))
+    done = {name: record for name, record in done.items() if name in sizes}
+    start = perf_counter()
     todo = [(name, prefix, parameter) for name, prefix, parameter in parameters if name not in done]
     needed = sum(sizes[name] for name, _, _ in todo) + _SPARE_BYTES
     free = free_bytes(entry.path)
@@ -77,11 +84,11 @@ def convert(
             f"no space for the converted weights: {needed / 1e9:.2f} GB are needed in {entry.path.parent} and "
             f"{free / 1e9:.2f} GB are free; make room (mochi-tt cache prune), or choose another --cache-dir"
         )
-    written, total = sum(sizes[name] for name in done), sum(sizes.values())
+    written = sum(sizes[name] for name in done)
 
     def note(record: TensorRecord) -> None:
         nonlocal written
-        entry.append(record)
+        entry.append(key, record)
         done[record.name] = record
         written += sizes[record.name]
         if progress is not None:
@@ -89,7 +96,7 @@ def convert(
 
     if progress is not None:
         progress(written, total)
-    worker = _Worker(entry, module, source, TensorWriter(module.mesh), forget_pages)
+    worker = _Worker(entry, module, source, TensorWriter(module.mesh), key, check)
     with _one_torch_thread_each():
         _work(worker, todo, note)
     about = about | {
@@ -97,6 +104,8 @@ def convert(
         "seconds": round(perf_counter() - start, 3),
     }
     manifest = Manifest(key, key_fields, [done[name] for name, _, _ in parameters], about)
+    if check is not None:
+        check()
     entry.finish(manifest)
     return manifest
 
@@ -141,7 +150,7 @@ def _work(worker: _Worker, items: list[Item], note: Callable[[TensorRecord], Non
             # Tensors that were written completely are worth keeping.
             for job in running:
                 if not job.cancelled() and job.exception() is None:
-                    worker.entry.append(job.result())
+                    worker.entry.append(worker.key, job.result())
             raise
 
 
@@ -158,28 +167,35 @@ class _Worker:
     module: Module
     source: TensorSource
     writer: TensorWriter
-    forget_pages: Callable[[], None] | None
+    key: str
+    check: Callable[[], None] | None
 
     def convert(self, name: str, prefix: str, parameter: Parameter) -> TensorRecord:
-        """Read, pack, write and hash one tensor. A rename makes its file visible when it is complete."""
+        """Read, pack, write and hash one tensor. A rename makes its file visible when it is on the disk."""
         path = self.entry.tensors / f"{name}.tensorbin"
-        temporary = path.with_name(f"{TEMPORARY}{path.name}")
+        # Another name for each process: two may work here if somebody deletes the lock.
+        temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
         host = parameter.read(self.source, prefix)
         try:
             try:
+                temporary.unlink(missing_ok=True)
                 checksum = self.writer.write(temporary, parameter, host)
+                size = temporary.stat().st_size
+                flush(temporary)
+                whole = size >= data_bytes(parameter, self.module.mesh)
+                if whole:
+                    os.replace(temporary, path)
             except (OSError, RuntimeError) as error:
                 raise MachineError(_why_not(temporary, str(error))) from error
-            size = temporary.stat().st_size
-            if size < data_bytes(parameter, self.module.mesh):
+            if not whole:
                 # A full disk cuts the file short without an error from ttnn.
                 raise MachineError(_why_not(temporary, "the file came out short"))
-            os.replace(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise
-        if self.forget_pages is not None:
-            self.forget_pages()
+        if self.check is not None:
+            self.check()
         return TensorRecord(
             name=name,
             file=path.name,

@@ -1,4 +1,4 @@
-"""Content hashes of large files. Each is computed once and remembered until the file changes."""
+"""Content hashes of large files, and those of checkpoint files remembered until a file changes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from models.machine.errors import MachineError
-from weight_cache.manifest import write_atomically
+from models.machine.checks import json_object
+from models.machine.errors import InputError
+from models.machine.files import renamed_when_done
+from weight_cache.checkpoints.held import HeldFile
+from weight_cache.inside import read_own
 
 _CHUNK = 1 << 22
 # Called as progress(bytes done, bytes in all).
@@ -21,20 +24,18 @@ ByteProgress = Callable[[int, int], None]
 OnBytes = Callable[[int], None]
 
 
-def signature(path: Path) -> str:
-    """Return size, time of change, inode and device of a file. They change whenever it is written or replaced."""
-    stat = path.stat()
-    return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}:{stat.st_dev}"
-
-
-def sha256(path: Path, on_bytes: OnBytes | None = None) -> str:
+def sha256(path: str | Path, on_bytes: OnBytes | None = None) -> str:
     """Return the SHA-256 of a file's content, for identity. `on_bytes` is called with the size of each piece read."""
     return _digest(path, hashlib.sha256(), on_bytes)
 
 
-def checksum(path: Path, on_bytes: OnBytes | None = None) -> str:
-    """Return the XXH3-128 of a file's content, to detect damage. It is as fast as reading."""
-    return _digest(path, new_checksum(), on_bytes)
+def checksum(path: str | Path, on_bytes: OnBytes | None = None) -> str:
+    """Return the XXH3-128 of a file's content, to detect damage. It is as fast as reading.
+
+    Raises:
+        OSError: it cannot be read, or is a symbolic link.
+    """
+    return _digest(path, new_checksum(), on_bytes, os.O_NOFOLLOW)
 
 
 def new_checksum() -> Any:
@@ -44,9 +45,9 @@ def new_checksum() -> Any:
     return xxhash.xxh3_128()
 
 
-def _digest(path: Path, digest: Any, on_bytes: OnBytes | None) -> str:
+def _digest(path: str | Path, digest: Any, on_bytes: OnBytes | None, flags: int = 0) -> str:
     buffer = memoryview(bytearray(_CHUNK))
-    with path.open("rb", buffering=0) as file:
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | flags), "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
             if on_bytes is not None:
@@ -54,15 +55,23 @@ def _digest(path: Path, digest: Any, on_bytes: OnBytes | None) -> str:
     return str(digest.hexdigest())
 
 
-def hash_files(
-    paths: Sequence[Path], progress: ByteProgress | None = None, of: Callable[[Path, OnBytes], str] | None = None
-) -> dict[Path, str]:
+def hash_files[Key](
+    files: dict[Key, str | Path],
+    total: int,
+    progress: ByteProgress | None = None,
+    of: Callable[[str | Path, OnBytes], str] | None = None,
+) -> dict[Key, str]:
     """Return the digests of several files, computed on all cores, by `of` or by `sha256` if None.
+
+    Args:
+        files: paths by key.
+        total: bytes of all of them, for `progress`.
+        progress: called as `progress(bytes done, bytes in all)`.
+        of: computes one digest.
 
     Raises:
         OSError: a file cannot be read.
     """
-    total = sum(path.stat().st_size for path in paths)
     done, lock = 0, Lock()
 
     def on_bytes(count: int) -> None:
@@ -74,7 +83,7 @@ def hash_files(
 
     found = {}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        jobs = {pool.submit(of or sha256, path, on_bytes): path for path in paths}
+        jobs = {pool.submit(of or sha256, path, on_bytes): key for key, path in files.items()}
         try:
             for job in as_completed(jobs):
                 found[jobs[job]] = job.result()
@@ -85,42 +94,53 @@ def hash_files(
 
 
 class DigestMemory:
-    """Digests remembered in a file, by size, time of change, inode and device of each hashed file.
+    """Digests remembered in a file, by signature of each hashed file (`weight_cache.checkpoints.held.signature`).
 
-    Paths do not matter: a file moved within its disk keeps its digest, and a file that was written to loses it.
+    Paths do not matter. A file loses its digest when it is written to, renamed, or given other permissions. Each user
+    of a shared store has a memory of their own: whoever could write in it could pass one file off as another.
     """
 
     def __init__(self, path: Path):
-        """Remember digests in `path`. If that file cannot be read or written, digests are only computed again."""
-        self.path = path
+        """Remember digests in `path`, with the user's number before its suffix.
 
-    def of(self, paths: Sequence[Path], progress: ByteProgress | None = None) -> dict[Path, str]:
-        """Return the digests of `paths`, hashing files whose digest is not known.
+        If that file cannot be read or written, digests are only computed again.
+        """
+        self.path = path.with_stem(f"{path.stem}-{os.geteuid()}")
+
+    def of(self, files: Sequence[HeldFile], progress: ByteProgress | None = None) -> dict[Path, str]:
+        """Return the digests of open files by path, hashing those whose digest is not known.
 
         Raises:
             OSError: a file cannot be read.
+            ValueError: a file changed since it was opened.
         """
         known = self._read()
-        signatures = {path: signature(path) for path in paths}
-        unknown = [path for path in paths if signatures[path] not in known]
+        unknown = {file.signature: file for file in files if file.signature not in known}
         if unknown:
-            for path, digest in hash_files(unknown, progress).items():
-                # A file that changed while it was read must be hashed again the next time.
-                if signature(path) == signatures[path]:
-                    known[signatures[path]] = digest
-                else:
-                    raise MachineError(f"{path} changed while it was read: wait until it is written")
+            again = {key: file.again for key, file in unknown.items()}
+            known |= hash_files(again, sum(file.bytes for file in unknown.values()), progress)
+        for file in files:
+            file.check()
+        if unknown:
             self._write(known)
-        return {path: known[signatures[path]] for path in paths}
+        return {file.path: known[file.signature] for file in files}
 
     def _read(self) -> dict[str, str]:
+        """Return what is remembered. Each digest is kept with a hash of it and of its signature."""
         try:
-            value = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            value = json_object(read_own(self.path), str(self.path))
+        except (OSError, InputError):
             return {}
-        return value if isinstance(value, dict) else {}
+        pairs = {name: (kept[:64], kept[64:]) for name, kept in value.items() if isinstance(kept, str)}
+        return {name: digest for name, (digest, check) in pairs.items() if check == _check(name, digest)}
 
     def _write(self, known: dict[str, str]) -> None:
+        value = {name: digest + _check(name, digest) for name, digest in {**self._read(), **known}.items()}
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, json.dumps({**self._read(), **known}, indent=1) + "\n")
+            with renamed_when_done(self.path, 0o644) as scratch:
+                scratch.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _check(name: str, digest: str) -> str:
+    return hashlib.sha256(f"{name} {digest}".encode(errors="replace")).hexdigest()[:16]

@@ -8,14 +8,13 @@ renamed without converting anything anew. What else the key holds (packing, plac
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weight_cache.checkpoints.held import HeldFile
 from weight_cache.checkpoints.lora import LoraRequest
 from weight_cache.digest import ByteProgress, DigestMemory
-from weight_cache.manifest import FORMAT_VERSION
+from weight_cache.manifest import FORMAT_VERSION, content_hash
 from weight_cache.versions import FORMS, LORA_MERGE, ttnn_version
 
 if TYPE_CHECKING:
@@ -45,14 +44,15 @@ def key_fields(
         OSError: a file cannot be read.
         ValueError: two parameters have one name in the store, see `stored_name`.
     """
-    hashes = digests.of([*component.files, *(lora.path for lora in loras)], progress)
+    held = component.held_files
+    hashes = digests.of([*held, *(HeldFile(lora.path) for lora in loras)], progress)
     return {
         "format": FORMAT_VERSION,
         "ttnn": ttnn_version(),
         "component": component.name,
         "form": component.form,
         "config": {name: value for name, value in component.config.items() if not name.startswith("_")},
-        "files": sorted([header_digest(path), hashes[path]] for path in component.files),
+        "files": sorted([header_digest(file), hashes[file.path]] for file in held),
         "layout": str(module.mesh.layout),
         "precision": precision,
         "parameters": parameter_fields(module),
@@ -63,8 +63,7 @@ def key_fields(
 
 def entry_key(fields: dict[str, Any]) -> str:
     """Return 64 hex digits: the hash of `key_fields` in one spelling."""
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return content_hash(fields)
 
 
 def conversion_versions(module: Module, form: str, *, with_loras: bool) -> dict[str, int]:
@@ -130,8 +129,10 @@ def parameter_fields(module: Module) -> dict[str, dict[str, Any]]:
     }
 
 
-def header_digest(path: Path) -> str:
+def header_digest(file: HeldFile) -> str:
     """Return the hash of a safetensors file's header: names, types, shapes and places of its tensors."""
-    with path.open("rb") as file:
-        length = file.read(8)
-        return hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
+    length = bytearray(8)
+    file.read(0, length)
+    header = bytearray(int.from_bytes(length, "little"))
+    file.read(8, header)
+    return hashlib.sha256(length + header).hexdigest()

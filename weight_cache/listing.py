@@ -8,8 +8,12 @@ from time import time
 from typing import Any
 
 from weight_cache.entry import Entry
+from weight_cache.inside import is_directory
 from weight_cache.manifest import Manifest
 from weight_cache.versions import format_state, key_state
+
+# What a manifest says for people, as text. Whatever else a damaged one says is not shown.
+_TEXTS = ("source", "component", "layout", "precision", "made")
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ def state_of(entry: Entry) -> tuple[str, str]:
 
     A manifest that says nothing of its versions is judged by what can be read of it.
     """
+    if not is_directory(entry.path):
+        return "unreadable", "it is a link or no directory"
     try:
         value = Manifest.read_value(entry.manifest_path)
         state, why = format_state(value.get("format"))
@@ -71,16 +77,22 @@ def state_of(entry: Entry) -> tuple[str, str]:
         return ("unfinished", "") if manifest is None else key_state(manifest.key_fields)
     except (FileNotFoundError, NotADirectoryError):
         return "unfinished", ""
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return "unreadable", str(error)
 
 
 def _about(entry: Entry) -> dict[str, Any]:
     """What a manifest of any version says for people, as far as it is there."""
     try:
-        value = Manifest.read_value(entry.manifest_path)
+        value = Manifest.read_value(entry.manifest_path) if is_directory(entry.path) else {}
     except (OSError, ValueError):
         return {}
     about, tensors = value.get("about"), value.get("tensors")
-    found = dict(about) if isinstance(about, dict) else {}
+    about = about if isinstance(about, dict) else {}
+    found: dict[str, Any] = {name: about[name] for name in _TEXTS if isinstance(about.get(name), str)}
+    loras = about.get("loras")
+    if isinstance(loras, list) and all(isinstance(lora, str) for lora in loras):
+        found["loras"] = loras
+    if isinstance(about.get("seconds"), (int, float)):
+        found["seconds"] = about["seconds"]
     return found | ({"tensors": len(tensors)} if isinstance(tensors, list) else {})

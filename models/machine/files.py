@@ -8,9 +8,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
+from stat import S_IMODE
 from typing import Any
 
 from models.machine.errors import InputError
+
+# Beginning of the names of unfinished files. One that is left was being written when its process was killed.
+SCRATCH = ".mochi-tt-"
 
 
 def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
@@ -52,17 +57,18 @@ def write_json(value: Mapping[str, Any], path: str | Path) -> None:
 
 
 @contextmanager
-def renamed_when_done(path: Path) -> Iterator[Path]:
-    """A fresh file beside `path` that takes its place at the end, or vanishes on any exception."""
-    descriptor, name = tempfile.mkstemp(prefix=".mochi-tt-", suffix=path.suffix + ".part", dir=path.parent)
-    os.close(descriptor)
-    scratch = Path(name)
+def renamed_when_done(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """A fresh file beside `path` that takes its place at the end, or vanishes on any exception.
+
+    Its permissions are `mode` less the umask, which are those of any new file by default.
+    """
+    scratch = path.with_name(f"{SCRATCH}{os.getpid()}-{token_hex(8)}{path.suffix}.part")
+    os.close(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
     try:
+        permissions = S_IMODE(scratch.stat().st_mode)
         yield scratch
-        # mkstemp makes private files; the result gets the permissions any new file would.
-        mask = os.umask(0)
-        os.umask(mask)
-        scratch.chmod(0o666 & ~mask)
+        # Whoever writes it may have put a file of its own there.
+        scratch.chmod(permissions)
         flush(scratch)
         scratch.replace(path)
         flush(path.parent)

@@ -22,6 +22,7 @@ from models.parallel import Layout
 from tests.weight_cache.helpers import declared, fields
 from weight_cache import digest, key, location, versions
 from weight_cache.checkpoints.component import Component
+from weight_cache.checkpoints.held import HeldFile
 from weight_cache.checkpoints.lora import LoraRequest
 from weight_cache.digest import DigestMemory
 from weight_cache.key import entry_key
@@ -213,20 +214,37 @@ def test_parameters_of_one_name_in_the_store_are_refused(component, tmp_path):
 
 
 def test_digests_are_remembered_until_a_file_is_touched(tmp_path, monkeypatch):
-    path = tmp_path / "file"
+    path, memory = tmp_path / "file", DigestMemory(tmp_path / "digests.json")
+
+    def of():
+        return memory.of([HeldFile(path)])[path]
+
     path.write_bytes(b"one")
-    memory = DigestMemory(tmp_path / "digests.json")
-    first = memory.of([path])[path]
+    first = of()
     hashed = []
     monkeypatch.setattr(digest, "sha256", lambda p, *_, _old=digest.sha256: hashed.append(p) or _old(p))
-    moved = path.rename(tmp_path / "moved")
-    assert DigestMemory(tmp_path / "digests.json").of([moved])[moved] == first
+    assert of() == first
     assert hashed == []
-    moved.write_bytes(b"two")
-    assert memory.of([moved])[moved] != first
-    (tmp_path / "digests.json").write_text("[damaged")
-    assert memory.of([moved])[moved] != first
+    stat = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    second = of()
+    assert second != first
+    assert len(hashed) == 1
+    memory.path.write_text("[damaged")
+    assert of() == second
     assert len(hashed) == 2
+    assert memory.path.stat().st_mode & 0o777 == 0o644
+    path.write_bytes(b"one")
+    of()
+    value = json.loads(memory.path.read_text())
+    (a, one), (b, two) = value.items()
+    memory.path.write_text(json.dumps({a: two, b: one}))
+    assert of() == first, "exchanged digests are not taken"
+    assert len(hashed) == 4
+    memory.path.chmod(0o666)
+    assert of() == first, "nor one that others can write"
+    assert len(hashed) == 5
 
 
 def test_the_directory_is_asked_for_when_it_is_used(monkeypatch):

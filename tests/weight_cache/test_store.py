@@ -17,7 +17,7 @@ from weight_cache import convert as conversion
 from weight_cache.checkpoints.component import Component
 from weight_cache.entry import TEMPORARY
 from weight_cache.key import entry_key
-from weight_cache.manifest import FORMAT_VERSION
+from weight_cache.manifest import FORMAT_VERSION, content_hash
 from weight_cache.store import Store
 from weight_cache.tensor_file import TensorWriter
 from weight_cache.versions import ttnn_version, versions
@@ -49,10 +49,16 @@ def note_written(monkeypatch, names):
     write = TensorWriter.write
 
     def noting(self, path, parameter, host):
-        names.append(path.name.removeprefix(TEMPORARY).removesuffix(".tensorbin"))
+        names.append(path.name.removeprefix(f"{TEMPORARY}{os.getpid()}-").removesuffix(".tensorbin"))
         return write(self, path, parameter, host)
 
     monkeypatch.setattr(TensorWriter, "write", noting)
+
+
+def signed(value):
+    """A manifest's text with the right hash of itself."""
+    value.pop("sha256", None)
+    return json.dumps({"sha256": content_hash(value), **value})
 
 
 def predict(model):
@@ -149,7 +155,7 @@ def test_a_manifest_that_cannot_be_trusted_is_not(mesh, component, filled, expec
         del value["tensors"][0]["checksum"]
     elif damage == "key":
         value["key_fields"] = []
-    path.write_text("{" if damage == "garbage" else json.dumps(value))
+    path.write_text("{" if damage == "garbage" else signed(value))
     ((file, why),) = Store(cache).verify()[path.parent.name].items()
     assert (file, why.startswith(f"manifest {path} ")) == ("manifest.json", True)
     model, lines = from_store(mesh, component, cache)
@@ -298,8 +304,10 @@ def test_list_and_prune(mesh, component, filled, tmp_path):
     unfinished = next(e for e in store.entries() if "bf8" in e.name)
     (unfinished.path / "manifest.json").unlink()
     assert [e.state for e in store.entries()] == ["complete", "unfinished"]
-    with store._lock(unfinished.name):
-        assert store.prune() == [], "another process is working on it"
+    with store._locks().shared(unfinished.name, print):
+        said = []
+        assert store.prune(on_message=said.append) == [], "another process is working on it"
+        assert said == [f"{unfinished.name} stays: process {os.getpid()} works on it"]
     assert [e.name for e in store.prune()] == [unfinished.name]
     assert [e.name for e in store.entries()] == [sound.name]
 
@@ -356,7 +364,7 @@ def rewritten(cache, change):
     value = json.loads(entry.manifest_path.read_text())
     change(value)
     value["key"] = entry_key(value["key_fields"])
-    entry.manifest_path.write_text(json.dumps(value))
+    entry.manifest_path.write_text(signed(value))
     return entry.path.rename(entry.path.with_name(f"transformer-{MESH}-bf16-{value['key'][:24]}"))
 
 

@@ -1,4 +1,4 @@
-"""Components of checkpoints in Diffusers layout, read one tensor at a time from memory-mapped safetensors."""
+"""Components of checkpoints in Diffusers layout, read one tensor at a time from safetensors that stay open."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from models.machine.errors import InputError, MissingInputError
+from weight_cache.checkpoints.held import HeldFile, HeldTensors
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +76,11 @@ class Component:
         """The safetensors files in use, sorted by name."""
         return sorted({self.directory / name for name in self._handles})
 
+    @property
+    def held_files(self) -> list[HeldFile]:
+        """The files in use, as they are open, sorted by name. They are open as long as the component lives."""
+        return [self._handles[path.name].file for path in self.files]
+
     def keys(self) -> list[str]:
         """Return the names of all tensors, sorted."""
         return sorted(self._locations)
@@ -94,7 +100,7 @@ class Component:
         return str(self._handle(key).get_slice(key).get_dtype())
 
     def tensor(self, key: str) -> torch.Tensor:
-        """Return tensor `key` on the host, in its stored dtype, backed by the mapped file until it is changed.
+        """Return tensor `key` on the host, in its stored dtype.
 
         Raises:
             KeyError: the component has no such tensor.
@@ -117,11 +123,7 @@ class Component:
         """
         return fingerprint(self.files, (self.directory / "config.json").read_bytes())
 
-    def forget_pages(self) -> None:
-        """Release the mapped files, so that the pages read from them no longer count as memory of this process."""
-        self.__dict__.pop("_handles", None)
-
-    def _handle(self, key: str) -> Any:
+    def _handle(self, key: str) -> HeldTensors:
         if key not in self._locations:
             raise KeyError(f"checkpoint component {self.name} has no tensor {key}")
         return self._handles[self._locations[key]]
@@ -172,7 +174,7 @@ class Component:
         return f"; found {', '.join(others[:3])}: is a variant to be named?" if others else ""
 
     @cached_property
-    def _handles(self) -> dict[str, Any]:
+    def _handles(self) -> dict[str, HeldTensors]:
         weights = self._weight_map
         names = [weights.name] if isinstance(weights, Path) else sorted(set(weights.values()))
         return {name: open_safetensors(self.directory / name) for name in names}
@@ -193,18 +195,21 @@ class Component:
         return weights
 
 
-def open_safetensors(path: Path) -> Any:
-    """Open a safetensors file, whose tensors are mapped and not read.
+def open_safetensors(path: Path) -> HeldTensors:
+    """Open a safetensors file, whose tensors are read one by one.
 
     Raises:
-        ValueError: it is truncated or not a safetensors file.
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, is truncated, or is not a safetensors file.
     """
     try:
-        return safe_open(path, framework="pt")
+        return HeldTensors(path)
+    except InputError:
+        raise
     except (SafetensorError, OSError) as error:
+        size = path.stat().st_size if path.exists() else 0
         raise InputError(
-            f"{path} ({path.stat().st_size} bytes) is truncated or not a safetensors file "
-            f"({one_line(error)}): download it again"
+            f"{path} ({size} bytes) is truncated or not a safetensors file ({one_line(error)}): download it again"
         ) from error
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.machine.errors import InputError
 from weight_cache.checkpoints.component import Component, fingerprint, open_safetensors
+from weight_cache.checkpoints.held import HeldFile, HeldTensors
 from weight_cache.checkpoints.names import (
     DECODER_PREFIX,
     Piece,
@@ -57,7 +58,7 @@ class GenmoFile:
         self.path = path
         self._stored = {
             name.removeprefix(prefix): name
-            for name in _names(path)
+            for name in self._names()
             if name.startswith(prefix) or not name.startswith(neighbours)
         }
         names = set(self._stored)
@@ -76,12 +77,16 @@ class GenmoFile:
             raise InputError(f"{path} has no scale for the fp8 tensor {bare[0]}: download it again")
 
     @cached_property
-    def _handle(self) -> Any:
+    def _handle(self) -> HeldTensors:
         return open_safetensors(self.path)
 
-    def forget_pages(self) -> None:
-        """Release the mapped file."""
-        self.__dict__.pop("_handle", None)
+    def _names(self) -> list[str]:
+        return self._handle.keys()
+
+    @property
+    def held(self) -> HeldFile:
+        """The open file."""
+        return self._handle.file
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Return the shape of a tensor, from the header."""
@@ -141,6 +146,11 @@ class RepackagedComponent(Component):
         """The file, as a list of one."""
         return [self._file.path]
 
+    @property
+    def held_files(self) -> list[HeldFile]:
+        """The open file, as a list of one."""
+        return [self._file.held]
+
     def keys(self) -> list[str]:
         """Return the canonical names of all tensors, sorted."""
         return sorted(self._table)
@@ -178,10 +188,6 @@ class RepackagedComponent(Component):
     def fingerprint(self) -> str:
         """Return 16 hex digits of the configuration and of the file's beginning and end."""
         return fingerprint(self.files, hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).digest())
-
-    def forget_pages(self) -> None:
-        """Release the mapped file."""
-        self._file.forget_pages()
 
     def _piece(self, key: str) -> Piece:
         if key not in self._table:

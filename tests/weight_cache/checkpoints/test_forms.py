@@ -301,11 +301,3 @@ def test_the_two_forms_are_two_entries(mesh, genmo, original, tmp_path):
     for component in (original.transformer, open_transformer(genmo / "dit.safetensors")):
         Store(tmp_path).build(declared(mesh, component), component)
     assert len(Store(tmp_path).entries()) == 2
-
-
-def test_pages_are_given_back(small_checkpoint, genmo):
-    for component in (Component(small_checkpoint / "transformer"), open_transformer(genmo / "dit.safetensors")):
-        before = component.tensor("proj_out.weight")
-        component.forget_pages()
-        assert torch.equal(component.tensor("proj_out.weight"), before)
-        assert load_file(component.files[0])

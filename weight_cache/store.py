@@ -32,7 +32,7 @@ from weight_cache.key import entry_key, key_fields, stored_parameters
 from weight_cache.listing import Found, state_of
 from weight_cache.location import store_directory
 from weight_cache.locks import Busy, Locks
-from weight_cache.manifest import Manifest
+from weight_cache.manifest import Manifest, TensorRecord
 from weight_cache.precision import set_precision, stored_precision
 
 if TYPE_CHECKING:
@@ -193,6 +193,8 @@ class Store:
         removed = []
         for path in self._paths():
             try:
+                with self._writing():
+                    self._folder("locks").mkdir(exist_ok=True)
                 with self._writing(), self._locks().exclusive(path.name, None):
                     found = Found.at(path)
                     old = older_than_days is not None and time() - found.last_used > older_than_days * 86400
@@ -412,6 +414,7 @@ def _put(wanted: _Wanted, manifest: Manifest, report: Progress) -> None:
     stage = f"weights {wanted.about['component']}"
     pairs = list(zip(manifest.tensors, (parameter for _, _, parameter in stored_parameters(module)), strict=True))
     todo, ahead = deque(manifest.tensors), deque[Future[str]]()
+    loaded: list[tuple[TensorRecord, str]] = []
     with ThreadPoolExecutor(_READERS) as pool:
         try:
             read = 0  # Bytes read ahead or being read.
@@ -428,7 +431,11 @@ def _put(wanted: _Wanted, manifest: Manifest, report: Progress) -> None:
                     raise
                 parameter.put(module.mesh, tensor)
                 entry.still(record, seen)
+                loaded.append((record, seen))
                 report(stage, index + 1, len(pairs))
+            # A mock mesh takes tensors by reference: what is written to a file later is in them.
+            for record, seen in loaded:
+                entry.still(record, seen)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

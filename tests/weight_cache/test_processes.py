@@ -169,7 +169,7 @@ def test_a_waiting_converter_adopts_what_the_other_made(mesh, component, tmp_pat
         with store._locks().exclusive(name, print):
             held.set()
             assert waited_for.wait(60)
-            (store.root / "entries").mkdir(parents=True)
+            (store.root / "entries").mkdir(exist_ok=True)
             only_entry(source).path.rename(store.root / "entries" / name)
 
     thread = Thread(target=other)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from models.machine.checks import json_object
 from models.machine.errors import InputError, MissingInputError
 from weight_cache.checkpoints.held import HeldFile, HeldTensors
 
@@ -238,12 +238,10 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: the file is not valid JSON, or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({one_line(error)}): download it again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object, not a {type(value).__name__}")
-    return value
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): make it readable, or download it again") from error
+    return json_object(content, str(path))
 
 
 def one_line(error: Exception) -> str:

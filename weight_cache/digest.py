@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Lock
@@ -56,7 +56,7 @@ def _digest(path: str | Path, digest: Any, on_bytes: OnBytes | None, flags: int 
 
 
 def hash_files[Key](
-    files: dict[Key, str | Path],
+    files: Mapping[Key, str | Path],
     total: int,
     progress: ByteProgress | None = None,
     of: Callable[[str | Path, OnBytes], str] | None = None,

@@ -84,7 +84,7 @@ class Entry:
         records = list(records)
         wrong = self.wrong_sizes(records)
         whole = [record for record in records if record.file not in wrong]
-        files: dict[str, str | Path] = {record.file: self.file(record) for record in whole}
+        files = {record.file: self.file(record) for record in whole}
         hashes = hash_files(files, sum(record.bytes for record in whole), progress, _checksum_or_why)
         return wrong | {
             record.file: "its checksum is wrong" if hashes[record.file][:1] != " " else hashes[record.file].strip()

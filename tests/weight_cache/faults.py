@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from time import sleep
 from typing import Any
 
 import torch
@@ -623,6 +624,25 @@ class Faults:
                 load(Trial(place, mesh, random.Random(0), with_lora))
             self.made[with_lora] = root
 
+    def kill(self, draw: random.Random) -> tuple[str, Trial, str]:
+        """Kill up to four processes that fill one store, each at a random moment, and load."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as name:
+            root = Path(name) / "trial"
+            trial = Trial(root, self.mesh, draw, draw.random() < 0.5, "process", "kill", "building")
+            shutil.copytree(self.made[trial.with_lora], root, symlinks=True)
+            shutil.rmtree(trial.cache)
+            writers = [_fork(trial) for _ in range(draw.randint(1, 4))]
+            for writer in draw.sample(writers, len(writers)):
+                sleep(draw.uniform(0, 0.15))
+                os.kill(writer, signal.SIGKILL)
+            for writer in writers:
+                os.waitpid(writer, 0)
+            trial.happened = True
+            outcome, value = attempt(trial, load)
+            if outcome in ("right", "rebuilt") and value != truth(self.mesh, trial.checkpoint, trial.lora):
+                return "silent", trial, _difference(value, {})
+            return outcome, trial, value if isinstance(value, str) else ""
+
     def draw(self, draw: random.Random, root: Path) -> Trial:
         """Draw a fault."""
         trial = Trial(root, self.mesh, draw, draw.random() < 0.5)
@@ -673,6 +693,16 @@ class Faults:
         return outcome, trial, value if isinstance(value, str) else ""
 
 
+def _fork(trial: Trial) -> int:
+    """Build in a process of its own, which needs no mesh; returns its number."""
+    loras = [LoraRequest(trial.lora, STRENGTH)] if trial.lora else []
+    if (child := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            Store(trial.cache).build(Small(trial.mesh), Component(trial.checkpoint), loras=loras)
+        os._exit(0)
+    return child
+
+
 def _interrupt(trial: Trial) -> None:
     def progress(stage, done, total):
         if stage.startswith("convert") and done > total / 2:
@@ -692,7 +722,8 @@ def run(mesh, folder: Path, count: int, seed: int, show: Callable[[str], None]) 
     """Run `count` trials and return how often each (kind, outcome) was seen; bad ones are shown."""
     faults, found = Faults(mesh, folder), Counter[tuple[str, str]]()
     for number in range(count):
-        outcome, trial, why = faults.run(random.Random(f"{seed} {number}"))
+        draw = random.Random(f"{seed} {number}")
+        outcome, trial, why = faults.kill(draw) if number % 10 == 9 else faults.run(draw)
         found[trial.kind, outcome] += 1
         found[trial.kind, "happened"] += trial.happened or trial.kind.endswith("disk")
         if outcome in OUTCOMES[3:]:

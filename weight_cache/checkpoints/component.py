@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Stems of weight file names: those of Diffusers and of transformers.
 _STEMS = ("diffusion_pytorch_model", "model")
 _FINGERPRINT_BYTES = 1 << 20
+_NAME_LENGTH = 200
 
 
 class Component:
@@ -157,9 +158,11 @@ class Component:
         weight_map = read_json(entry).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{entry} has no weight_map: it is not an index of safetensors shards")
+        if not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise InputError(f"{entry} names shards by something else than text: download it again")
         for shard in sorted(set(weight_map.values())):
-            if Path(shard).name != shard:
-                raise InputError(f"{entry} names a shard outside its folder: {shard!r}")
+            if Path(shard).name != shard or len(shard) > _NAME_LENGTH:
+                raise InputError(f"{entry} names a shard that is no name of a file: {shard[:_NAME_LENGTH]!r}")
             if not (self.directory / shard).is_file():
                 raise MissingInputError(
                     f"checkpoint component {self.name} lacks the shard {shard} that {entry.name} names, "

@@ -106,7 +106,8 @@ class Plain:
         try:
             if not all(path.is_file() for path in (*folder.iterdir(), *([lora] if lora else []))):
                 raise Refused
-            json.loads((folder / "config.json").read_text())
+            if json.loads((folder / "config.json").read_text())["num_layers"] != 6:
+                raise Refused
             places = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
             held = {file: load_file(folder / file) for file in sorted(set(places.values()))}
             self.tensors = {name: held[file][name] for name, file in places.items()}
@@ -165,6 +166,7 @@ class Trial:
     target: str = ""
     kind: str = ""
     moment: str = ""
+    number: int = 0  # Of the file among several.
     happened: bool = False
     lines: list[str] = field(default_factory=list)
 
@@ -193,7 +195,7 @@ class Trial:
         """The file that the fault hits; None if it is not there yet."""
         entry, store = self.entry(), Store(self.cache).root
         names = {
-            "shard": self.checkpoint / f"model-{self.draw.choice((1, 2))}.safetensors",
+            "shard": self.checkpoint / f"model-{1 + self.number % 2}.safetensors",
             "index": self.checkpoint / "model.safetensors.index.json",
             "config": self.checkpoint / "config.json",
             "lora": self.lora,
@@ -211,7 +213,7 @@ class Trial:
         if self.target == "tensor":
             folder = entry and entry / "tensors"
             found = sorted(folder.iterdir()) if folder and folder.is_dir() else []
-            return self.draw.choice(found) if found else None
+            return found[self.number % len(found)] if found else None
         return names[self.target]
 
     def other(self, path: Path) -> Path | None:
@@ -228,9 +230,9 @@ class Trial:
 
     def inject(self) -> None:
         """Do it. What cannot be done, because there is no such file yet, is left."""
-        path = self.path() if self.target != "store" else self.root
-        self.happened |= path is not None and (path.exists() or self.kind == "link")
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+            path = self.path() if self.target != "store" else self.root
+            self.happened |= path is not None and (path.exists() or self.kind == "link")
             _KINDS[self.kind](self)
 
 
@@ -573,8 +575,11 @@ def load(trial: Trial) -> dict[str, list[bytes]]:
     """Load through the product, and read back what every chip holds."""
     module = Small(trial.mesh)
     loras = [LoraRequest(trial.lora, STRENGTH)] if trial.lora else []
+    component = Component(trial.checkpoint)
+    if component.config.get("num_layers") != 6:  # As a model's configuration is checked before it is declared.
+        raise InputError("config.json is of another model")
     try:
-        Store(trial.cache).load(module, Component(trial.checkpoint), loras=loras, on_message=trial.lines.append)
+        Store(trial.cache).load(module, component, loras=loras, on_message=trial.lines.append)
         return {name: _parts(parameter.tensor.cpu()) for name, _, parameter in stored_parameters(module)}
     finally:
         module.release()
@@ -618,7 +623,7 @@ class Faults:
         for with_lora in (False, True):
             root = folder / f"made-{with_lora}"
             for seed, place in (("one", root), ("two", root / "outside")):
-                place.mkdir(parents=True, exist_ok=True)
+                place.mkdir(parents=True)
                 write_checkpoint(place / "transformer", seed)
                 write_lora(place / "lora.safetensors", seed)
                 load(Trial(place, mesh, random.Random(0), with_lora))
@@ -650,6 +655,7 @@ class Faults:
         trial.target = draw.choice(TARGETS[trial.kind])
         if trial.target == "lora":
             trial.with_lora = True
+        trial.number = draw.randrange(1000)
         trial.moment = draw.choice(MOMENTS[trial.target])
         return trial
 

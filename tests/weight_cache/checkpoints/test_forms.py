@@ -4,14 +4,13 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from tests.support import randn, reference
 from tests.weight_cache.checkpoints.genmo import decoder_to_genmo, transformer_to_genmo
 from tests.weight_cache.helpers import assert_same, declared, from_store, in_memory
 from weight_cache.checkpoints.checkpoint import Checkpoint, Repackaged
-from weight_cache.checkpoints.component import Component
 from weight_cache.checkpoints.forms import open_decoder, open_transformer
 
 

@@ -20,6 +20,7 @@ def test_conversion_stays_within_its_memory(tmp_path, capfd):
     text, errors = capfd.readouterr()
     assert errors == ""
     assert "of the copy's rate" in text
+    assert "compare their checksums" in text
     found = json.loads(out.read_text())
     assert found["checkpoint"]["bytes"] > 0.5e9
     assert 0 < found["convert"]["extra_bytes"] <= found["convert"]["limit_bytes"]

@@ -98,11 +98,12 @@ def test_the_injector_sees_what_a_missing_guard_lets_through(mesh, prepared, mon
         )
         return prepared.run(random.Random(number))[0]
 
-    with_guard = {one(number) for number in range(12)}
-    assert with_guard <= {"right", "rebuilt", "refused"}
     forgetful(monkeypatch, guard)
-    # A missing guard may show in another way where ttnn itself notices.
-    assert "silent" in {one(number) for number in range(12)}
+    # A missing guard may show in another way, where ttnn itself notices.
+    silent = next((number for number in range(20) if one(number) == "silent"), None)
+    assert silent is not None
+    monkeypatch.undo()
+    assert one(silent) in OUTCOMES[:3]
 
 
 @ON_A_MESH

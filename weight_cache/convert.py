@@ -176,6 +176,7 @@ class _Worker:
         # Another name for each process: two may work here if somebody deletes the lock.
         temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
         host = parameter.read(self.source, prefix)
+        self.entry.check_inside()
         try:
             try:
                 temporary.unlink(missing_ok=True)

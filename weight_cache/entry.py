@@ -148,8 +148,19 @@ class Entry:
         self._write_journal(key, done.values())
         return done
 
+    def check_inside(self) -> None:
+        """Check that what is written to the entry is not written elsewhere.
+
+        Raises:
+            OSError: the directory of the entry or of its tensors was deleted, or is a link now.
+        """
+        for path in (self.path, self.tensors):
+            if not is_directory(path):
+                raise MachineError(f"{path} was deleted or replaced by a link while it was written: run it again")
+
     def append(self, key: str, record: TensorRecord) -> None:
         """Record a finished tensor in the journal."""
+        self.check_inside()
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         with open(os.open(self._journal, flags, 0o666), "w", encoding="utf-8") as file:
             file.write(record.line(key))
@@ -160,6 +171,7 @@ class Entry:
         Raises:
             OSError: files are missing, or the manifest cannot be written.
         """
+        self.check_inside()
         if wrong := self.wrong_sizes(manifest.tensors):
             raise MachineError(f"{len(wrong)} files of {self.tensors} were deleted meanwhile: run it again")
         flush(self.tensors)

@@ -426,7 +426,7 @@ def _put(wanted: _Wanted, manifest: Manifest, report: Progress) -> None:
                 read -= record.bytes
                 try:
                     tensor = ttnn.load_tensor(entry.file(record))
-                except RuntimeError:
+                except (RuntimeError, OSError):
                     entry.still(record, seen)
                     raise
                 parameter.put(module.mesh, tensor)

@@ -427,8 +427,10 @@ _LATER = ("loaded before", "transferring")
 MOMENTS = {
     **dict.fromkeys(("shard", "index", "config", "lora"), ("loaded before", *_WHILE_MADE, "resuming", "transferring")),
     **dict.fromkeys(("manifest", "used"), (*_LATER, "publishing")),
-    **dict.fromkeys(("tensor", "tensors"), (*_LATER, "writing", "publishing", "resuming")),
-    **dict.fromkeys(("entry", "set-aside", "entries", "locks"), (*_LATER, "writing", "publishing", "resuming")),
+    "tensor": (*_LATER, "writing", "publishing", "resuming"),
+    "tensors": (*_LATER, "reading", "resuming"),
+    # Between a look at a folder and a write into it there is a moment in which it may become a link.
+    **dict.fromkeys(("entry", "set-aside", "entries", "locks"), (*_LATER, "reading", "resuming")),
     "journal": ("writing", "publishing", "resuming"),
     "digests": (*_LATER, "reading", "writing", "publishing", "resuming"),
     "lock": (*_LATER, "reading", "writing", "publishing", "resuming"),

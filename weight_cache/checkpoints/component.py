@@ -162,7 +162,7 @@ class Component:
             raise InputError(f"{entry} names shards by something else than text: download it again")
         for shard in sorted(set(weight_map.values())):
             if Path(shard).name != shard or len(shard) > _NAME_LENGTH:
-                raise InputError(f"{entry} names a shard that is no name of a file: {shard[:_NAME_LENGTH]!r}")
+                raise InputError(f"{entry} names a shard outside its folder: {shard[:_NAME_LENGTH]!r}")
             if not (self.directory / shard).is_file():
                 raise MissingInputError(
                     f"checkpoint component {self.name} lacks the shard {shard} that {entry.name} names, "
@@ -244,7 +244,10 @@ def read_json(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): make it readable, or download it again") from error
-    return json_object(content, str(path))
+    try:
+        return json_object(content, "it")
+    except InputError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): download it again") from error
 
 
 def one_line(error: Exception) -> str:

@@ -27,6 +27,7 @@ from weight_cache.key import entry_key, key_fields, stored_parameters
 from weight_cache.listing import Found, state_of
 from weight_cache.location import store_directory
 from weight_cache.manifest import Manifest
+from weight_cache.merge import Merge
 from weight_cache.precision import set_precision, stored_precision
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Store:
             module: module declared on an open mesh.
             component: its weights.
             precision: a name of `weight_cache.precision`.
-            loras: LoRAs to merge into the weights; such a set is an entry of its own.
+            loras: LoRAs to merge into the weights while loading; the store keeps the weights without them.
             progress: called as `progress(stage, done, total)`.
             on_message: called with a line of information for the user.
 
@@ -73,12 +74,18 @@ class Store:
         """
         import ttnn
 
-        manifest, entry = self._ready(module, component, precision, loras, progress, on_message, check=True)
+        merge = Merge(module, component, loras)
+        for note in merge.notes:
+            (on_message or _unheard)(note)
+        manifest, entry = self._ready(module, component, precision, progress, on_message, check=True)
         report = progress or _silent
         records = {record.name: record for record in manifest.tensors}
         parameters = stored_parameters(module)
-        for index, (name, _, parameter) in enumerate(parameters):
-            parameter.put(module.mesh, ttnn.load_tensor(entry.file(records[name])))
+        for index, (name, prefix, parameter) in enumerate(parameters):
+            if merge.changes(prefix, parameter):
+                merge.put(prefix, parameter)
+            else:
+                parameter.put(module.mesh, ttnn.load_tensor(entry.file(records[name])))
             report(f"weights {component.name}", index + 1, len(parameters))
         entry.touch()
         return manifest
@@ -93,8 +100,12 @@ class Store:
         progress: Progress | None = None,
         on_message: Message | None = None,
     ) -> tuple[Manifest, Path]:
-        """Create the entry that `load` would read, unless it exists. Return its manifest and directory."""
-        manifest, entry = self._ready(module, component, precision, loras, progress, on_message, check=False)
+        """Create the entry that `load` would read, unless it exists. Return its manifest and directory.
+
+        LoRAs are checked; the entry is that of the weights without them.
+        """
+        Merge(module, component, loras)
+        manifest, entry = self._ready(module, component, precision, progress, on_message, check=False)
         return manifest, entry.path
 
     def entries(self) -> list[Found]:
@@ -177,7 +188,6 @@ class Store:
         module: Module,
         component: Component,
         precision: str,
-        loras: Sequence[LoraRequest],
         progress: Progress | None,
         on_message: Message | None,
         *,
@@ -187,9 +197,9 @@ class Store:
         precision = stored_precision(component.name, precision)
         set_precision(module, precision)
         tell = on_message or (lambda line: None)
-        source = checked_source(module, component, loras)
+        source = checked_source(module, component)
         digests = DigestMemory(self.root / "digests.json")
-        fields = key_fields(module, component, precision, loras, digests, _stage(progress, "identify", component.name))
+        fields = key_fields(module, component, precision, digests, _stage(progress, "identify", component.name))
         key = entry_key(fields)
         name = f"{component.name}-{module.mesh.layout}-{precision}-{key[:_KEY_DIGITS]}"
         entry = Entry(self.root / "entries" / name)
@@ -210,7 +220,6 @@ class Store:
                 "component": component.name,
                 "layout": str(module.mesh.layout),
                 "precision": precision,
-                "loras": [f"{lora.path.name}:{lora.strength:g}" for lora in loras],
             }
             made = convert(
                 entry,
@@ -301,6 +310,10 @@ def _stage(progress: Progress | None, act: str, subject: str) -> Callable[[int, 
         return None
     report = progress
     return lambda done, total: report(f"{act} {subject}", done, total)
+
+
+def _unheard(line: str) -> None:
+    pass
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -169,8 +170,9 @@ def download(
     directory: Annotated[str | None, typer.Option(help="Where to. [default: the Hugging Face cache]")] = None,
 ) -> None:
     """Fetch a checkpoint from the Hugging Face hub, without what this program does not read."""
-    where = fetch(repository, variant=variant or None, genmo=genmo, directory=directory)
+    where = fetch(repository, variant=variant or None, genmo=genmo, directory=directory, on_message=print)
     print(f"{repository} is in {where}")
+    print(f'next: mochi-tt generate "a red ball" --model {shlex.quote(directory or repository)}')
 
 
 def _check(json_file: str | None) -> None:

@@ -22,6 +22,7 @@ from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import Precision
 from models.mochi.sampling.schedule import check_scheduler, guidance_schedule, linear_quadratic_schedule
+from models.mochi.text.config import T5Config
 from weight_cache.checkpoints.checkpoint import Checkpoint
 from weight_cache.checkpoints.lora import LoraRequest, LoraSource
 
@@ -282,7 +283,7 @@ def check_configs(checkpoint: Checkpoint) -> Scales:
     """
     check_scheduler(checkpoint.scheduler)
     wanted = checkpoint.transformer.config.get("text_embed_dim", 4096)
-    found = checkpoint.text_encoder.config.get("d_model")
+    found = checkpoint.text_encoder.config.get("d_model", T5Config.d_model)
     if wanted != found:
         raise InputError(
             f"the transformer takes text features of width {wanted}, the text encoder gives {found}: "

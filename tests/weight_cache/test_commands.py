@@ -196,8 +196,14 @@ class Hub:
     def HfApi(self):
         return self
 
-    def list_repo_files(self, repository):
-        return [p.relative_to(self.directory).as_posix() for p in self.directory.rglob("*") if p.is_file()]
+    def model_info(self, repository, files_metadata):
+        files = [p for p in self.directory.rglob("*") if p.is_file()]
+        return SimpleNamespace(
+            siblings=[
+                SimpleNamespace(rfilename=p.relative_to(self.directory).as_posix(), size=p.stat().st_size)
+                for p in files
+            ]
+        )
 
     def snapshot_download(self, repository, allow_patterns, local_dir):
         self.fetched = allow_patterns
@@ -278,7 +284,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(capsys, monkeypatch):
     def fail(*_, **__):
         raise HTTPError("no route\nto host")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     assert "cannot be fetched from the Hugging Face hub (no route to host)" in refused(capsys, "download")
 
 

@@ -309,7 +309,11 @@ class _File:
                 f"{self._where}: {names['alpha']} is 0, which some programs take for the rank and others for 0: "
                 "write the alpha that is meant"
             )
-        if isinstance(self._settings, PeftSettings) and said is not None and abs(said - alpha / rank) > 1e-3 * abs(said):
+        if (
+            isinstance(self._settings, PeftSettings)
+            and said is not None
+            and abs(said - alpha / rank) > 1e-3 * abs(said)
+        ):
             raise InputError(
                 f"{self._where}: {names['alpha']} says alpha/rank {alpha / rank:g}, the file's settings say {said:g}"
             )

@@ -4,12 +4,13 @@ A name is a module's name, in one of the spellings below, and a suffix that tell
 
 | made by | module | suffixes |
 |---|---|---|
-| PEFT | `base_model.model.` + the model's own name | `.lora_A.weight`, also with an adapter's name before `.weight` |
-| Diffusers | `transformer.` + Diffusers' name | `.lora_A.weight`; older `.lora.down.weight`, `.processor.to_q_lora.down` |
+| PEFT | `base_model.model.` + the model's own name | `.lora_A.weight`, or `.lora_A.NAME.weight` |
+| Diffusers | `transformer.` + Diffusers' name | `.lora_A.weight`, `.lora.down.weight`, `_lora.down.weight` |
 | Genmo's trainer | Genmo's name | `.lora_A` |
-| ComfyUI and what trains for it | `diffusion_model.` + Genmo's name | `.lora_A.weight`, `.lora_down.weight`, `.alpha` |
-| kohya's sd-scripts, musubi-tuner, OneTrainer | `lora_unet_`, `lora_transformer_` + a name with `_` for `.` | `.lora_down.weight`, `.alpha` |
-| ai-toolkit | `transformer.` or `transformer$$` + a name | both of Diffusers and of kohya |
+| for ComfyUI | `diffusion_model.` + Genmo's name | `.lora_A.weight`, `.lora_down.weight`, `.alpha` |
+| sd-scripts, musubi-tuner | `lora_unet_` + a name with `_` for `.` | `.lora_down.weight`, `.alpha` |
+| OneTrainer | `lora_transformer_` + a name with `_` for `.` | `.lora_down.weight`, `.alpha` |
+| ai-toolkit | `transformer.`, `diffusion_model.` or `transformer$$` + a name | those of Diffusers and sd-scripts |
 
 Sources: comfyanonymous/ComfyUI `comfy/lora.py` and `comfy/weight_adapter/lora.py`; huggingface/diffusers
 `utils/state_dict_utils.py`; huggingface/peft `utils/save_and_load.py`; kohya-ss/sd-scripts `networks/lora.py`;
@@ -40,12 +41,12 @@ _DOWN = {"A": "down", "B": "up"}
 PEFT_PREFIX, DIFFUSERS_PREFIX = "base_model.model.", "transformer."
 _PREFIXES = (PEFT_PREFIX, DIFFUSERS_PREFIX, "model.diffusion_model.", "diffusion_model.", "model.", "unet.", "dit.")
 _UNDERSCORED = ("lora_unet_", "lora_transformer_", "lora_dit_", "lycoris_")
-# Parts of names that other ways of changing a model have, and what these are called.
+# Parts of names that other ways of changing a model have, and what these are called; `$` is the end of a name.
 _OTHER_KINDS = {
     "DoRA": (".lora_magnitude_vector", ".dora_scale"),
     "LoHa": (".hada_",),
     "LoKr": (".lokr_",),
-    "GLoRA": (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"),
+    "GLoRA": (".a1.weight$", ".a2.weight$", ".b1.weight$", ".b2.weight$"),
     "OFT": (".oft_", "oft_blocks", "oft_diag", "boft_"),
     "IA3": (".ia3_", ".on_input"),
     "AdaLoRA": (".lora_E", ".ranknum"),
@@ -53,7 +54,7 @@ _OTHER_KINDS = {
     "LoCon with a tensor between (lora_mid)": (".lora_mid.", ".lora.mid."),
     "LoRA of an embedding": (".lora_embedding_",),
     "LoRA with biases": (".lora_B.bias", ".lora_up.bias", ".lora.up.bias", ".lora_A.bias", ".lora_down.bias"),
-    "file of whole differences (diff)": (".diff", ".diff_b", ".set_weight", ".w_norm", ".b_norm", ".reshape_weight"),
+    "file of whole differences (diff)": tuple(f".{n}$" for n in ("diff", "diff_b", "set_weight", "w_norm", "b_norm")),
     "SHiRA, FourierFT, HRA, Bone, MiSS or RandLoRA": (
         "shira_",
         "fourierft_",
@@ -65,7 +66,17 @@ _OTHER_KINDS = {
         "c3a_",
     ),
 }
-_TEXT_ENCODERS = ("text_encoder", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "t5xxl.", "lora_t5", "te1.", "te2.")
+_TEXT_ENCODERS = (
+    "text_encoder",
+    "lora_te_",
+    "lora_te1_",
+    "lora_te2_",
+    "lora_te3_",
+    "t5xxl.",
+    "lora_t5",
+    "te1.",
+    "te2.",
+)
 
 Targets = list[tuple[str, Piece]]
 
@@ -87,7 +98,7 @@ def other_kind(name: str) -> str | None:
     if name.startswith(_TEXT_ENCODERS) or ".text_encoder." in name:
         return "LoRA of a text encoder"
     for kind, parts in _OTHER_KINDS.items():
-        if any(part in f"{name}." if part.endswith(".") else part in name for part in parts):
+        if any(part in f"{name}$" for part in parts):
             return kind
     if ".lora_B." in name and name.endswith(".bias"):
         return "LoRA with biases"

@@ -301,14 +301,31 @@ def test_absent_settings_are_pefts_defaults():
     assert settings.scale("x", 8) == 1
 
 
-@pytest.mark.parametrize("key", ["a", "a.b", "b", "^a.b", "a.b$", r"a\.b", r"x\.\d+\.b", ".*b", "[ac]+.b", "(a|c).b", "c|b"])
+@pytest.mark.parametrize(
+    "key", ["a", "a.b", "b", "^a.b", "a.b$", r"a\.b", r"x\.\d+\.b", ".*b", "[ac]+.b", "(a|c).b", "c|b"]
+)
 def test_patterns_fit_what_pefts_own_rule_fits(key):
     from peft.utils.other import get_pattern_key
 
     from weight_cache.checkpoints.patterns import Patterns
 
     patterns = Patterns.read({key: 1}, "here", lambda name, value: value)
-    for name in ("a", "b", "a.b", "axb", "x.a.b", "xa.b", "x.0.b", "x.10.b", "x.y.b", "c.b", "ac.b", "x.ca.b", "c", "a.b.c"):
+    for name in (
+        "a",
+        "b",
+        "a.b",
+        "axb",
+        "x.a.b",
+        "xa.b",
+        "x.0.b",
+        "x.10.b",
+        "x.y.b",
+        "c.b",
+        "ac.b",
+        "x.ca.b",
+        "c",
+        "a.b.c",
+    ):
         assert patterns.first(name, 0) == (get_pattern_key([key], name) != name or key == name), name
 
 
@@ -575,6 +592,10 @@ def test_a_bad_lora_fails_before_the_mesh_opens(small_checkpoint, tmp_path, monk
     monkeypatch.setattr(pipeline, "open_mesh", lambda *a, **k: pytest.fail("the mesh was opened"), raising=False)
     path, _ = peft_file(tmp_path / "lora.safetensors", "transformer.unknown.")
     (tmp_path / "log.txt").write_text("nothing of the kind")
-    for lora, message in [(str(path), "another model"), ((path, 0.5), "another model"), (tmp_path / "log.txt", "log.txt")]:
+    for lora, message in [
+        (str(path), "another model"),
+        ((path, 0.5), "another model"),
+        (tmp_path / "log.txt", "log.txt"),
+    ]:
         with pytest.raises(ValueError, match=message):
             pipeline.MochiPipeline.from_pretrained(small_checkpoint, mesh="1x1", mode="golden", loras=[lora])

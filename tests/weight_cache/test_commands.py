@@ -1,6 +1,7 @@
 """`mochi-tt cache` and `mochi-tt download`: what they print and write, and every kind of bad input."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -227,6 +228,7 @@ def test_only_what_is_read_is_fetched(small_copy, tmp_path):
     assert "vae/diffusion_pytorch_model.safetensors" not in hub.fetched
     assert not {"dit.safetensors", "encoder.safetensors", "README.md", "transformer/old.bin"} & set(hub.fetched)
     assert Checkpoint(path, "bf16").transformer.keys()
+    assert Checkpoint(path).vae.keys(), "the next command needs no variant"
     plain = download("someone/mochi", directory=tmp_path / "plain", variant=None, hub=hub)
     assert "vae/diffusion_pytorch_model.safetensors" in hub.fetched
     assert Checkpoint(plain).vae.keys()
@@ -268,6 +270,19 @@ def test_the_files_of_the_real_repository():
     assert not any(name.startswith(("transformer/", "vae/")) or name == "encoder.safetensors" for name in genmo)
     with pytest.raises(ValueError, match=r"Diffusers' layout: it lacks model_index\.json, vae/"):
         wanted_files([name for name in files if not name.startswith(("model_index", "vae"))])
+
+
+def test_a_download_says_how_large_it_is_and_what_comes_next(small_copy, tmp_path, capsys, monkeypatch):
+    import huggingface_hub
+
+    hub = Hub(small_copy)
+    monkeypatch.setattr(huggingface_hub, "HfApi", hub.HfApi)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    where = tmp_path / "my model"
+    assert main(["download", "someone/mochi", "--directory", str(where)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"\d+\.\d GB in \d+ files of someone/mochi", lines[0])
+    assert lines[-1] == f"next: mochi-tt generate \"a red ball\" --model '{where}'"
 
 
 def test_half_a_download_is_not_taken_for_whole(small_copy, tmp_path):

@@ -55,8 +55,14 @@ class Merge:
         Raises:
             MachineError: the checkpoint was written to or replaced since the merge was begun.
         """
+        import ttnn
+
         mesh = self._module.mesh
-        packed = parameter.distribute(mesh, parameter.read(self._source, prefix))
+        host = parameter.read(self._source, prefix)
+        if parameter.dtype == ttnn.bfloat16:
+            # ttnn would round in the same way, and packs half as many bytes faster.
+            host = host.bfloat16()
+        packed = parameter.distribute(mesh, host)
         # What the store holds and what is read here must be of the same files.
         for path, before in self._signatures.items():
             if signature(path) != before:

@@ -129,16 +129,19 @@ class _Delta:
     piece: Piece
     scale: float
 
-    def value(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Return the change of a weight of `shape`, float32.
+    def added_to(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a weight and its change, float32. The weight stays as it is.
 
         Raises:
             InputError: a number is too large for float32.
         """
-        up = self.piece.take(self.up.float().flatten(1))
-        made = (up @ self.down.float().flatten(1)).mul_(self.scale).view(shape)
-        if not made.isfinite().all():
-            raise InputError(f"{self.where}: the product is too large for float32: the file is damaged")
+        import torch
+
+        up, down = self.piece.take(self.up.float().flatten(1)), self.down.float().flatten(1)
+        made = torch.addmm(weight.float().flatten(1), up, down, alpha=self.scale).view(weight.shape)
+        # A sum is read once and written nowhere, so it is the cheaper test; it can only be too strict.
+        if not made.sum().isfinite() and not made.isfinite().all():
+            raise InputError(f"{self.where}: the merged weight has numbers that are not finite: the file is damaged")
         return made
 
 
@@ -188,10 +191,8 @@ class LoraSource:
             InputError: a merged value is too large for float32.
         """
         value = self._source.tensor(key)
-        for index, delta in enumerate(self._deltas.get(key, ())):
-            change = delta.value(tuple(value.shape))
-            # The first sum makes a copy, because the stored tensor is a view of the file.
-            value = value.float() + change if index == 0 else value.add_(change)
+        for delta in self._deltas.get(key, ()):
+            value = delta.added_to(value)
         return value
 
 

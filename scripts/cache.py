@@ -98,7 +98,7 @@ def list_(cache_dir: CacheDir = None, json_file: Json = None) -> None:
         print(
             f"{entry.name}\n  {entry.state}, {entry.bytes / 1e9:.3f} GB, last used {value['age_days']:.1f} days ago, "
             f"layout {value.get('layout', '?')}, precision {value.get('precision', '?')}, "
-            f"loras {', '.join(value.get('loras', [])) or 'none'}, from {value.get('source', '?')}"
+            f"from {value.get('source', '?')}"
         )
         if "why" in value:
             print(f"  {value['why']}{': mochi-tt cache prune' if entry.state in ('outdated', 'unreadable') else ''}")

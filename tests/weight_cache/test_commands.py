@@ -64,7 +64,7 @@ def test_build_list_verify_and_prune(small_checkpoint, store, tmp_path, capsys, 
     assert main(["cache", "list", "--cache-dir", str(store), "--json", str(out)]) == 0
     text = capsys.readouterr().out
     assert "3 entries" in text
-    assert "layout 2x4sp1tp0, precision bf8, loras none" in text
+    assert "layout 2x4sp1tp0, precision bf8, from" in text
     entries = json.loads(out.read_text())["entries"]
     for entry in entries:
         assert entry["state"] == "complete"

@@ -241,13 +241,12 @@ def open_decoder(path: Path, prefix: str = "") -> RepackagedComponent:
         ValueError: the file is something else, or incomplete; the message names tensors.
     """
     names = _names(path)
+    others: tuple[str, ...] = ()
     if not prefix and any(name.startswith(f"{DECODER_PREFIX}blocks.") for name in names):
         prefix, others = DECODER_PREFIX, ("encoder.",)
     elif prefix:
         # The names of the other models in the file are checked where these are opened.
         others = (*{f"{n.split('.')[0]}." for n in names if not n.startswith("vae.")}, "vae.encoder.")
-    else:
-        others = ()
     file = GenmoFile(path, prefix, others)
     try:
         config = decoder_config(file.keys, file.shape)

@@ -90,4 +90,4 @@ ROTARY_FREQUENCIES = Conversion(
 # The table by name.
 CONVERSIONS = {kind.name: kind for kind in list(vars().values()) if isinstance(kind, Conversion)}
 # Names of kinds that no parameter has any more: what was stored with one is outdated.
-RETIRED: frozenset[str] = frozenset()
+RETIRED: frozenset[str] = frozenset({"lora-merge"})

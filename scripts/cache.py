@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,7 +98,7 @@ def list_(cache_dir: CacheDir = None, json_file: Json = None) -> None:
         print(
             f"{entry.name}\n  {entry.state}, {entry.bytes / 1e9:.3f} GB, last used {value['age_days']:.1f} days ago, "
             f"layout {value.get('layout', '?')}, precision {value.get('precision', '?')}, "
-            f"loras {', '.join(value.get('loras', [])) or 'none'}, from {value.get('source', '?')}"
+            f"from {value.get('source', '?')}"
         )
         if "why" in value:
             print(f"  {value['why']}{': mochi-tt cache prune' if entry.state in ('outdated', 'unreadable') else ''}")
@@ -169,8 +170,9 @@ def download(
     directory: Annotated[str | None, typer.Option(help="Where to. [default: the Hugging Face cache]")] = None,
 ) -> None:
     """Fetch a checkpoint from the Hugging Face hub, without what this program does not read."""
-    where = fetch(repository, variant=variant or None, genmo=genmo, directory=directory)
+    where = fetch(repository, variant=variant or None, genmo=genmo, directory=directory, on_message=print)
     print(f"{repository} is in {where}")
+    print(f'next: mochi-tt generate "a red ball" --model {shlex.quote(directory or repository)}')
 
 
 def _check(json_file: str | None) -> None:

@@ -4,7 +4,7 @@ HELP = {
     "base": "For Genmo's and ComfyUI's forms: a Diffusers-layout checkpoint that holds the text encoder and tokenizer. "
     "[default: genmo/mochi-1-preview in the local cache]",
     "precision": "accurate, bf16, default, bf8 or fast, from the most exact to the fastest (docs/precision.md).",
-    "lora": "A LoRA's .safetensors file, or FILE:STRENGTH; may be given several times.",
+    "lora": "A LoRA's .safetensors file, a folder of PEFT, or FILE:STRENGTH; may be given several times.",
     "first_frames": "Where the decoder drops surplus first frames: genmo (inside each upsampling, as Mochi's VAE was "
     "trained) or diffusers (at the end). The first ten frames differ. [default: by the checkpoint; genmo for Mochi 1 "
     "preview's VAE in every form, docs/weights.md]",

@@ -8,14 +8,12 @@ renamed without converting anything anew. What else the key holds (packing, plac
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from weight_cache.checkpoints.held import HeldFile
-from weight_cache.checkpoints.lora import LoraRequest
 from weight_cache.digest import ByteProgress, DigestMemory
 from weight_cache.manifest import FORMAT_VERSION, content_hash
-from weight_cache.versions import FORMS, LORA_MERGE, ttnn_version
+from weight_cache.versions import FORMS, ttnn_version
 
 if TYPE_CHECKING:
     from models.layers import Module, Parameter
@@ -26,7 +24,6 @@ def key_fields(
     module: Module,
     component: Component,
     precision: str,
-    loras: Sequence[LoraRequest],
     digests: DigestMemory,
     progress: ByteProgress | None = None,
 ) -> dict[str, Any]:
@@ -36,7 +33,6 @@ def key_fields(
         module: declared, with its precision set.
         component: where its weights come from.
         precision: by name, for people; the dtypes are in the parameters.
-        loras: merged into the weights.
         digests: remembers the hashes of files.
         progress: called while files are hashed, as `progress(bytes done, bytes in all)`.
 
@@ -45,7 +41,7 @@ def key_fields(
         ValueError: two parameters have one name in the store, see `stored_name`.
     """
     held = component.held_files
-    hashes = digests.of([*held, *(HeldFile(lora.path) for lora in loras)], progress)
+    hashes = digests.of(held, progress)
     return {
         "format": FORMAT_VERSION,
         "ttnn": ttnn_version(),
@@ -56,8 +52,7 @@ def key_fields(
         "layout": str(module.mesh.layout),
         "precision": precision,
         "parameters": parameter_fields(module),
-        "loras": [{"sha256": hashes[lora.path], "strength": lora.strength} for lora in loras],
-        "conversions": conversion_versions(module, component.form, with_loras=bool(loras)),
+        "conversions": conversion_versions(module, component.form),
     }
 
 
@@ -66,16 +61,15 @@ def entry_key(fields: dict[str, Any]) -> str:
     return content_hash(fields)
 
 
-def conversion_versions(module: Module, form: str, *, with_loras: bool) -> dict[str, int]:
+def conversion_versions(module: Module, form: str) -> dict[str, int]:
     """Return name -> version of the kinds of conversion that a set of weights goes through.
 
     Args:
         module: declared.
         form: of the checkpoint component, see `weight_cache.versions.FORMS`.
-        with_loras: whether LoRAs are merged into the weights.
     """
     kinds = {parameter.conversion for _, _, parameter in module.parameters() if parameter.conversion is not None}
-    kinds |= {FORMS[form]} | ({LORA_MERGE} if with_loras else set())
+    kinds |= {FORMS[form]}
     return {kind.name: kind.version for kind in sorted(kinds, key=lambda kind: kind.name)}
 
 

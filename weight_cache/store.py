@@ -33,6 +33,7 @@ from weight_cache.listing import Found, state_of
 from weight_cache.location import store_directory
 from weight_cache.locks import Busy, Locks
 from weight_cache.manifest import Manifest, TensorRecord
+from weight_cache.merge import Merge
 from weight_cache.precision import set_precision, stored_precision
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Store:
             module: module declared on an open mesh.
             component: its weights.
             precision: a name of `weight_cache.precision`.
-            loras: LoRAs to merge into the weights; such a set is an entry of its own.
+            loras: LoRAs to merge into the weights while loading; the store keeps the weights without them.
             progress: called as `progress(stage, done, total)`.
             on_message: called with a line of information for the user.
 
@@ -86,7 +87,10 @@ class Store:
             OSError: there is no space, or the store cannot be written.
         """
         tell = on_message or _silent
-        wanted = self._wanted(module, component, precision, loras, progress)
+        merge = Merge(module, component, loras)
+        for note in merge.notes:
+            tell(note)
+        wanted = self._wanted(module, component, precision, progress)
         damaged = False
         for _ in range(_ATTEMPTS):
             if exists(wanted.entry.path):
@@ -94,7 +98,7 @@ class Store:
                     manifest = _sound(wanted)
                     if isinstance(manifest, Manifest):
                         try:
-                            _put(wanted, manifest, progress or _silent)
+                            _put(wanted, manifest, merge, progress or _silent)
                             wanted.check()
                             wanted.entry.touch()
                             return manifest
@@ -118,9 +122,11 @@ class Store:
     ) -> tuple[Manifest, Path]:
         """Create the entry that `load` would read, unless it exists. Return its manifest and directory.
 
-        Of an entry that exists only the manifest and the files' sizes are checked. `load` reads the files.
+        LoRAs are checked; the entry is that of the weights without them. Of an entry that exists only the manifest and
+        the files' sizes are checked. `load` reads the files.
         """
-        wanted = self._wanted(module, component, precision, loras, progress)
+        Merge(module, component, loras)
+        wanted = self._wanted(module, component, precision, progress)
         manifest = _sound(wanted)
         if not isinstance(manifest, Manifest):
             manifest = self._make(wanted, on_message or _silent, progress, check=False)
@@ -214,17 +220,14 @@ class Store:
         module: Module,
         component: Component,
         precision: str,
-        loras: Sequence[LoraRequest],
         progress: Progress | None,
     ) -> _Wanted:
         """Identify the entry for these weights, from files that stay open."""
         precision = stored_precision(component.name, precision)
         set_precision(module, precision)
-        # Opened before they are read, and compared with what is hashed afterwards.
-        held = [HeldFile(lora.path) for lora in loras]
-        source = checked_source(module, component, loras)
+        source = checked_source(module, component)
         digests = DigestMemory(self.root / "digests.json")
-        fields = key_fields(module, component, precision, loras, digests, _stage(progress, "identify", component.name))
+        fields = key_fields(module, component, precision, digests, _stage(progress, "identify", component.name))
         key = entry_key(fields)
         name = f"{component.name}-{module.mesh.layout}-{precision}-{key[:_KEY_DIGITS]}"
         about = {
@@ -232,11 +235,10 @@ class Store:
             "component": component.name,
             "layout": str(module.mesh.layout),
             "precision": precision,
-            "loras": [f"{lora.path.name}:{lora.strength:g}" for lora in loras],
         }
         self._folder("entries")
         entry = Entry(self.root / "entries" / name)
-        wanted = _Wanted(entry, key, fields, module, source, [*component.held_files, *held], about)
+        wanted = _Wanted(entry, key, fields, module, source, component.held_files, about)
         wanted.check()
         return wanted
 
@@ -399,8 +401,10 @@ def _misfit(manifest: Manifest, module: Module) -> str:
     return ""
 
 
-def _put(wanted: _Wanted, manifest: Manifest, report: Progress) -> None:
+def _put(wanted: _Wanted, manifest: Manifest, merge: Merge, report: Progress) -> None:
     """Send an entry's tensors to the mesh, each after its file was read and its checksum compared.
+
+    What LoRAs change is merged from the checkpoint instead, and its stored file is not read.
 
     Other threads read ahead, so that checking and the transfer overlap. ttnn opens the file by itself: what it reads
     are the pages that were checked just before, unless the file was written or replaced. That is looked for afterwards.
@@ -412,16 +416,21 @@ def _put(wanted: _Wanted, manifest: Manifest, report: Progress) -> None:
 
     module, entry = wanted.module, wanted.entry
     stage = f"weights {wanted.about['component']}"
-    pairs = list(zip(manifest.tensors, (parameter for _, _, parameter in stored_parameters(module)), strict=True))
-    todo, ahead = deque(manifest.tensors), deque[Future[str]]()
+    pairs = list(zip(manifest.tensors, stored_parameters(module), strict=True))
+    stored = (record for record, (_, prefix, parameter) in pairs if not merge.changes(prefix, parameter))
+    todo, ahead = deque(stored), deque[Future[str]]()
     loaded: list[tuple[TensorRecord, str]] = []
     with ThreadPoolExecutor(_READERS) as pool:
         try:
             read = 0  # Bytes read ahead or being read.
-            for index, (record, parameter) in enumerate(pairs):
+            for index, (record, (_, prefix, parameter)) in enumerate(pairs):
                 while todo and (not ahead or read + todo[0].bytes <= _READ_AHEAD_BYTES):
                     read += todo[0].bytes
                     ahead.append(pool.submit(entry.checked, todo.popleft()))
+                if merge.changes(prefix, parameter):
+                    merge.put(prefix, parameter)
+                    report(stage, index + 1, len(pairs))
+                    continue
                 seen = ahead.popleft().result()
                 read -= record.bytes
                 try:

@@ -3,7 +3,7 @@
 Three things decide the bytes besides the checkpoint, the layout and the precision:
 
 - how each kind of parameter is converted: the table of `models.conversion`;
-- how a checkpoint is read, and how LoRAs are merged: the table below;
+- how a checkpoint is read: the table below;
 - how tensors are rounded, tiled, sharded and written: `weight_cache.manifest.FORMAT_VERSION`, and ttnn's version.
 
 Whoever changes the bytes raises the version; `tests/weight_cache/test_conversions.py` fails until that is done. Nothing
@@ -30,7 +30,6 @@ FORMS = {
     ),
     "comfyui": Conversion("form-comfyui", 1, "as form-genmo; multiplies fp8 by its scale, one per tensor or per row"),
 }
-LORA_MERGE = Conversion("lora-merge", 1, "adds strength * alpha / rank * B A in float32, LoRA after LoRA")
 
 
 def ttnn_version() -> str:
@@ -40,7 +39,7 @@ def ttnn_version() -> str:
 
 def versions() -> dict[str, int]:
     """Return name -> present version of every kind of conversion, of parameters and of reading."""
-    kinds = [*CONVERSIONS.values(), *FORMS.values(), LORA_MERGE]
+    kinds = [*CONVERSIONS.values(), *FORMS.values()]
     return {kind.name: kind.version for kind in kinds}
 
 

@@ -22,8 +22,9 @@ from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import Precision
 from models.mochi.sampling.schedule import check_scheduler, guidance_schedule, linear_quadratic_schedule
+from models.mochi.text.config import T5Config
 from weight_cache.checkpoints.checkpoint import Checkpoint
-from weight_cache.checkpoints.lora import LoraRequest
+from weight_cache.checkpoints.lora import LoraRequest, LoraSource
 
 if TYPE_CHECKING:
     from models.device import OpenMesh
@@ -92,7 +93,8 @@ class Request:
         mode: `hardware`, `golden`, `dry-run` or `auto`.
         system: what the mesh is part of, by its name in `models.machine.systems`; None for the smallest that holds it.
         precision: name of a policy of `models.mochi.precision`.
-        loras: merged into the transformer's weights: requests, or `FILE` or `FILE:STRENGTH`.
+        loras: merged into the transformer's weights: requests, paths (`FILE` or
+            `FILE:STRENGTH`), or tuples of path and strength.
         cache_dir: of the store; see `weight_cache.location`.
         vae_split: how the decoder is split over the mesh, such as `h0w1`; by the video if None.
         attention_chunks: rows of a chunk of queries and of keys, such as `256x384`; by rule if None.
@@ -117,7 +119,7 @@ class Request:
     mode: str = "auto"
     system: str | None = None
     precision: str = "default"
-    loras: Sequence[str | Path | LoraRequest] = ()
+    loras: Sequence[str | Path | tuple[str | Path, float] | LoraRequest] = ()
     cache_dir: str | Path | None = None
     vae_split: str | None = None
     attention_chunks: str | None = None
@@ -201,8 +203,10 @@ def resolve(request: Request) -> Setup:
     mode = opened.mode if opened is not None else choose_mode(request.mode)  # type: ignore[arg-type]
     profile = find(request.profile, mode)
     wanted = _of_the_machine(request, profile)
-    loras = tuple(lora if isinstance(lora, LoraRequest) else LoraRequest.parse(str(lora)) for lora in request.loras)
+    loras = LoraRequest.all_of(request.loras)
     checkpoint = _checkpoint(request)
+    if loras and checkpoint is not None:
+        LoraSource(checkpoint.transformer, loras)  # Refuses what does not fit before anything heavy is done.
     scales, defaults, conventions = Scales(), Defaults(), Conventions()
     if checkpoint is not None:
         scales, defaults = check_configs(checkpoint), Defaults.of(checkpoint)
@@ -279,7 +283,7 @@ def check_configs(checkpoint: Checkpoint) -> Scales:
     """
     check_scheduler(checkpoint.scheduler)
     wanted = checkpoint.transformer.config.get("text_embed_dim", 4096)
-    found = checkpoint.text_encoder.config.get("d_model")
+    found = checkpoint.text_encoder.config.get("d_model", T5Config.d_model)
     if wanted != found:
         raise InputError(
             f"the transformer takes text features of width {wanted}, the text encoder gives {found}: "

@@ -55,7 +55,7 @@ def test_a_vae_of_other_sizes_is_decoded_as_diffusers_does(unsaid):
         ({"sample_height": 480, "scaling_factor": 1.0}, "genmo"),
         ({"latents_std": [round(value, 7) for value in LATENTS_STD]}, "genmo"),
         ({"latents_mean": [0.0] * 12}, "diffusers"),
-        ({"latents_mean": None}, "diffusers"),
+        ({"latents_mean": None, "latents_std": None}, "genmo"),  # Absent: Diffusers fills in the preview's.
         ({"latents_std": ["a"] * 12}, "diffusers"),
         ({"layers_per_block": [3, 3, 4, 6, 4]}, "diffusers"),
         ({"temporal_expansions": [1, 1, 6]}, "diffusers"),

@@ -42,14 +42,13 @@ from models.parallel import Layout
 from tests.weight_cache.checkpoints.genmo import decoder_to_genmo, transformer_to_genmo
 from weight_cache.checkpoints.component import Component
 from weight_cache.checkpoints.forms import open_decoder, open_transformer
-from weight_cache.checkpoints.lora import LoraRequest, LoraSource
 from weight_cache.convert import convert
 from weight_cache.entry import Entry
 from weight_cache.key import parameter_fields, stored_parameters
 from weight_cache.manifest import FORMAT_VERSION
 from weight_cache.plan import NamedMesh, data_bytes
 from weight_cache.precision import set_precision
-from weight_cache.versions import FORMS, LORA_MERGE, ttnn_version, versions
+from weight_cache.versions import FORMS, ttnn_version, versions
 
 FILE = Path(__file__).with_name("conversion_digests.json")
 COMMAND = "python -m tests.weight_cache.conversions"
@@ -212,32 +211,6 @@ def read() -> Iterator[tuple[str, str, str]]:
         yield comfyui, "transformer with prefix", _all(open_transformer(written(dit, prefix)))
         yield comfyui, "transformer in fp8, one scale", _all(open_transformer(written(fp8 | one)))
         yield comfyui, "transformer in fp8, scale per row", _all(open_transformer(written(fp8 | rows, prefix)))
-        loras = [LoraRequest(_genmo_lora(Path(folder), dit), 0.5), LoraRequest(_peft_lora(Path(folder), transformer))]
-        yield LORA_MERGE.name, "both forms", _all(LoraSource(component, loras, CONFIGS.transformer.num_layers))
-
-
-def _genmo_lora(folder: Path, dit: dict[str, torch.Tensor]) -> Path:
-    """Rank 2 on q, k and v and on the output of the first block."""
-    tensors = {}
-    for module in ("blocks.0.attn.qkv_x", "blocks.0.attn.proj_x"):
-        out, wide = dit[f"{module}.weight"].shape
-        tensors |= {f"{module}.lora_A": numbers((2, wide), f"{module} A", 5)}
-        tensors |= {f"{module}.lora_B": numbers((out, 2), f"{module} B", 5)}
-    settings = {f"{kind}_lora_{name}": 2 for kind in ("qkv_proj", "out_proj") for name in ("rank", "alpha")}
-    save_file(tensors, folder / "genmo.safetensors", {"kwargs": json.dumps(settings)})
-    return folder / "genmo.safetensors"
-
-
-def _peft_lora(folder: Path, transformer: dict[str, torch.Tensor]) -> Path:
-    """Rank 2 with alpha 4 on a matrix that the other changes too, and on one that it does not."""
-    tensors = {}
-    for module in ("transformer_blocks.0.attn1.to_k", "transformer_blocks.1.ff.net.2"):
-        out, wide = transformer[f"{module}.weight"].shape
-        tensors |= {f"transformer.{module}.lora_A.weight": numbers((2, wide), f"{module} A", 5)}
-        tensors |= {f"transformer.{module}.lora_B.weight": numbers((out, 2), f"{module} B", 5)}
-        tensors |= {f"transformer.{module}.alpha": torch.tensor(4.0)}
-    save_file(tensors, folder / "peft.safetensors")
-    return folder / "peft.safetensors"
 
 
 def _state(module: Module) -> dict[str, torch.Tensor]:

@@ -22,11 +22,11 @@ def declared(mesh, component: Component) -> MochiTransformer:
     return MochiTransformer(TransformerConfig.from_dict(component.config), mesh)
 
 
-def fields(component: Component, digests: Path, layout: str = "2x4sp0tp1", precision: str = "bf16", loras=()) -> dict:
+def fields(component: Component, digests: Path, layout: str = "2x4sp0tp1", precision: str = "bf16") -> dict:
     """Key fields without a mesh."""
     model = declared(NamedMesh(Layout.parse(layout)), component)
     set_precision(model, precision)
-    return key_fields(model, component, precision, loras, DigestMemory(digests))
+    return key_fields(model, component, precision, DigestMemory(digests))
 
 
 def in_memory(mesh, component: Component, precision: str = "bf16") -> MochiTransformer:

@@ -1,6 +1,7 @@
 """`mochi-tt cache` and `mochi-tt download`: what they print and write, and every kind of bad input."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,7 +64,7 @@ def test_build_list_verify_and_prune(small_checkpoint, store, tmp_path, capsys, 
     assert main(["cache", "list", "--cache-dir", str(store), "--json", str(out)]) == 0
     text = capsys.readouterr().out
     assert "3 entries" in text
-    assert "layout 2x4sp1tp0, precision bf8, loras none" in text
+    assert "layout 2x4sp1tp0, precision bf8, from" in text
     entries = json.loads(out.read_text())["entries"]
     for entry in entries:
         assert entry["state"] == "complete"
@@ -196,8 +197,14 @@ class Hub:
     def HfApi(self):
         return self
 
-    def list_repo_files(self, repository):
-        return [p.relative_to(self.directory).as_posix() for p in self.directory.rglob("*") if p.is_file()]
+    def model_info(self, repository, files_metadata):
+        files = [p for p in self.directory.rglob("*") if p.is_file()]
+        return SimpleNamespace(
+            siblings=[
+                SimpleNamespace(rfilename=p.relative_to(self.directory).as_posix(), size=p.stat().st_size)
+                for p in files
+            ]
+        )
 
     def snapshot_download(self, repository, allow_patterns, local_dir):
         self.fetched = allow_patterns
@@ -221,6 +228,7 @@ def test_only_what_is_read_is_fetched(small_copy, tmp_path):
     assert "vae/diffusion_pytorch_model.safetensors" not in hub.fetched
     assert not {"dit.safetensors", "encoder.safetensors", "README.md", "transformer/old.bin"} & set(hub.fetched)
     assert Checkpoint(path, "bf16").transformer.keys()
+    assert Checkpoint(path).vae.keys(), "the next command needs no variant"
     plain = download("someone/mochi", directory=tmp_path / "plain", variant=None, hub=hub)
     assert "vae/diffusion_pytorch_model.safetensors" in hub.fetched
     assert Checkpoint(plain).vae.keys()
@@ -264,6 +272,19 @@ def test_the_files_of_the_real_repository():
         wanted_files([name for name in files if not name.startswith(("model_index", "vae"))])
 
 
+def test_a_download_says_how_large_it_is_and_what_comes_next(small_copy, tmp_path, capsys, monkeypatch):
+    import huggingface_hub
+
+    hub = Hub(small_copy)
+    monkeypatch.setattr(huggingface_hub, "HfApi", hub.HfApi)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    where = tmp_path / "my model"
+    assert main(["download", "someone/mochi", "--directory", str(where)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"\d+\.\d GB in \d+ files of someone/mochi", lines[0])
+    assert lines[-1] == f"next: mochi-tt generate \"a red ball\" --model '{where}'"
+
+
 def test_half_a_download_is_not_taken_for_whole(small_copy, tmp_path):
     shard = next((small_copy / "transformer").glob("*00002*"))
     shard.unlink()
@@ -278,7 +299,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(capsys, monkeypatch):
     def fail(*_, **__):
         raise HTTPError("no route\nto host")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     assert "cannot be fetched from the Hugging Face hub (no route to host)" in refused(capsys, "download")
 
 

@@ -238,7 +238,7 @@ def test_readers_share_and_a_deleted_lock_is_noticed(tmp_path):
 def test_a_manifest_that_fits_another_model_is_not_loaded(mesh, trial):
     """Whole and with the right hash, but not of this module's declaration."""
     component = Component(trial.checkpoint)
-    wanted = Store(trial.cache)._wanted(Small(mesh), component, "bf16", (), None)
+    wanted = Store(trial.cache)._wanted(Small(mesh), component, "bf16", None)
     manifest = wanted.entry.manifest()
     assert stores._misfit(manifest, wanted.module) == ""
     wanted.module.table.sp = 0

@@ -23,7 +23,6 @@ from tests.weight_cache.helpers import declared, fields
 from weight_cache import digest, key, location, versions
 from weight_cache.checkpoints.component import Component
 from weight_cache.checkpoints.held import HeldFile
-from weight_cache.checkpoints.lora import LoraRequest
 from weight_cache.digest import DigestMemory
 from weight_cache.key import entry_key
 from weight_cache.manifest import FORMAT_VERSION
@@ -37,14 +36,7 @@ def component(small_checkpoint, tmp_path):
     return Component(shutil.copytree(small_checkpoint / "transformer", tmp_path / "transformer"))
 
 
-@pytest.fixture
-def lora(tmp_path):
-    path = tmp_path / "lora.safetensors"
-    save_file({"a": torch.ones(1)}, path)
-    return path
-
-
-def test_every_difference_makes_another_key(component, lora, tmp_path):
+def test_every_difference_makes_another_key(component, tmp_path):
     digests = tmp_path / "digests.json"
     variants = [
         dict(layout=layout, precision=precision)
@@ -53,13 +45,6 @@ def test_every_difference_makes_another_key(component, lora, tmp_path):
             ("bf16", "mixed", "bf8"),
         )
     ]
-    other = tmp_path / "other.safetensors"
-    save_file({"a": torch.zeros(1)}, other)
-    variants += [
-        dict(loras=[LoraRequest(path, strength)]) for path, strength in itertools.product((lora, other), (1.0, 0.5))
-    ]
-    variants.append(dict(loras=[LoraRequest(lora), LoraRequest(other)]))
-    variants.append(dict(loras=[LoraRequest(other), LoraRequest(lora)]))
     keys = [entry_key(fields(component, digests, **variant)) for variant in variants]
     assert len(set(keys)) == len(variants)
     assert [entry_key(fields(component, digests, **variant)) for variant in variants] == keys
@@ -145,11 +130,11 @@ def test_ttnn_and_format_are_in_the_key(component, tmp_path, monkeypatch):
     assert {name for name in before if before[name] != after[name]} == {"format", "ttnn"}
 
 
-def key_of(model, component, tmp_path, loras=()):
-    return entry_key(key.key_fields(model, component, "bf16", loras, DigestMemory(tmp_path / "digests.json")))
+def key_of(model, component, tmp_path):
+    return entry_key(key.key_fields(model, component, "bf16", DigestMemory(tmp_path / "digests.json")))
 
 
-def test_the_versions_of_what_is_used_are_in_the_key_and_no_others(component, lora, tmp_path):
+def test_the_versions_of_what_is_used_are_in_the_key_and_no_others(component, tmp_path):
     used = fields(component, tmp_path / "digests.json")["conversions"]
     assert used == {
         name: versions.versions()[name]
@@ -164,11 +149,9 @@ def test_the_versions_of_what_is_used_are_in_the_key_and_no_others(component, lo
             "row-parallel-weight",
         )
     }
-    merged = fields(component, tmp_path / "digests.json", loras=[LoraRequest(lora)])["conversions"]
-    assert merged == used | {"lora-merge": versions.LORA_MERGE.version}
 
 
-def test_a_raised_version_makes_another_key(component, lora, tmp_path, monkeypatch):
+def test_a_raised_version_makes_another_key(component, tmp_path, monkeypatch):
     def raised(kind):
         return dataclasses.replace(kind, version=kind.version + 1)
 
@@ -179,14 +162,9 @@ def test_a_raised_version_makes_another_key(component, lora, tmp_path, monkeypat
     changed = model()
     changed.rotary.frequencies.conversion = raised(changed.rotary.frequencies.conversion)
     keys = {before, key_of(changed, component, tmp_path)}
-    with_lora = key_of(model(), component, tmp_path, [LoraRequest(lora)])
     monkeypatch.setitem(versions.FORMS, "diffusers", raised(versions.FORMS["diffusers"]))
     keys.add(key_of(model(), component, tmp_path))
     assert len(keys) == 3
-    monkeypatch.undo()
-    monkeypatch.setattr(key, "LORA_MERGE", raised(versions.LORA_MERGE))
-    assert key_of(model(), component, tmp_path) == before
-    assert key_of(model(), component, tmp_path, [LoraRequest(lora)]) != with_lora
 
 
 def test_moved_renamed_and_rewritten_code_makes_no_difference(component, tmp_path, monkeypatch):
@@ -308,5 +286,5 @@ def test_fused_and_plain_models_have_entries_of_their_own(component, tmp_path):
     for ways in (FUSED, ALL_PLAIN):
         mesh = NamedMesh(Layout.parse("2x4sp0tp1"), ways)
         model = MochiTransformer(TransformerConfig.from_dict(component.config), mesh)
-        keys.add(entry_key(key.key_fields(model, component, "bf16", [], DigestMemory(tmp_path / "digests.json"))))
+        keys.add(entry_key(key.key_fields(model, component, "bf16", DigestMemory(tmp_path / "digests.json"))))
     assert len(keys) == 2

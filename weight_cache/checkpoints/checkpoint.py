@@ -15,7 +15,14 @@ from typing import Any
 from models.machine.errors import InputError, MissingInputError
 from weight_cache.checkpoints import TINY
 from weight_cache.checkpoints.component import Component, read_json
-from weight_cache.checkpoints.forms import has_decoder, open_decoder, open_transformer
+from weight_cache.checkpoints.forms import (
+    has_decoder,
+    has_text_encoder,
+    open_decoder,
+    open_text_encoder,
+    open_transformer,
+)
+from weight_cache.checkpoints.split_files import beside, transformer_in
 
 __all__ = ["CLASSES", "Checkpoint", "Component", "Repackaged", "resolve"]
 
@@ -26,6 +33,8 @@ CLASSES = {
     "vae": "AutoencoderKLMochi",
     "text_encoder": "T5EncoderModel",
 }
+# Classes that contain one of these -> beginnings of the names of their other tensors.
+_LARGER = {"text_encoder": {"T5ForConditionalGeneration": ("decoder.", "lm_head.")}}
 GENMO_TRANSFORMER, GENMO_DECODER = "dit.safetensors", "decoder.safetensors"
 # Scheduler settings that Mochi is sampled with (huggingface/diffusers `scripts/convert_mochi_to_diffusers.py`).
 _SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}
@@ -49,7 +58,8 @@ class Checkpoint:
         Args:
             directory: directory with `model_index.json` and the component folders.
             variant: e.g. `"bf16"` for files named `*.bf16*.safetensors`. As in Diffusers, a component without such
-                files is read from its plain ones, but at least one component must have them.
+                files is read from its plain ones, but at least one component must have them. None for the plain files,
+                or the only variant that there is.
             source: the user's name for the checkpoint, for messages; the directory by default.
 
         Raises:
@@ -62,9 +72,7 @@ class Checkpoint:
         if not self.directory.is_dir():
             raise MissingInputError(f"no checkpoint directory at {self.directory}")
         if not (self.directory / "model_index.json").is_file():
-            hint = ""
-            if (self.directory / "dit.safetensors").exists():
-                hint = " (it looks like Genmo's own layout: use Checkpoint.open)"
+            hint = _what_it_is(self.directory)
             raise MissingInputError(
                 f"{self.directory} has no model_index.json{hint}: expected a Diffusers-layout directory "
                 f"with {', '.join([*CLASSES, 'tokenizer', 'scheduler'])}"
@@ -78,7 +86,7 @@ class Checkpoint:
                 raise MissingInputError(f"checkpoint {self.directory} lacks its component folder {name}/")
         self.transformer: Component = self._component("transformer")
         self.vae: Component = self._component("vae")
-        self.text_encoder = self._component("text_encoder")
+        self.text_encoder: Component = self._component("text_encoder")
         if variant is not None and not any(c.has_variant for c in self.components):
             raise InputError(
                 f"no component of {self.directory} has weights of variant {variant!r}: leave the "
@@ -100,9 +108,11 @@ class Checkpoint:
             ValueError: it is a checkpoint of another model, or an argument does not go with its form.
         """
         path = resolve(source)
+        if path.is_dir() and not (path / "model_index.json").is_file():
+            path = transformer_in(path) or path
         genmo = path.is_file() or ((path / GENMO_TRANSFORMER).is_file() and not (path / "model_index.json").is_file())
         if not genmo:
-            if base is not None:
+            if base is not None and (path / "model_index.json").is_file():
                 raise InputError(f"base is for Genmo's and ComfyUI's forms, and {source} is in Diffusers layout")
             return cls(path, variant, str(source))
         if variant is not None:
@@ -143,15 +153,16 @@ class Checkpoint:
 
     def _component(self, name: str) -> Component:
         component = Component(self._folder(name), variant=self.variant)
-        component.require_class(CLASSES[name])
+        component.require_class(CLASSES[name], _LARGER.get(name))
         return component
 
 
 class Repackaged(Checkpoint):
-    """A checkpoint in Genmo's layout, or a single ComfyUI file.
+    """A checkpoint in Genmo's layout, a single ComfyUI file, or ComfyUI's split files, named by the transformer's.
 
-    It holds the transformer and perhaps the VAE's decoder. The text encoder, the tokenizer, the scheduler and other
-    missing components come from Diffusers-layout folders beside it, or from `base`.
+    It holds the transformer and perhaps the VAE's decoder and the text encoder. Other components come from
+    Diffusers-layout folders beside it, from ComfyUI's files beside it (see `split_files`), or from `base`; the
+    tokenizer is in none of ComfyUI's files.
     """
 
     def __init__(self, path: str | Path, base: str | Path | None = None, source: str | None = None):
@@ -184,9 +195,17 @@ class Repackaged(Checkpoint):
             self.vae = open_decoder(file, inside)
         elif (self.directory / GENMO_DECODER).is_file():
             self.vae = open_decoder(self.directory / GENMO_DECODER)
+        elif not (self.directory / "vae" / "config.json").is_file() and (found := beside(file, "vae")):
+            self.vae = open_decoder(found)
         else:
             self.vae = self._component("vae")
-        self.text_encoder = self._component("text_encoder")
+        text = has_text_encoder(file)
+        if text is not None:
+            self.text_encoder = open_text_encoder(file, text)
+        elif not (self.directory / "text_encoder").is_dir() and (found := beside(file, "text_encoder")):
+            self.text_encoder = open_text_encoder(found)
+        else:
+            self.text_encoder = self._component("text_encoder")
         self._folder("tokenizer")
 
     @cached_property
@@ -208,6 +227,22 @@ class Repackaged(Checkpoint):
         if not folder.is_dir():
             raise MissingInputError(f"{self.source} lacks {name}/, and its base {folder.parent} has none either")
         return folder
+
+
+def _what_it_is(directory: Path) -> str:
+    """Return what a directory without `model_index.json` seems to be, in brackets; "" if it is unknown."""
+    if (directory / GENMO_TRANSFORMER).exists():
+        return " (it looks like Genmo's own layout: use Checkpoint.open)"
+    if (directory / "dit.pt").exists():
+        return (
+            " (it has dit.pt, Genmo's weights as a pickle, which may run programs and is not read: download "
+            f"{GENMO_TRANSFORMER} in its place, `mochi-tt download --genmo`)"
+        )
+    if (directory / "adapter_config.json").exists() or (directory / "pytorch_lora_weights.safetensors").exists():
+        return " (it is a LoRA: give it with --lora, beside a model)"
+    if (directory / "config.json").exists():
+        return " (it is one component: give the directory above it)"
+    return ""
 
 
 def resolve(source: str | Path) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 _STEMS = ("diffusion_pytorch_model", "model")
 _FINGERPRINT_BYTES = 1 << 20
 _NAME_LENGTH = 200
+# Stored types of weights, in safetensors' notation. What has another type has a scale, or is no weight.
+WEIGHT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_VARIANT = r"[A-Za-z0-9_]+"
 
 
 class Component:
@@ -37,6 +41,8 @@ class Component:
     def __init__(self, directory: str | Path, variant: str | None = None):
         """Open the component in `directory`, whose name is the component's name.
 
+        Without `variant` the plain files are read, or those of the only variant that there is.
+
         Raises:
             FileNotFoundError: there is no `config.json`.
             ValueError: the configuration is not a JSON object.
@@ -44,6 +50,8 @@ class Component:
         self.directory = Path(directory)
         self.name = self.directory.name
         self.variant = variant
+        # Beginnings of names that belong to other parts of a larger model.
+        self.left_out: tuple[str, ...] = ()
         path = self.directory / "config.json"
         if not path.is_file():
             raise MissingInputError(f"checkpoint component {self.name} has no config.json in {self.directory}")
@@ -53,15 +61,22 @@ class Component:
     def class_name(self) -> str:
         """The model class that the configuration names (in the way of Diffusers or of transformers)."""
         architectures = self.config.get("architectures") or [None]
-        return str(self.config.get("_class_name") or architectures[0])
+        first = architectures[0] if isinstance(architectures, list) else architectures
+        return str(self.config.get("_class_name") or first)
 
-    def require_class(self, expected: str) -> None:
-        """Check that the configuration names the class `expected`.
+    def require_class(self, expected: str, larger: Mapping[str, tuple[str, ...]] | None = None) -> None:
+        """Check that the configuration names the class `expected`, or a class that contains it.
+
+        Args:
+            expected: the class.
+            larger: class that contains it -> beginnings of the names of its other tensors, which are left out.
 
         Raises:
             ValueError: it names another class.
         """
-        if self.class_name != expected:
+        if larger and self.class_name in larger:
+            self.left_out = larger[self.class_name]
+        elif self.class_name != expected:
             raise InputError(
                 f"checkpoint component {self.name} in {self.directory} is a {self.class_name}, "
                 f"not a {expected}: these are the weights of another model"
@@ -113,7 +128,8 @@ class Component:
 
         Raises:
             FileNotFoundError: there are no weights, or a shard that the index names is missing.
-            ValueError: a file is truncated or not safetensors, or the index names a tensor that its file lacks.
+            ValueError: a file is truncated or not safetensors, index and files hold different tensors, or a tensor is
+                of a type that weights do not have.
         """
         _ = self._locations
 
@@ -145,9 +161,26 @@ class Component:
                     return self.directory / name
         return None
 
+    def _variants(self) -> list[str]:
+        """Return the variants that there are weights of."""
+        stems = "|".join(_STEMS)
+        form = re.compile(
+            rf"(?:{stems})\.(?:safetensors\.index\.({_VARIANT})\.json|({_VARIANT})\.safetensors(?:\.index\.json)?)"
+        )
+        found = (form.fullmatch(path.name) for path in self.directory.iterdir())
+        return sorted({match[1] or match[2] for match in found if match})
+
     @cached_property
     def _weight_map(self) -> dict[str, str] | Path:
         entry = (self._entry(self.variant) if self.variant else None) or self._entry(None)
+        if entry is None and self.variant is None:
+            variants = self._variants()
+            if len(variants) > 1:
+                raise MissingInputError(
+                    f"checkpoint component {self.name} has weights of the variants {', '.join(variants)} in "
+                    f"{self.directory}, and no plain ones: choose one with --variant"
+                )
+            entry = self._entry(variants[0]) if variants else None
         if entry is None:
             raise MissingInputError(
                 f"checkpoint component {self.name} has no weights in {self.directory}: expected "
@@ -158,8 +191,9 @@ class Component:
         weight_map = read_json(entry).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{entry} has no weight_map: it is not an index of safetensors shards")
-        if not all(isinstance(shard, str) for shard in weight_map.values()):
-            raise InputError(f"{entry} names shards by something else than text: download it again")
+        for key, shard in weight_map.items():
+            if not isinstance(shard, str):
+                raise InputError(f"{entry}: weight_map has {str(shard)[:40]!r} for {key}, but must have a file's name")
         for shard in sorted(set(weight_map.values())):
             if Path(shard).name != shard or len(shard) > _NAME_LENGTH:
                 raise InputError(f"{entry} names a shard outside its folder: {shard[:_NAME_LENGTH]!r}")
@@ -174,7 +208,7 @@ class Component:
         if list(self.directory.glob("*.bin")):
             return "; there are only .bin files, which are not read: convert them to safetensors"
         others = sorted(p.name for p in self.directory.glob("*.safetensors*"))
-        return f"; found {', '.join(others[:3])}: is a variant to be named?" if others else ""
+        return f"; found {', '.join(others[:3])}" if others else ""
 
     @cached_property
     def _handles(self) -> dict[str, HeldTensors]:
@@ -188,22 +222,47 @@ class Component:
         held = {name: set(handle.keys()) for name, handle in self._handles.items()}
         weights = self._weight_map
         if isinstance(weights, Path):
-            return {key: weights.name for key in held[weights.name]}
+            weights = dict.fromkeys(held[weights.name], weights.name)
+        where = f"of checkpoint component {self.name}"
         for key, shard in weights.items():
             if key not in held[shard]:
                 raise InputError(
-                    f"the index of checkpoint component {self.name} places {key} in {shard}, which lacks it, "
+                    f"the index {where} places {key} in {shard}, which lacks it, "
                     f"in {self.directory}: index and shards are of different versions"
                 )
-        return weights
+        for shard, keys in held.items():
+            unlisted = sorted(key for key in keys if weights.get(key) != shard)
+            if unlisted:
+                more = f" and {len(unlisted) - 1} more" if len(unlisted) > 1 else ""
+                raise InputError(
+                    f"the shard {shard} {where} holds {unlisted[0]}{more}, which the index does not place there, "
+                    f"in {self.directory}: index and shards are of different versions"
+                )
+        ours = {key: shard for key, shard in weights.items() if not key.startswith(self.left_out)}
+        for key, shard in ours.items():
+            check_weight_type(self.directory / shard, key, str(self._handles[shard].get_slice(key).get_dtype()))
+        return ours
+
+
+def check_weight_type(path: Path, key: str, dtype: str) -> None:
+    """Check that a tensor has a type that weights have.
+
+    Raises:
+        InputError: it is of whole numbers, truth values or the like; the message names file and tensor.
+    """
+    if dtype not in WEIGHT_TYPES:
+        raise InputError(
+            f"{path}: {key} is of type {dtype}, but weights must be one of {', '.join(WEIGHT_TYPES)}: quantised "
+            "weights are read only in ComfyUI's fp8 form"
+        )
 
 
 def open_safetensors(path: Path) -> HeldTensors:
     """Open a safetensors file, whose tensors are read one by one.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, is truncated, or is not a safetensors file.
+        MissingInputError: there is no such file.
+        InputError: it cannot be read, is truncated, or is not a safetensors file.
     """
     try:
         return HeldTensors(path)
@@ -238,7 +297,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file of a checkpoint.
 
     Raises:
-        ValueError: the file is not valid JSON, or not an object.
+        ValueError: the file cannot be read, is not JSON, or is not an object.
     """
     try:
         content = path.read_bytes()

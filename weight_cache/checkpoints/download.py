@@ -58,7 +58,7 @@ def download(
         genmo: download Genmo's files instead of Diffusers' layout.
         directory: target directory; the hub's own cache by default, where `--model REPOSITORY` finds it.
         hub: replacement of `huggingface_hub`, in tests.
-        on_message: called with a line before the download begins.
+        on_message: called before the download begins, with a line that says how large it is.
 
     Raises:
         FileNotFoundError: there is no such repository or no connection, or files are missing afterwards.
@@ -72,9 +72,11 @@ def download(
 
     failures = (HTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
     try:
-        files = wanted_files(hub.HfApi().list_repo_files(repository), variant, genmo)
+        info = hub.HfApi().model_info(repository, files_metadata=True)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        files = wanted_files(list(sizes), variant, genmo)
         if on_message is not None:
-            on_message(f"{len(files)} files of {repository}")
+            on_message(f"{sum(sizes[name] for name in files) / 1e9:.1f} GB in {len(files)} files of {repository}")
         target = str(directory) if directory is not None else None
         path = Path(hub.snapshot_download(repository, allow_patterns=files, local_dir=target))
     except failures as error:

@@ -1,4 +1,4 @@
-"""Components in other forms than Diffusers': Genmo's files, and ComfyUI's single files in bfloat16 and scaled fp8.
+"""Components in other forms than Diffusers': Genmo's files, and ComfyUI's files in bfloat16, float16 and scaled fp8.
 
 They have the interface of a `Component`, with canonical names. The mapping of names is strict in both directions: a
 tensor that no canonical name uses is an error, and so is a canonical name without a tensor.
@@ -13,11 +13,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.machine.errors import InputError
-from weight_cache.checkpoints.component import Component, fingerprint, open_safetensors
+from weight_cache.checkpoints.component import Component, check_weight_type, fingerprint, open_safetensors
 from weight_cache.checkpoints.held import HeldFile, HeldTensors
 from weight_cache.checkpoints.names import (
     DECODER_PREFIX,
@@ -25,6 +26,8 @@ from weight_cache.checkpoints.names import (
     decoder_config,
     decoder_names,
     strip_prefix,
+    text_encoder_config,
+    text_encoder_names,
     transformer_config,
     transformer_names,
 )
@@ -37,6 +40,9 @@ _SCALES = ("scale_weight", "weight_scale")
 _IGNORED = ("scale_input", "input_scale", "comfy_quant")
 _MARKER = "scaled_fp8"
 _FP8 = ("F8_E4M3", "F8_E5M2")
+# What ComfyUI stores beside a text encoder's weights and this project does not need.
+_BESIDE_TEXT = ("logit_scale", "spiece_model")
+_TEXT_PREFIX, _TEXT_PARENT = "text_encoders.t5xxl.transformer.", "text_encoders."
 # Prefixes of other models that may share a ComfyUI file with the transformer.
 _NEIGHBOURS = ("vae.", "text_encoders.")
 
@@ -53,7 +59,8 @@ class GenmoFile:
             neighbours: prefixes of names that belong to other models.
 
         Raises:
-            ValueError: it is not a safetensors file, or has fp8 weights without scales although it has other scales.
+            ValueError: it is not a safetensors file, has fp8 weights without scales although it has other scales, has
+                scales of blocks, or has weights of a type that weights do not have.
         """
         self.path = path
         self._stored = {
@@ -67,7 +74,7 @@ class GenmoFile:
             module, _, last = name.rpartition(".")
             if last in _SCALES:
                 self.scales[f"{module}.weight"] = name
-        ignored = {n for n in names if n == _MARKER or n.rpartition(".")[2] in _IGNORED}
+        ignored = {n for n in names if n == _MARKER or n.rpartition(".")[2] in (*_IGNORED, *_BESIDE_TEXT)}
         self.keys = names - set(self.scales.values()) - ignored
         orphans = sorted(set(self.scales) - self.keys)
         if orphans:
@@ -75,6 +82,20 @@ class GenmoFile:
         bare = sorted(k for k in self.keys if self.dtype(k) in _FP8 and k not in self.scales)
         if bare and self.scales:
             raise InputError(f"{path} has no scale for the fp8 tensor {bare[0]}: download it again")
+        for key in sorted(self.keys):
+            check_weight_type(path, key, self.dtype(key))
+        self._check_scales()
+
+    def _check_scales(self) -> None:
+        """Check that every scale is one number, or one for each row."""
+        for key, name in sorted(self.scales.items()):
+            check_weight_type(self.path, name, str(self._handle.get_slice(self._stored[name]).get_dtype()))
+            shape, rows = tuple(self._slice(name).get_shape()), self.shape(key)[:1]
+            if prod(shape) != 1 and (shape[:1] != rows or prod(shape) != shape[0]):
+                raise InputError(
+                    f"{self.path}: {name} has shape {list(shape)} for a weight of {list(self.shape(key))}: scales of "
+                    "blocks are not read, only one scale for a tensor or for each row"
+                )
 
     @cached_property
     def _handle(self) -> HeldTensors:
@@ -128,6 +149,7 @@ class RepackagedComponent(Component):
         self.config = config
         self.directory = file.path.parent
         self.variant = None
+        self.left_out = ()
         self._file = file
         self._table = table
         claimed = {piece.key for piece in table.values()}
@@ -139,7 +161,9 @@ class RepackagedComponent(Component):
         if unclaimed:
             problems.append(f"nobody claims {_some(unclaimed)}")
         if problems:
-            raise InputError(f"{file.path} is not a whole {name} of Mochi in Genmo's form: {'; '.join(problems)}")
+            raise InputError(
+                f"{file.path} is not a whole {name} of Mochi in {_HOUSES[name]} form: {'; '.join(problems)}"
+            )
 
     @property
     def files(self) -> list[Path]:  # type: ignore[override]
@@ -201,26 +225,34 @@ def open_transformer(path: Path) -> RepackagedComponent:
     Raises:
         ValueError: the file is something else, or incomplete; the message names tensors.
     """
-    prefix = strip_prefix(_names(path))
+    names = _names(path)
+    prefix = strip_prefix(names)
     file = GenmoFile(path, prefix, _NEIGHBOURS if prefix else ())
     try:
         config = transformer_config(file.keys, file.shape)
     except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}{_what_else(names)}") from error
     form = "comfyui" if prefix or file.scales else "genmo"
     return RepackagedComponent("transformer", form, file, transformer_names(config["num_layers"]), config)
 
 
 def open_decoder(path: Path, prefix: str = "") -> RepackagedComponent:
-    """Open the VAE's decoder of `decoder.safetensors`, or of a ComfyUI file in which its names begin with `prefix`.
+    """Open the VAE's decoder of `decoder.safetensors`, `mochi_vae.safetensors`, or of a ComfyUI file with all models.
+
+    Args:
+        path: the file.
+        prefix: of the decoder's names in a file with all models. A file of the VAE alone may have `decoder.`.
 
     Raises:
         ValueError: the file is something else, or incomplete; the message names tensors.
     """
-    others = tuple(
-        {f"{name.split('.')[0]}." for name in _names(path) if not name.startswith(prefix)}
-        | ({"vae.encoder."} if prefix else set())
-    )
+    names = _names(path)
+    others: tuple[str, ...] = ()
+    if not prefix and any(name.startswith(f"{DECODER_PREFIX}blocks.") for name in names):
+        prefix, others = DECODER_PREFIX, ("encoder.",)
+    elif prefix:
+        # The names of the other models in the file are checked where these are opened.
+        others = (*{f"{n.split('.')[0]}." for n in names if not n.startswith("vae.")}, "vae.encoder.")
     file = GenmoFile(path, prefix, others)
     try:
         config = decoder_config(file.keys, file.shape)
@@ -230,10 +262,48 @@ def open_decoder(path: Path, prefix: str = "") -> RepackagedComponent:
     return RepackagedComponent("vae", "genmo", file, table, config)
 
 
+def open_text_encoder(path: Path, prefix: str = "") -> RepackagedComponent:
+    """Open the T5 encoder of ComfyUI's `t5xxl_*.safetensors`, or of a file in which its names begin with `prefix`.
+
+    Raises:
+        ValueError: the file is something else, or incomplete; the message names tensors.
+    """
+    names = _names(path)
+    left_out = {"decoder.", "lm_head."} if not prefix else {f"{n.split('.')[0]}." for n in names} - {_TEXT_PARENT}
+    file = GenmoFile(path, prefix, tuple(left_out))
+    try:
+        config = text_encoder_config(file.keys, file.shape)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+    table = text_encoder_names(file.keys, config["num_layers"])
+    return RepackagedComponent("text_encoder", "comfyui", file, table, config)
+
+
+def has_text_encoder(path: Path) -> str | None:
+    """Return the prefix of a text encoder's names in a ComfyUI file, or None if it has no text encoder."""
+    return _TEXT_PREFIX if any(name.startswith(_TEXT_PARENT) for name in _names(path)) else None
+
+
 def has_decoder(path: Path) -> str | None:
     """Return the prefix of a VAE decoder's names in a ComfyUI file, or None if it has no decoder."""
     prefix = f"vae.{DECODER_PREFIX}"
     return prefix if any(name.startswith(prefix) for name in _names(path)) else None
+
+
+_HOUSES = {"transformer": "Genmo's", "vae": "Genmo's", "text_encoder": "transformers'"}
+
+
+def _what_else(names: set[str]) -> str:
+    """Return what a file without a transformer is, for its refusal."""
+    if any(name.startswith(("encoder.block.", "text_encoders.")) for name in names):
+        return "; it is a text encoder: name the transformer's file, beside which it is found"
+    if any(name.startswith((f"{DECODER_PREFIX}blocks.", "blocks.0.0.")) for name in names):
+        return "; it is a VAE: name the transformer's file, beside which it is found"
+    if any(name.startswith("transformer_blocks.") for name in names):
+        return "; its names are Diffusers': give the directory with model_index.json"
+    if any(".lora_" in name for name in names):
+        return "; it is a LoRA: give it with --lora"
+    return ""
 
 
 def _names(path: Path) -> set[str]:

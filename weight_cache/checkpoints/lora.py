@@ -1,26 +1,21 @@
-"""LoRA files, merged into the weights during conversion: `W + strength * alpha / rank * B A`, in float32.
+"""LoRAs, merged into the weights on the host: `W + strength * scale * B A`, in float32.
 
-Formula: arXiv:2106.09685. Two forms are read:
-
-- Genmo's: `blocks.N.attn.qkv_x.lora_A` and `lora_B`, with rank and alpha in the metadata key `kwargs` (genmoai/mochi
-  `demos/fine_tuner/train.py`, `dit/joint_model/lora.py`).
-- Diffusers' and PEFT's: `transformer.<module>.lora_A.weight` and `lora_B.weight`. Alpha comes from a tensor
-  `<module>.alpha`, or from the metadata key `lora_adapter_metadata`; otherwise it equals the rank
-  (huggingface/diffusers `utils/peft_utils.py`, `get_peft_kwargs`).
+Formula: arXiv:2106.09685, and arXiv:2312.03732 where it is rank-stabilised. `lora_names` says which names are read,
+`lora_scale` where the scale comes from. A LoRA of a convolution is a product of its kernels seen as matrices.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.machine.checks import number
 from models.machine.errors import InputError, MissingInputError
-from weight_cache.checkpoints.names import Piece, genmo_lora_targets
+from weight_cache.checkpoints.lora_names import PEFT_PREFIX, Modules, other_kind, role_of
+from weight_cache.checkpoints.lora_scale import GenmoSettings, PeftSettings, final_scale, settings_of
+from weight_cache.checkpoints.names import Piece
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +24,10 @@ if TYPE_CHECKING:
     from models.layers.module import TensorSource
     from weight_cache.checkpoints.component import Component
 
-_PEFT = re.compile(r"(?:(?:transformer|base_model\.model)\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
-_GENMO = re.compile(r"(.+)\.lora_([AB])")
-# Part of a Genmo module's name -> prefix of its pair of rank and alpha in `kwargs`.
-_GENMO_KINDS = (("attn.qkv_", "qkv_proj"), ("attn.proj_", "out_proj"))
+# What PEFT and Diffusers call the file in a folder.
+FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_WANTED = "give a .safetensors file, a folder with adapter_model.safetensors, or FILE:STRENGTH"
 
 
 @dataclass(frozen=True)
@@ -44,75 +39,162 @@ class LoraRequest:
 
     @classmethod
     def parse(cls, text: str) -> LoraRequest:
-        """Read `FILE` or `FILE:STRENGTH`.
+        """Read `FILE` or `FILE:STRENGTH`; a folder of PEFT or Diffusers stands for the file in it.
 
         Raises:
-            ValueError: the strength is not a finite number.
+            ValueError: the strength is not a finite number, or a folder has no LoRA.
             FileNotFoundError: there is no such file.
         """
         path, strength = Path(text), 1.0
-        if not path.is_file() and ":" in text:
-            name, _, number = text.rpartition(":")
+        if not path.exists() and ":" in text:
+            name, _, stated = text.rpartition(":")
             try:
-                strength = float(number)
+                strength = float(stated)
             except ValueError as error:
-                raise InputError(f"LoRA {text!r}: {number!r} is no strength; write FILE or FILE:0.8") from error
+                raise InputError(f"LoRA {text!r}: {stated!r} is no strength; write FILE or FILE:0.8") from error
             path = Path(name)
-        if not isfinite(strength):
-            raise InputError(f"LoRA {text!r}: the strength must be a finite number")
-        if not path.is_file():
-            raise MissingInputError(f"no LoRA file at {path}: give a .safetensors file, or FILE:STRENGTH")
-        return cls(path, strength)
+        return cls.of((path, strength))
+
+    @classmethod
+    def of(cls, value: Any) -> LoraRequest:
+        """Read a request, a path, `FILE:STRENGTH` as text, or a tuple of path and strength.
+
+        Raises:
+            ValueError: it is none of these, the strength is not a finite number, or a folder has no LoRA.
+            FileNotFoundError: there is no such file.
+        """
+        if isinstance(value, LoraRequest):
+            value = (value.path, value.strength)
+        if isinstance(value, str):
+            return cls.parse(value)
+        if isinstance(value, Path):
+            value = (value, 1.0)
+        if not _is_pair(value):
+            raise InputError(f"LoRA {value!r} must be a path, or a tuple of a path and a strength")
+        path = Path(value[0]).expanduser()
+        strength = number(f"LoRA {path}: the strength", value[1])
+        return cls(_file_of(path), strength)
+
+    @classmethod
+    def all_of(cls, values: Any) -> tuple[LoraRequest, ...]:
+        """Read several requests, or one, each in a form that `of` takes.
+
+        Raises:
+            ValueError: see `of`.
+            FileNotFoundError: there is no such file.
+        """
+        if isinstance(values, str | Path | LoraRequest) or _is_pair(values):
+            values = (values,)
+        if not isinstance(values, Iterable):
+            raise InputError(f"loras {values!r} must be a list of paths, or of tuples of path and strength")
+        return tuple(cls.of(value) for value in values)
+
+    def __str__(self) -> str:
+        """Return the request as `parse` reads it."""
+        return f"{self.path}:{self.strength:g}"
+
+
+def _is_pair(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and isinstance(value[0], str | Path)
+        and not isinstance(value[1], str | Path | LoraRequest | tuple | list)
+    )
+
+
+def _file_of(path: Path) -> Path:
+    """Return the file that a user means: the path itself, or the LoRA in a folder."""
+    if path.is_dir():
+        found = [path / name for name in FOLDER_FILES if (path / name).is_file()]
+        if not found:
+            raise MissingInputError(f"no LoRA file at {path}: the folder has no {' and no '.join(FOLDER_FILES)}")
+        if len(found) > 1:
+            raise InputError(f"LoRA {path} has {' and '.join(FOLDER_FILES)}: name one of them")
+        return found[0]
+    if not path.is_file():
+        raise MissingInputError(f"no LoRA file at {path}: {_WANTED}")
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+        raise InputError(f"LoRA {path} is a pickle, which may run programs and is not read: convert it to safetensors")
+    return path
 
 
 @dataclass(frozen=True)
 class _Delta:
     """One low-rank change: rows `piece` of `B A`, times `scale`."""
 
+    where: str
     down: torch.Tensor
     up: torch.Tensor
     piece: Piece
     scale: float
 
-    def value(self) -> torch.Tensor:
-        return self.piece.take(self.up.float()) @ self.down.float() * self.scale
+    def added_to(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a weight and its change, float32. The weight stays as it is.
+
+        Raises:
+            InputError: a number is too large for float32.
+        """
+        import torch
+
+        up, down = self.piece.take(self.up.float().flatten(1)), self.down.float().flatten(1)
+        made = torch.addmm(weight.float().flatten(1), up, down, alpha=self.scale).view(weight.shape)
+        # A sum is read once and written nowhere, so it is the cheaper test; it can only be too strict.
+        if not made.sum().isfinite() and not made.isfinite().all():
+            raise InputError(f"{self.where}: the merged weight has numbers that are not finite: the file is damaged")
+        return made
 
 
 class LoraSource:
-    """A source of weights with LoRAs merged in. Tensors that no LoRA changes are returned as they are."""
+    """A source of weights with LoRAs merged in. Tensors that no LoRA changes are returned as they are.
 
-    def __init__(self, source: TensorSource, loras: Sequence[LoraRequest], layers: int):
-        """Read the LoRA files and check them against the model.
+    `notes` are lines for the user on what the files leave open and is assumed.
+    """
+
+    def __init__(self, source: TensorSource, loras: Sequence[LoraRequest]):
+        """Read the LoRA files and check them against the model. A LoRA of strength 0 is checked and changes nothing.
 
         Args:
             source: the weights, under canonical names.
             loras: LoRAs to merge, in this order.
-            layers: number of blocks of the transformer.
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: a file is not a LoRA of this model, or its ranks do not fit.
+            ValueError: a file is not a LoRA of this model, is of a kind that is not supported, or holds numbers that
+                are not finite.
         """
         self._source = source
         self._deltas: dict[str, list[_Delta]] = {}
+        self.notes: list[str] = []
+        modules = Modules.of(source.keys())
         for lora in loras:
-            for name, delta in _read(lora, source, layers):
-                self._deltas.setdefault(name, []).append(delta)
+            file = _File(lora, modules, self.notes)
+            for name, delta in file.deltas(source):
+                if lora.strength != 0:
+                    self._deltas.setdefault(name, []).append(delta)
+            file.check()
 
     def keys(self):
         """Return the names of all tensors."""
         return self._source.keys()
+
+    def changed(self) -> set[str]:
+        """Return the names of the tensors that a LoRA changes."""
+        return set(self._deltas)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Return the shape of one tensor without reading it."""
         return self._source.shape(key)
 
     def tensor(self, key: str) -> torch.Tensor:
-        """Return one tensor with LoRAs merged in; it is float32 if a LoRA changes it."""
+        """Return one tensor with LoRAs merged in; it is float32 if a LoRA changes it.
+
+        Raises:
+            InputError: a merged value is too large for float32.
+        """
         value = self._source.tensor(key)
-        for index, delta in enumerate(self._deltas.get(key, ())):
-            # The first sum makes a copy, because the stored tensor is a view of the file.
-            value = value.float() + delta.value() if index == 0 else value.add_(delta.value())
+        for delta in self._deltas.get(key, ()):
+            value = delta.added_to(value)
         return value
 
 
@@ -126,104 +208,142 @@ def checked_source(module: Module, component: Component, loras: Sequence[LoraReq
 
     source: TensorSource = module.part_of(component)
     check_sources(list(module.parameters()), source)
-    return LoraSource(source, loras, int(component.config["num_layers"])) if loras else source
+    return LoraSource(source, loras) if loras else source
 
 
-def _read(lora: LoraRequest, source: TensorSource, layers: int) -> list[tuple[str, _Delta]]:
-    from weight_cache.checkpoints.component import open_safetensors
+class _File:
+    """One LoRA file, read and checked."""
 
-    handle = open_safetensors(lora.path)
-    names, metadata = list(handle.keys()), handle.metadata() or {}
-    pairs: dict[str, dict[str, str]] = {}
-    alphas: dict[str, str] = {}
-    genmo = "kwargs" in metadata
-    for name in names:
-        match = (_GENMO if genmo else _PEFT).fullmatch(name)
-        if match:
-            pairs.setdefault(match[1], {})[match[2]] = name
-        elif not genmo and name.endswith(".alpha"):
-            alphas[name.removesuffix(".alpha").removeprefix("transformer.")] = name
+    def __init__(self, lora: LoraRequest, modules: Modules, notes: list[str]) -> None:
+        from weight_cache.checkpoints.component import open_safetensors
+
+        self._lora, self._modules = lora, modules
+        self._where = f"LoRA {lora.path}"
+        self._handle = open_safetensors(lora.path)
+        names = list(self._handle.keys())
+        self._tensors: dict[str, dict[str, str]] = {}  # module -> role -> tensor
+        self._stated: dict[str, str] = {}  # module -> the file's name of it
+        for name in sorted(names):
+            self._place(name)
+        if not any(set(found) - {"alpha"} for found in self._tensors.values()):
+            raise InputError(f"{self._where} holds no lora_A and lora_B, nor lora_down and lora_up: it is not a LoRA")
+        self._settings = settings_of(lora.path, self._handle.metadata() or {})
+        self._note(notes)
+
+    def check(self) -> None:
+        """Check that the file is still the one that was opened.
+
+        Raises:
+            InputError: it was written or replaced.
+        """
+        self._handle.file.check()
+
+    def _place(self, name: str) -> None:
+        """Put a tensor into the table of modules and roles."""
+        found = role_of(name)
+        kind = other_kind(name) if found is None else None
+        if found is None or (kind := other_kind(name)):
+            if kind:
+                raise InputError(f"{self._where} is a {kind} ({name[:80]}), which is not supported: use a plain LoRA")
+            raise InputError(f"{self._where} holds {name[:200]}, which is neither a lora_A nor a lora_B: not supported")
+        stated, role = found
+        module = self._modules.find(stated)
+        if module is None:
+            raise InputError(f"{self._where} changes {stated}, which this model lacks: it is for another model")
+        if self._stated.setdefault(module, stated) != stated or role in self._tensors.get(module, {}):
+            raise InputError(f"{self._where} changes {module} twice ({name}): several LoRAs in one file are not read")
+        self._tensors.setdefault(module, {})[role] = name
+
+    def _note(self, notes: list[str]) -> None:
+        """Say what is assumed where a form leaves the scale to other files."""
+        silent = [m for m, found in self._tensors.items() if "alpha" not in found]
+        if self._settings is not None or not silent:
+            return
+        if any(self._stated[module].startswith(PEFT_PREFIX) for module in silent):
+            lacking = "adapter_config.json is not beside it"
+        elif any(self._tensors[module].get("down", "").endswith(".lora_A") for module in silent):
+            lacking = "Genmo's metadata is missing"
         else:
-            raise InputError(f"LoRA {lora.path} holds {name}, which is neither a lora_A nor a lora_B: not supported")
-    if not pairs:
-        raise InputError(f"LoRA {lora.path} holds no lora_A and lora_B: it is not a LoRA")
-    if stray := sorted(set(alphas) - set(pairs)):
-        raise InputError(f"LoRA {lora.path} has an alpha for {stray[0]}, which it does not change")
-    settings = _settings(lora.path, metadata, genmo)
-    targets: Mapping[str, list[tuple[str, Piece]]] = genmo_lora_targets(layers) if genmo else {}
-    known = set(source.keys())
-    found = []
-    for module, pair in pairs.items():
-        if set(pair) != {"A", "B"}:
-            raise InputError(f"LoRA {lora.path} has only one of lora_A and lora_B for {module}: download it again")
-        down, up = handle.get_tensor(pair["A"]), handle.get_tensor(pair["B"])
-        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
-            raise InputError(
-                f"LoRA {lora.path}: lora_A {list(down.shape)} and lora_B {list(up.shape)} of {module} differ in rank"
-            )
+            return
+        notes.append(f"{self._where} states no alpha ({lacking}): it is taken to equal the rank, as ComfyUI does")
+
+    def deltas(self, source: TensorSource) -> list[tuple[str, _Delta]]:
+        """Return (canonical tensor, change of it) of all modules."""
+        made = []
+        for module, names in self._tensors.items():
+            if names.keys() == {"alpha"}:
+                raise InputError(f"{self._where} has an alpha for {self._stated[module]}, which it does not change")
+            if not {"down", "up"} <= names.keys():
+                raise InputError(
+                    f"{self._where} has only one of lora_A and lora_B (down and up) for {self._stated[module]}: "
+                    "download it again"
+                )
+            made += self._of_module(module, names, source)
+        return made
+
+    def _of_module(self, module: str, names: Mapping[str, str], source: TensorSource) -> list[tuple[str, _Delta]]:
+        stated = self._stated[module]
+        down, up = self._matrix(names["down"]), self._matrix(names["up"])
         rank = down.shape[0]
-        alpha = float(handle.get_tensor(alphas[module])) if module in alphas else settings.alpha(module, rank)
-        scale = lora.strength * alpha / rank
-        places = targets.get(module, []) if genmo else [(f"{module}.weight", Piece(f"{module}.weight"))]
-        if not places or not all(name in known for name, _ in places):
-            raise InputError(f"LoRA {lora.path} changes {module}, which this model lacks: it is for another model")
-        rows = up.shape[0] // places[0][1].parts
+        if up[0].numel() != rank:
+            raise InputError(
+                f"{self._where}: lora_A {list(down.shape)} and lora_B {list(up.shape)} of {stated} differ in rank"
+            )
+        scale = final_scale(f"{self._where}: {stated}", self._lora.strength, self._scale(stated, rank, names))
+        made = []
+        places = self._modules.targets[module]
         for name, piece in places:
             shape = tuple(source.shape(name))
-            if shape != (rows, down.shape[1]) or up.shape[0] % piece.parts:
+            # A Genmo module's rows are those of its pieces together.
+            rows = shape[0] * piece.parts
+            if (rows, *shape[1:]) != (up.shape[0], *down.shape[1:]):
                 raise InputError(
-                    f"LoRA {lora.path} changes {module} by [{up.shape[0]}, {down.shape[1]}], the model's {name} is "
+                    f"{self._where} changes {stated} by {[up.shape[0], *down.shape[1:]]}, the model's {name} is "
                     f"{list(shape)}: it is for another model"
                 )
-            found.append((name, _Delta(down, up, piece, scale)))
-    return found
+            made.append((name, _Delta(f"{self._where}: {stated}", down, up, piece, scale)))
+        return made
 
-
-@dataclass(frozen=True)
-class _Settings:
-    """Ranks and alphas from a file's metadata."""
-
-    path: Path
-    genmo: Mapping[str, Any] | None
-    peft: Mapping[str, Any]
-
-    def alpha(self, module: str, rank: int) -> float:
-        if self.genmo is None:
-            return _number(
-                self.path, _pattern(self.peft.get("alpha_pattern"), module, self.peft.get("lora_alpha", rank))
+    def _scale(self, stated: str, rank: int, names: Mapping[str, str]) -> float:
+        """Return alpha / rank, from the tensor or the settings; both must say the same."""
+        said = None
+        if self._settings is not None and not (isinstance(self._settings, GenmoSettings) and "alpha" in names):
+            said = self._settings.scale(stated, rank)
+        if "alpha" not in names:
+            return 1.0 if said is None else said
+        value = self._read(names["alpha"], (*_FLOATS, "I64", "I32", "I16", "I8", "U8"))
+        if value.numel() != 1:
+            raise InputError(f"{self._where}: {names['alpha']} has shape {list(value.shape)}, but must be one number")
+        alpha = float(value)
+        if alpha == 0:
+            raise InputError(
+                f"{self._where}: {names['alpha']} is 0, which some programs take for the rank and others for 0: "
+                "write the alpha that is meant"
             )
-        for part, kind in _GENMO_KINDS:
-            if part in module:
-                stated, alpha = (self.genmo.get(f"{kind}_lora_{name}") for name in ("rank", "alpha"))
-                if stated != rank:
-                    raise InputError(f"LoRA {self.path}: {module} has rank {rank}, its metadata says {stated}")
-                return _number(self.path, alpha)
-        raise InputError(f"LoRA {self.path} changes {module}: Genmo's metadata gives no alpha for that")
+        if (
+            isinstance(self._settings, PeftSettings)
+            and said is not None
+            and abs(said - alpha / rank) > 1e-3 * abs(said)
+        ):
+            raise InputError(
+                f"{self._where}: {names['alpha']} says alpha/rank {alpha / rank:g}, the file's settings say {said:g}"
+            )
+        return alpha / rank
 
+    def _matrix(self, name: str) -> torch.Tensor:
+        value = self._read(name, _FLOATS)
+        if value.ndim < 2 or value.numel() == 0:
+            raise InputError(
+                f"{self._where}: {name} has shape {list(value.shape)}, but must be a matrix of rank 1 or more"
+            )
+        return value
 
-def _settings(path: Path, metadata: Mapping[str, str], genmo: bool) -> _Settings:
-    try:
-        if genmo:
-            return _Settings(path, dict(json.loads(metadata["kwargs"])), {})
-        peft = dict(json.loads(metadata.get("lora_adapter_metadata", "{}")))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"LoRA {path}: its metadata is not the JSON of a LoRA's settings") from error
-    if peft.get("transformer.use_dora") or peft.get("use_dora"):
-        raise InputError(f"LoRA {path} is a DoRA, which is not supported: use a plain LoRA")
-    if peft.get("transformer.use_rslora") or peft.get("use_rslora"):
-        raise InputError(f"LoRA {path} is a rank-stabilised LoRA, which is not supported: use a plain LoRA")
-    return _Settings(path, None, {key.removeprefix("transformer."): value for key, value in peft.items()})
-
-
-def _pattern(pattern: Any, module: str, default: Any) -> Any:
-    """Return the value for the module that PEFT's pattern names, by its whole name or the end of it."""
-    for name, value in (pattern or {}).items():
-        if re.fullmatch(rf"(.*\.)?({name})", module):
-            return value
-    return default
-
-
-def _number(path: Path, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise InputError(f"LoRA {path}: alpha {value!r} is not a number")
-    return float(value)
+    def _read(self, name: str, dtypes: Sequence[str]) -> torch.Tensor:
+        """Return a copy of a tensor, so that a later change of the file is not seen."""
+        dtype = str(self._handle.get_slice(name).get_dtype())
+        if dtype not in dtypes:
+            raise InputError(f"{self._where}: {name} is of type {dtype}, but must be one of {', '.join(dtypes)}")
+        value = self._handle.get_tensor(name).clone()
+        if not value.float().isfinite().all():
+            raise InputError(f"{self._where}: {name} holds numbers that are not finite (NaN or infinity)")
+        return value

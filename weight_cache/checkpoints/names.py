@@ -26,6 +26,7 @@ _ATTENTION = {"x": ("to_q", "to_k", "to_v"), "y": ("add_q_proj", "add_k_proj", "
 # Positions of norms and convolutions in the `stack` of Genmo's residual block.
 _RESIDUAL = {0: "norm1.norm_layer", 2: "conv1.conv", 3: "norm2.norm_layer", 5: "conv2.conv"}
 DECODER_PREFIX = "decoder."
+_T5_FIRST = "encoder.block.0.layer.0."
 # Means and standard deviations of the latent channels. Source: genmoai/mochi `vae/vae_stats.py`, and the defaults of
 # Diffusers' `AutoencoderKLMochi`.
 LATENTS_MEAN = (
@@ -71,12 +72,12 @@ def is_preview_vae(config: Mapping[str, Any]) -> bool:
     """Return whether a VAE's configuration, with Diffusers' names, is that of Mochi 1 preview's VAE.
 
     It is if the decoder has its sizes and the latents have its statistics. The statistics were measured on that VAE, so
-    a VAE trained anew has others, while copies and fine-tunes that keep the space of latents have these. A size that
-    the configuration leaves out is the preview's, as in Diffusers.
+    a VAE trained anew has others, while copies and fine-tunes that keep the space of latents have these. What the
+    configuration leaves out is the preview's, as in Diffusers.
     """
 
     def same(name: str, wanted: tuple[float, ...]) -> bool:
-        found = config.get(name)
+        found = config.get(name, wanted)
         return (
             isinstance(found, list | tuple)
             and len(found) == len(wanted)
@@ -258,6 +259,56 @@ def decoder_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
         "latents_mean": list(LATENTS_MEAN),
         "latents_std": list(LATENTS_STD),
         "scaling_factor": 1.0,
+    }
+
+
+def text_encoder_names(keys: set[str], layers: int) -> dict[str, Piece]:
+    """Return canonical name -> piece of a T5 encoder with `layers` blocks in a single file, whose names are the same.
+
+    The embedding may have either of its two names, or both.
+    """
+    shared, tied = "shared.weight", "encoder.embed_tokens.weight"
+    table = {shared: Piece(shared if shared in keys or tied not in keys else tied)}
+    if tied in keys and shared in keys:
+        table[tied] = Piece(tied)
+    names = ["encoder.final_layer_norm.weight", f"{_T5_FIRST}SelfAttention.relative_attention_bias.weight"]
+    for block in (f"encoder.block.{index}.layer." for index in range(layers)):
+        names += [f"{block}0.SelfAttention.{letter}.weight" for letter in "qkvo"]
+        names += [f"{block}1.DenseReluDense.{name}.weight" for name in ("wi_0", "wi_1", "wo")]
+        names += [f"{block}{part}.layer_norm.weight" for part in (0, 1)]
+    return table | {name: Piece(name) for name in names}
+
+
+def text_encoder_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
+    """Derive the configuration of a T5 v1.1 encoder from its tensors, with transformers' names.
+
+    The largest distance and the epsilon are those of all T5 models.
+
+    Raises:
+        ValueError: a tensor that the configuration is derived from is missing.
+    """
+    embedding = "shared.weight" if "shared.weight" in keys else "encoder.embed_tokens.weight"
+    bias, query = f"{_T5_FIRST}SelfAttention.relative_attention_bias.weight", f"{_T5_FIRST}SelfAttention.q.weight"
+    gate = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
+    missing = [key for key in (embedding, bias, query, gate) if key not in keys]
+    if missing:
+        raise InputError(f"not a T5 v1.1 encoder: it lacks {', '.join(missing)}")
+    vocabulary, width = shape(embedding)
+    buckets, heads = shape(bias)
+    return {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "d_kv": shape(query)[0] // heads,
+        "d_ff": shape(gate)[0],
+        "num_layers": _count(keys, "encoder.block."),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "gated-gelu",
+        "is_encoder_decoder": False,
     }
 
 

@@ -15,6 +15,7 @@ import torch
 
 from models.machine.errors import InputError, MissingInputError
 from models.mochi.conventions import EmptyPrompt, check_empty_prompt
+from models.mochi.text.config import T5Config
 
 if TYPE_CHECKING:
     from models.mochi.text.t5 import T5Encoder
@@ -123,7 +124,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         FileNotFoundError: files of the tokenizer are missing.
     """
     tokenizer = _read_tokenizer(checkpoint.tokenizer)
-    vocabulary = checkpoint.text_encoder.config["vocab_size"]
+    vocabulary = T5Config.from_dict(checkpoint.text_encoder.config).vocab_size
     if len(tokenizer) > vocabulary:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens, the text encoder {vocabulary}: "

@@ -9,9 +9,8 @@ nothing is masked. The residual stream is float32, because the encoder is known 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import ttnn
@@ -28,43 +27,14 @@ from models.layers import (
     rms_norm,
     split_heads,
 )
-from models.machine.checks import typed
 from models.machine.errors import InputError
+from models.mochi.text.config import T5_XXL, T5Config
 from models.parallel import Layout, Mesh, gather
+
+__all__ = ["T5_XXL", "T5Config", "T5Encoder", "position_buckets", "text_layout"]
 
 MAX_TOKENS = 256
 _TIED = "encoder.embed_tokens.weight"
-
-
-@dataclass(frozen=True)
-class T5Config:
-    """Sizes of the encoder, with transformers' names."""
-
-    vocab_size: int
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_layers: int
-    num_heads: int
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> T5Config:
-        """Read the dictionary of a `config.json`.
-
-        Raises:
-            ValueError: the model does not have the gated-GELU form of T5 v1.1. Only this form is implemented.
-        """
-        kind = config.get("feed_forward_proj", "relu")
-        if kind != "gated-gelu":
-            raise InputError(f"text encoder config: feed_forward_proj is {kind!r}, only 'gated-gelu' is implemented")
-        return typed(cls, config, "text encoder config")
-
-
-# Sizes of the text encoder of Mochi 1 preview, T5 v1.1 XXL.
-T5_XXL = T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
 
 
 def position_buckets(tokens: int, buckets: int, max_distance: int) -> np.ndarray:

@@ -9,13 +9,14 @@ from typing import Any
 
 from models.machine.checks import typed
 from models.machine.errors import InputError
+from weight_cache.checkpoints.names import LATENTS_MEAN, LATENTS_STD
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
     """Sizes of the decoder. Defaults are Mochi 1 preview's. Tuples per block are ordered as in Diffusers: output first.
 
-    `latents_mean` and `latents_std` are empty if the configuration has none. Latents are then only divided by
+    `latents_mean` and `latents_std` are empty if the configuration says null. Latents are then only divided by
     `scaling_factor`.
     """
 
@@ -55,12 +56,20 @@ class DecoderConfig:
     def from_dict(cls, config: Mapping[str, Any]) -> DecoderConfig:
         """Read a VAE's `config.json`.
 
+        A key that is absent has Diffusers' default, which for the statistics are those of Mochi 1 preview. Null means
+        none, and only the statistics can be null.
+
         Raises:
             ValueError: the values do not fit together, or the activation is not SiLU.
         """
+        statistics = {"latents_mean": LATENTS_MEAN, "latents_std": LATENTS_STD} | {
+            name: () if config[name] is None else config[name]
+            for name in ("latents_mean", "latents_std")
+            if name in config
+        }
         if config.get("act_fn", "silu") not in ("silu", "swish"):
             raise InputError(f"act_fn {config['act_fn']!r} is not supported: the decoder knows silu")
-        return typed(cls, {name: value for name, value in config.items() if value is not None}, "vae config")
+        return typed(cls, {**config, **statistics}, "vae config")
 
     @property
     def time_factor(self) -> int:

@@ -1,4 +1,7 @@
+import errno
+import inspect
 import json
+import shutil
 
 import pytest
 import torch
@@ -92,11 +95,180 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(component):
         Component(component).check()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("5", "not an object"),
+        ("null", "not an object"),
+        ("[]", "not an object"),
+        ("[" * 100000, "no JSON"),
+        ('{"weight_map": 5}', "no weight_map"),
+        ('{"weight_map": ["one.safetensors"]}', "no weight_map"),
+        ('{"weight_map": {"a": 5}}', "weight_map has '5' for a"),
+        ('{"weight_map": {"a": ["one.safetensors"]}}', "weight_map has .* for a"),
+        ('{"weight_map": {"a": null}}', "weight_map has 'None' for a"),
+        ('{"weight_map": {"a": ""}}', "lacks the shard|outside"),
+        ('{"weight_map": {"a": "."}}', "lacks the shard|outside"),
+    ],
+)
+def test_a_mangled_index_is_one_line(component, content, message):
+    (component / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        Component(component).check()
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_that_the_index_does_not_list_are_refused(component):
+    index = component / "model.safetensors.index.json"
+    edit(index, weight_map={"a": "one.safetensors", "b": "two.safetensors"})
+    with pytest.raises(ValueError, match=r"shard two\.safetensors .* holds c\.d, which the index does not place there"):
+        Component(component).check()
+    # One tensor in two shards: the index has to say which, and the other is a stray.
+    save_file({"a": torch.zeros(2, 3), "x": torch.ones(1)}, component / "one.safetensors")
+    save_file({"a": torch.ones(2, 3)}, component / "two.safetensors")
+    edit(index, weight_map={"x": "one.safetensors", "a": "two.safetensors"})
+    with pytest.raises(ValueError, match=r"shard one\.safetensors .* holds a, which"):
+        Component(component).check()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.int64, torch.complex64])
+def test_weights_of_other_types_are_refused(component, dtype):
+    save_file({"a": torch.ones(2, 3).to(dtype)}, component / "one.safetensors")
+    with pytest.raises(ValueError, match=r"one\.safetensors: a is of type .*, but weights must be one of"):
+        Component(component).check()
+
+
+@pytest.mark.parametrize("name", ["one.safetensors", "config.json", "model.safetensors.index.json"])
+def test_a_file_that_may_not_be_read_is_called_so(component, name, monkeypatch):
+    import io
+    import os
+
+    def refusing(opened):
+        def refuse(path, *arguments, **options):
+            if os.path.basename(path) == name:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return opened(path, *arguments, **options)
+
+        return refuse
+
+    monkeypatch.setattr(io, "open", refusing(io.open))  # what `Path.open` calls
+    monkeypatch.setattr(os, "open", refusing(os.open))
+    with pytest.raises(ValueError, match=rf"{name} cannot be read \(Permission denied\)") as caught:
+        Component(component).check()
+    assert "download" not in str(caught.value)
+
+
+def test_a_whole_t5_is_read_as_its_encoder(small_copy, small_checkpoint):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from models.reference.text_encoder import HostTextEncoder
+
+    folder = small_copy / "text_encoder"
+    config = T5Config.from_dict(json.loads((folder / "config.json").read_text()))
+    config.num_decoder_layers = 1
+    torch.manual_seed(1)
+    whole = T5ForConditionalGeneration(config)
+    before = Checkpoint(small_checkpoint).text_encoder
+    state = {name: before.tensor(name) for name in before}
+    whole.load_state_dict(state, strict=False)
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    whole.save_pretrained(folder)
+    read = Checkpoint(small_copy)
+    assert read.text_encoder.class_name == "T5ForConditionalGeneration"
+    assert set(read.text_encoder.keys()) <= set(before.keys()) | {"encoder.embed_tokens.weight"}
+    for name in before:
+        if name in read.text_encoder:
+            assert torch.equal(read.text_encoder.tensor(name).float(), before.tensor(name).float()), name
+    ours, theirs = (
+        HostTextEncoder.from_checkpoint(c).encode("a red ball", 16) for c in (read, Checkpoint(small_checkpoint))
+    )
+    assert torch.equal(ours.embeds, theirs.embeds)
+
+
+def defaults_of(function):
+    return {
+        name: list(p.default) if isinstance(p.default, tuple) else p.default
+        for name, p in inspect.signature(function).parameters.items()
+        if p.default is not p.empty
+    }
+
+
+def test_absent_keys_mean_what_the_libraries_mean():
+    """Key by key: a configuration without it is read as one with the library's own default."""
+    from dataclasses import fields
+
+    from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
+    from transformers import T5Config as TheirT5
+
+    from models.mochi.config import TransformerConfig
+    from models.mochi.text.config import T5Config
+    from models.mochi.vae.config import DecoderConfig
+
+    for ours, theirs, needed in (
+        (TransformerConfig, MochiTransformer3DModel, {}),
+        (DecoderConfig, AutoencoderKLMochi, {}),
+        (T5Config, TheirT5, {"feed_forward_proj": "gated-gelu"}),
+    ):
+        defaults = defaults_of(theirs.__init__)
+        whole = defaults | needed
+        assert ours.from_dict(needed) == ours.from_dict(whole)
+        for name in whole:
+            if name not in needed:
+                assert ours.from_dict({k: v for k, v in whole.items() if k != name}) == ours.from_dict(whole), name
+        for field in fields(ours):
+            assert field.name in defaults, "every field has the library's name"
+
+
+def test_null_is_null_and_nothing_else():
+    from models.mochi.vae.config import DecoderConfig
+
+    none = DecoderConfig.from_dict({"latents_mean": None, "latents_std": None})
+    assert (none.latents_mean, none.latents_std) == ((), ())
+    for name in ("scaling_factor", "latent_channels", "layers_per_block", "act_fn"):
+        with pytest.raises(ValueError, match=name):
+            DecoderConfig.from_dict({name: None})
+    with pytest.raises(ValueError, match="both have 12 entries"):
+        DecoderConfig.from_dict({"latents_mean": None})
+
+
+def test_statistics_that_a_config_omits_are_used_by_both_decoders(small_copy, small_checkpoint):
+    from models.mochi.conventions import Conventions
+    from models.mochi.vae.config import DecoderConfig
+    from models.reference.vae import HostVaeDecoder
+
+    edit(small_copy / "vae" / "config.json", latents_mean=None, latents_std=None)
+    vae = Checkpoint(small_copy).vae
+    assert "latents_mean" not in vae.config
+    theirs = HostVaeDecoder.from_checkpoint(vae).config
+    assert list(DecoderConfig.from_dict(vae.config).latents_mean) == list(theirs["latents_mean"])
+    assert Conventions.of(Checkpoint(small_copy)) == Conventions.of(Checkpoint(small_checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dit.pt", "dit.pt, Genmo's weights as a pickle"),
+        ("adapter_config.json", "it is a LoRA: give it with --lora"),
+        ("config.json", "it is one component"),
+    ],
+)
+@pytest.mark.parametrize("base", [None, "tiny"])
+def test_a_directory_of_another_kind_says_what_it_is(tmp_path, name, message, base):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(FileNotFoundError, match=message):
+        Checkpoint.open(tmp_path, base=base)
+
+
 def test_a_variant_is_read_where_there_is_one(small_copy):
     vae = small_copy / "vae"
     plain = vae / "diffusion_pytorch_model.safetensors"
     plain.rename(vae / "diffusion_pytorch_model.bf16.safetensors")
-    with pytest.raises(FileNotFoundError, match="is a variant to be named"):
+    only = Checkpoint(small_copy).vae
+    only.check()
+    assert [p.name for p in only.files] == ["diffusion_pytorch_model.bf16.safetensors"], "the only one there is"
+    shutil.copy(vae / "diffusion_pytorch_model.bf16.safetensors", vae / "diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"variants bf16, fp16 .* choose one with --variant"):
         Checkpoint(small_copy).vae.check()
     checkpoint = Checkpoint(small_copy, variant="bf16")
     assert [p.name for p in checkpoint.vae.files] == ["diffusion_pytorch_model.bf16.safetensors"]
@@ -137,7 +309,7 @@ def test_another_model_is_refused(small_copy):
     with pytest.raises(ValueError, match="a checkpoint of WanPipeline"):
         Checkpoint(small_copy)
     (small_copy / "model_index.json").write_text("{")
-    with pytest.raises(ValueError, match=r"model_index\.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"model_index\.json is no JSON"):
         Checkpoint(small_copy)
 
 

@@ -190,9 +190,16 @@ def test_comfyui_all_in_one(tmp_path, dit, decoder, small_checkpoint, original):
     path = tmp_path / "all.safetensors"
     tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in dit.items()}
     tensors |= {f"vae.decoder.{name}": tensor for name, tensor in decoder.items()}
-    tensors |= {"vae.encoder.layers.0.weight": torch.ones(1), "text_encoders.t5xxl.shared.weight": torch.ones(1)}
+    text = state_of(original.text_encoder)
+    prefix = "text_encoders.t5xxl."
+    tensors |= {f"{prefix}transformer.{name}": tensor for name, tensor in text.items()}
+    tensors |= {"vae.encoder.layers.0.weight": torch.ones(1), f"{prefix}logit_scale": torch.ones(())}
     save_file(tensors, path)
     checkpoint = Checkpoint.open(path, base=small_checkpoint)
+    assert checkpoint.text_encoder.files == checkpoint.vae.files == checkpoint.transformer.files == [path]
+    assert checkpoint.text_encoder.keys() == original.text_encoder.keys()
+    for name in text:
+        assert torch.equal(checkpoint.text_encoder.tensor(name), text[name])
     assert checkpoint.vae.keys() == [name for name in original.vae if name.startswith("decoder.")]
     for name in checkpoint.vae:
         assert torch.equal(checkpoint.vae.tensor(name), original.vae.tensor(name))
@@ -200,6 +207,92 @@ def test_comfyui_all_in_one(tmp_path, dit, decoder, small_checkpoint, original):
     save_file(tensors, path)
     with pytest.raises(ValueError, match=r"nobody claims something\.else"):
         Checkpoint.open(path, base=small_checkpoint)
+    del tensors["something.else"], tensors[f"{prefix}transformer.encoder.final_layer_norm.weight"]
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"not a whole text_encoder .* fills encoder\.final_layer_norm\.weight"):
+        Checkpoint.open(path, base=small_checkpoint)
+
+
+@pytest.fixture
+def split_files(tmp_path, dit, decoder, original):
+    """ComfyUI's files of each kind in its folders, with the encoder of the VAE and both precisions of T5."""
+    root = tmp_path / "models"
+    for folder in ("diffusion_models", "vae", "text_encoders"):
+        (root / folder).mkdir(parents=True)
+    save_file(dit, root / "diffusion_models" / "mochi_preview_bf16.safetensors")
+    vae = {f"decoder.{name}": tensor for name, tensor in decoder.items()} | {"encoder.layers.0.weight": torch.ones(1)}
+    save_file(vae, root / "vae" / "mochi_vae.safetensors")
+    text = {name: tensor.half() for name, tensor in state_of(original.text_encoder).items()}
+    save_file(text, root / "text_encoders" / "t5xxl_fp16.safetensors")
+    fp8 = {name: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t for name, t in text.items()}
+    save_file(fp8, root / "text_encoders" / "t5xxl_fp8_e4m3fn.safetensors")
+    return root
+
+
+@pytest.mark.parametrize("give", ["file", "folder", "flat", "split_files"])
+def test_comfyui_split_files_are_a_whole_checkpoint(split_files, tmp_path, small_checkpoint, original, give):
+    from models.reference.text_encoder import HostTextEncoder
+
+    source = split_files / "diffusion_models" / "mochi_preview_bf16.safetensors"
+    if give == "flat":
+        for path in list(split_files.glob("*/*")):
+            path.rename(split_files / path.name)
+        source = split_files / "mochi_preview_bf16.safetensors"
+    elif give == "split_files":
+        split_files.rename(tmp_path / "split_files")
+        source = tmp_path
+    elif give == "folder":
+        source = split_files
+    # Only the tokenizer, which ComfyUI has in its program, is taken from the base.
+    base = tmp_path / "base"
+    shutil.copytree(small_checkpoint / "tokenizer", base / "tokenizer")
+    checkpoint = Checkpoint.open(source, base=base)
+    assert [component.form for component in checkpoint.components] == ["genmo", "genmo", "comfyui"]
+    assert checkpoint.home == "comfyui"
+    assert checkpoint.text_encoder.files[0].name == "t5xxl_fp16.safetensors"
+    for component in checkpoint.components:
+        component.check()
+    for name in checkpoint.vae:
+        assert torch.equal(checkpoint.vae.tensor(name), original.vae.tensor(name))
+    assert HostTextEncoder.from_checkpoint(checkpoint).encode("a red ball", 16).embeds.isfinite().all()
+    from models.mochi.text.config import T5Config
+
+    config = T5Config.from_dict(checkpoint.text_encoder.config)
+    assert config == T5Config.from_dict(original.text_encoder.config)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_text_encoder_in_fp8(tmp_path, original, scaled):
+    from weight_cache.checkpoints.forms import open_text_encoder
+
+    text = state_of(original.text_encoder)
+    stored, meant = quantised(text, "scale_weight")
+    if not scaled:
+        stored = {name: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t for name, t in text.items()}
+        meant = stored
+    save_file(stored, tmp_path / "t5xxl_fp8.safetensors")
+    component = open_text_encoder(tmp_path / "t5xxl_fp8.safetensors")
+    for name in text:
+        assert torch.equal(component.tensor(name).float(), meant[name].float()), name
+
+
+def test_the_wrong_one_of_comfyuis_files_is_named(split_files, small_checkpoint):
+    for path, message in (
+        (split_files / "vae" / "mochi_vae.safetensors", "it is a VAE: name the transformer's file"),
+        (split_files / "text_encoders" / "t5xxl_fp16.safetensors", "it is a text encoder: name the transformer's"),
+        (small_checkpoint / "vae" / "diffusion_pytorch_model.safetensors", "not Mochi's transformer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Checkpoint.open(path, base=small_checkpoint)
+    shutil.copy(*[split_files / "diffusion_models" / f"mochi_preview_{kind}.safetensors" for kind in ("bf16", "fp8")])
+    with pytest.raises(ValueError, match=r"mochi_preview_bf16\.safetensors, mochi_preview_fp8\.safetensors: name one"):
+        Checkpoint.open(split_files, base=small_checkpoint)
+
+
+def blocks(state):
+    """Scales of blocks of 16 columns."""
+    stored = quantised(state, "weight_scale")[0]
+    return {n: torch.ones(16, 16) if n.endswith("weight_scale") else t for n, t in stored.items()}
 
 
 @pytest.mark.parametrize("scale", ["scale_weight", "weight_scale"])
@@ -254,6 +347,12 @@ def without(state, *names):
         (
             lambda s: without(quantised(s, "scale_weight")[0], "blocks.0.mlp_x.w1.scale_weight"),
             r"no scale for the fp8 tensor blocks\.0\.mlp_x\.w1\.weight",
+        ),
+        (blocks, r"scale has shape \[16, 16\] .* scales of blocks are not read"),
+        (lambda s: s | {"blocks.0.mod_x.bias": torch.ones(3).bool()}, r"mod_x\.bias is of type BOOL"),
+        (
+            lambda s: s | {"blocks.0.mod_x.weight": s["blocks.0.mod_x.weight"].to(torch.int8)},
+            r"mod_x\.weight is of type I8",
         ),
         (
             lambda s: s | {"blocks.1.attn.qkv_y.weight": torch.ones(7, 128)},

@@ -24,9 +24,20 @@ ByteProgress = Callable[[int, int], None]
 OnBytes = Callable[[int], None]
 
 
-def sha256(path: str | Path, on_bytes: OnBytes | None = None) -> str:
-    """Return the SHA-256 of a file's content, for identity. `on_bytes` is called with the size of each piece read."""
-    return _digest(path, hashlib.sha256(), on_bytes)
+def sha256(file: HeldFile, on_bytes: OnBytes | None = None) -> str:
+    """Return the SHA-256 of an open file's content, for identity. `on_bytes` gets the size of each piece read.
+
+    Raises:
+        ValueError: the file was cut short since it was opened, or cannot be read.
+    """
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
+    for start in range(0, file.bytes, _CHUNK):
+        piece = buffer[: file.bytes - start]
+        file.read(start, piece)
+        digest.update(piece)
+        if on_bytes is not None:
+            on_bytes(len(piece))
+    return digest.hexdigest()
 
 
 def checksum(path: str | Path, on_bytes: OnBytes | None = None) -> str:
@@ -35,7 +46,13 @@ def checksum(path: str | Path, on_bytes: OnBytes | None = None) -> str:
     Raises:
         OSError: it cannot be read, or is a symbolic link.
     """
-    return _digest(path, new_checksum(), on_bytes, os.O_NOFOLLOW)
+    digest, buffer = new_checksum(), memoryview(bytearray(_CHUNK))
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            if on_bytes is not None:
+                on_bytes(count)
+    return str(digest.hexdigest())
 
 
 def new_checksum() -> Any:
@@ -45,26 +62,13 @@ def new_checksum() -> Any:
     return xxhash.xxh3_128()
 
 
-def _digest(path: str | Path, digest: Any, on_bytes: OnBytes | None, flags: int = 0) -> str:
-    buffer = memoryview(bytearray(_CHUNK))
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | flags), "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            if on_bytes is not None:
-                on_bytes(count)
-    return str(digest.hexdigest())
-
-
-def hash_files[Key](
-    files: Mapping[Key, str | Path],
-    total: int,
-    progress: ByteProgress | None = None,
-    of: Callable[[str | Path, OnBytes], str] | None = None,
+def hash_files[Key, File](
+    files: Mapping[Key, File], total: int, progress: ByteProgress | None, of: Callable[[File, OnBytes], str]
 ) -> dict[Key, str]:
-    """Return the digests of several files, computed on all cores, by `of` or by `sha256` if None.
+    """Return the digests of several files, computed on all cores.
 
     Args:
-        files: paths by key.
+        files: by key.
         total: bytes of all of them, for `progress`.
         progress: called as `progress(bytes done, bytes in all)`.
         of: computes one digest.
@@ -83,7 +87,7 @@ def hash_files[Key](
 
     found = {}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        jobs = {pool.submit(of or sha256, path, on_bytes): key for key, path in files.items()}
+        jobs = {pool.submit(of, path, on_bytes): key for key, path in files.items()}
         try:
             for job in as_completed(jobs):
                 found[jobs[job]] = job.result()
@@ -117,8 +121,7 @@ class DigestMemory:
         known = self._read()
         unknown = {file.signature: file for file in files if file.signature not in known}
         if unknown:
-            again = {key: file.again for key, file in unknown.items()}
-            known |= hash_files(again, sum(file.bytes for file in unknown.values()), progress)
+            known |= hash_files(unknown, sum(file.bytes for file in unknown.values()), progress, sha256)
         for file in files:
             file.check()
         if unknown:

@@ -435,7 +435,7 @@ def _put(wanted: _Wanted, manifest: Manifest, merge: Merge, report: Progress) ->
                 read -= record.bytes
                 try:
                     tensor = ttnn.load_tensor(entry.file(record))
-                except (RuntimeError, OSError):
+                except Exception:  # Whatever ttnn makes of a file that was changed after it was checked.
                     entry.still(record, seen)
                     raise
                 parameter.put(module.mesh, tensor)

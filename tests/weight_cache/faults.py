@@ -212,7 +212,8 @@ class Trial:
         }
         if self.target == "tensor":
             folder = entry and entry / "tensors"
-            found = sorted(folder.iterdir()) if folder and folder.is_dir() else []
+            # Of files that are being written the checksum is not known yet.
+            found = sorted(folder.glob("[!.]*")) if folder and folder.is_dir() else []
             return found[self.number % len(found)] if found else None
         return names[self.target]
 
@@ -330,7 +331,7 @@ def _exchange(trial: Trial) -> None:
     path = trial.path()
     if path is None or not path.is_file():
         return
-    others = [p for p in sorted(path.parent.iterdir()) if p.suffix == path.suffix and p != path and p.is_file()]
+    others = [p for p in sorted(path.parent.glob("[!.]*")) if p.suffix == path.suffix and p != path and p.is_file()]
     if others:
         other, between = trial.draw.choice(others), trial.root / "between"
         path.rename(between)

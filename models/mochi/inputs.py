@@ -17,6 +17,7 @@ from models.machine.errors import InputError
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.sampling.schedule import guidance_schedule, resolve_sigmas
 from models.mochi.text.encoder import MAX_SEQUENCE_LENGTH, TextEmbeddings
+from models.mochi.vae.frames import check_latent_values
 
 if TYPE_CHECKING:
     from models.mochi.sampling.denoise import StepPolicy
@@ -224,8 +225,7 @@ def make_latents(
                 f"latents must be floating-point {list(shape)} for {batch} x {geometry.width}x{geometry.height}, "
                 f"{geometry.num_frames} frames, not {_describe(latents)}"
             )
-        if not latents.isfinite().all():
-            raise InputError("latents hold values that are not finite")
+        check_latent_values(latents, "latents")
         return latents.detach().to("cpu", torch.float32)
     if seed is not None:
         generator = torch.Generator().manual_seed(whole("seed", seed, 0, 2**63 - 1))

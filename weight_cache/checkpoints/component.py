@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from models.machine.checks import json_file
 from models.machine.errors import InputError, MissingInputError
+from models.machine.headers import read_header
 
 if TYPE_CHECKING:
     import torch
@@ -155,6 +156,8 @@ class Component:
         weight_map = read_json(entry).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{entry} has no weight_map: it is not an index of safetensors shards")
+        if not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise InputError(f"{entry} places a tensor in what is no file name: download it again")
         for shard in sorted(set(weight_map.values())):
             if Path(shard).name != shard:
                 raise InputError(f"{entry} names a shard outside its folder: {shard!r}")
@@ -199,6 +202,7 @@ def open_safetensors(path: Path) -> Any:
     Raises:
         ValueError: it is truncated or not a safetensors file.
     """
+    read_header(path)
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -232,13 +236,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is not valid JSON, or not an object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({one_line(error)}): download it again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object, not a {type(value).__name__}")
-    return value
+    return json_file(path, "", "download it again")
 
 
 def one_line(error: Exception) -> str:

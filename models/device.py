@@ -77,6 +77,11 @@ class OpenMesh:
     _closed: bool = field(default=False, init=False)
 
     @property
+    def is_open(self) -> bool:
+        """Whether nobody has closed the mesh."""
+        return not self._closed
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(rows, columns) of the mesh."""
         rows, cols = self.device.shape

@@ -73,13 +73,13 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
         InputError: it is no whole number, or not from `least` to `most`.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InputError(f"{name} {short(value)} must be a whole number")
+        raise InputError(f"{name} {short(value)} must be a whole number from {least} to {most}")
     try:
         made = operator.index(value)
     except TypeError as error:
-        raise InputError(f"{name} {short(value)} must be a whole number") from error
+        raise InputError(f"{name} {short(value)} must be a whole number from {least} to {most}") from error
     if not least <= made <= most:
-        raise InputError(f"{name} {made} must be from {least} to {most}")
+        raise InputError(f"{name} {short(made)} must be from {least} to {most}")
     return made
 
 

@@ -14,6 +14,7 @@ import torch
 
 from models.machine.checks import check_text, whole
 from models.machine.errors import InputError
+from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.sampling.schedule import guidance_schedule, resolve_sigmas
 from models.mochi.text.encoder import MAX_SEQUENCE_LENGTH, TextEmbeddings
@@ -91,10 +92,11 @@ class Run:
     def of(
         cls,
         videos: int,
+        defaults: Defaults,
         scales: Scales,
-        size: tuple[int, int, int],
+        size: tuple[int | None, int | None, int | None],
         num_inference_steps: int | None,
-        guidance_scale: float | Sequence[float],
+        guidance_scale: float | Sequence[float] | None,
         noise: tuple[torch.Tensor | None, torch.Generator | Sequence[torch.Generator] | None],
         callback: Callable[[Any, int, float, dict], Any] | None,
         *,
@@ -108,7 +110,8 @@ class Run:
     ) -> Run:
         """Check the arguments of `MochiPipeline.denoise`, and draw the noise.
 
-        `size` is (height, width, number of frames), `noise` the caller's latents and generators.
+        `size` is (height, width, number of frames), `noise` the caller's latents and generators. `defaults` fill in
+        what is None.
 
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
@@ -116,9 +119,20 @@ class Run:
         if unknown:
             known = "seed, sigmas, threshold_noise, linear_steps, policy, progress"
             raise InputError(f"there is no argument {sorted(unknown)[0]!r}; besides those that have a place: {known}")
-        geometry = Geometry(*size, scales)
+        height, width, frames = size
+        geometry = Geometry(
+            defaults.height if height is None else height,
+            defaults.width if width is None else width,
+            defaults.num_frames if frames is None else frames,
+            scales,
+        )
+        if sigmas is None:
+            num_inference_steps = defaults.num_steps if num_inference_steps is None else num_inference_steps
+            threshold_noise = defaults.threshold_noise if threshold_noise is None else threshold_noise
         levels = resolve_sigmas(num_inference_steps, sigmas, threshold_noise, linear_steps)
-        guidance = guidance_schedule(guidance_scale, len(levels) - 1)
+        guidance = guidance_schedule(
+            defaults.guidance_scale if guidance_scale is None else guidance_scale, len(levels) - 1
+        )
         drawn = make_latents(geometry, videos, noise[0], noise[1], seed)
         return cls(drawn, levels, guidance, policy, callback, progress or (lambda stage, done, total: None))
 

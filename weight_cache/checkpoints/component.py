@@ -102,6 +102,10 @@ class Component:
         """
         return self._handle(key).get_tensor(key)
 
+    def where(self, key: str) -> str:
+        """Return the file that holds tensor `key`, for messages."""
+        return str(self.directory / self._locations.get(key, ""))
+
     def check(self) -> None:
         """Open every weight file and check its header, without reading a tensor.
 

@@ -12,7 +12,7 @@ import ttnn
 
 from models.conversion import LATENT_CONV3D_BIAS, LATENT_CONV3D_WEIGHT
 from models.layers.conv3d import Conv3d, Fold
-from models.layers.module import Module, TensorSource
+from models.layers.module import Module, TensorSource, file_of
 from models.layers.staging import then
 from models.machine.errors import InputError
 from models.mochi.conventions import FirstFrames, check_first_frames, check_keep_all_frames
@@ -312,6 +312,9 @@ class _DecoderPart:
 
     def tensor(self, key: str):
         return self.component.tensor(key)
+
+    def where(self, key: str) -> str:
+        return file_of(self.component, key)
 
 
 def check_latents(latents_BCTHW: torch.Tensor, channels: int) -> None:

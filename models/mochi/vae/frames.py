@@ -41,19 +41,26 @@ def denormalise(latents_BCTHW: torch.Tensor, config: Mapping[str, Any]) -> torch
     return latents_BCTHW * std_C / scale + mean_C
 
 
-def check_latent_values(latents_BCTHW: torch.Tensor, name: str) -> None:
+def check_latent_values(
+    latents_BCTHW: torch.Tensor, name: str, why: str = "they are of another model, or were scaled"
+) -> None:
     """Check the values of normalised latents.
+
+    Args:
+        latents_BCTHW: of any shape.
+        name: of them, for messages.
+        why: such values may be there, and what mends it.
 
     Raises:
         InputError: some are not finite, or larger than any that sampling leaves.
     """
     least, most = (value.item() for value in latents_BCTHW.aminmax()) if latents_BCTHW.numel() else (0.0, 0.0)
     if not (math.isfinite(least) and math.isfinite(most)):
-        raise InputError(f"{name} hold values that are not finite: there is nothing to decode")
+        raise InputError(f"{name} hold values that are not finite, so there is nothing to decode: {why}")
     if max(-least, most) > LARGEST_LATENT:
         raise InputError(
             f"{name} hold values up to {max(-least, most):.3g}, and normalised latents stay near 1 (at most "
-            f"{LARGEST_LATENT:g} are taken): they are of another model, or were scaled"
+            f"{LARGEST_LATENT:g} are taken): {why}"
         )
 
 
@@ -63,11 +70,11 @@ def check_frames(frames_BFHWC: np.ndarray) -> None:
     Raises:
         InputError: some are not finite.
     """
-    bad = frames_BFHWC.size - int(np.isfinite(frames_BFHWC).sum())
-    if bad:
+    least, most = (value.item() for value in torch.from_numpy(frames_BFHWC).aminmax())
+    if not (math.isfinite(least) and math.isfinite(most)):
         raise InputError(
-            f"{bad} of {frames_BFHWC.size} values of the decoded frames are not finite, so there is no video: the "
-            "weights of the vae, or the latents, are too large for the decoder's arithmetic; on cards run "
+            "the decoded frames hold values that are not finite, so there is no video: the vae's weights, or the "
+            "latents, are too large for the decoder's arithmetic; check the checkpoint, and on cards run "
             "mochi-tt selftest"
         )
 

@@ -17,6 +17,7 @@ from models.machine.errors import InputError
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.sampling.schedule import guidance_schedule, resolve_sigmas
+from models.mochi.size import Subject, check_size
 from models.mochi.text.encoder import MAX_SEQUENCE_LENGTH, TextEmbeddings
 from models.mochi.vae.frames import check_latent_values
 
@@ -94,6 +95,7 @@ class Run:
         videos: int,
         defaults: Defaults,
         scales: Scales,
+        subject: Subject | None,
         size: tuple[int | None, int | None, int | None],
         num_inference_steps: int | None,
         guidance_scale: float | Sequence[float] | None,
@@ -111,7 +113,7 @@ class Run:
         """Check the arguments of `MochiPipeline.denoise`, and draw the noise.
 
         `size` is (height, width, number of frames), `noise` the caller's latents and generators. `defaults` fill in
-        what is None.
+        what is None. `subject` is what the size is judged for, before the noise is drawn; not at all if None.
 
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
@@ -129,6 +131,8 @@ class Run:
         if sigmas is None:
             num_inference_steps = defaults.num_steps if num_inference_steps is None else num_inference_steps
             threshold_noise = defaults.threshold_noise if threshold_noise is None else threshold_noise
+        if subject is not None:
+            check_size(subject, geometry, videos)
         levels = resolve_sigmas(num_inference_steps, sigmas, threshold_noise, linear_steps)
         guidance = guidance_schedule(
             defaults.guidance_scale if guidance_scale is None else guidance_scale, len(levels) - 1

@@ -34,6 +34,7 @@ from models.mochi.outputs import OUTPUT_TYPES, Denoised, Encoded, MochiOutput, a
 from models.mochi.sampling.denoise import denoise
 from models.mochi.sampling.schedule import model_times
 from models.mochi.setup import Request, Setup, resolve
+from models.mochi.size import Subject
 from models.mochi.text.encoder import (
     MAX_SEQUENCE_LENGTH,
     MeshTextEncoder,
@@ -74,12 +75,15 @@ class MochiPipeline:
         capture: bool = True,
         sampler: Callable[..., torch.Tensor] = denoise,
         defaults: Defaults | None = None,
+        subject: Subject | None = None,
     ):
         """Compose a pipeline from its parts; most callers want `from_pretrained`.
 
-        `defaults` are what a call takes where it names nothing: the checkpoint's, or Genmo's if None.
+        `defaults` are what a call takes where it names nothing: the checkpoint's, or Genmo's if None. `subject` is what
+        the size of a call is judged for, before anything is allocated; not at all if None.
         """
         self.defaults = Defaults() if defaults is None else defaults
+        self._subject = subject
         self.transformer = transformer
         self.text_encoder = text_encoder
         self.vae = vae
@@ -236,6 +240,7 @@ class MochiPipeline:
             parallel=models.parallel,
             capture=setup.capture,
             defaults=setup.defaults,
+            subject=setup.subject,
         )
 
     @property
@@ -311,6 +316,7 @@ class MochiPipeline:
             len(texts.prompts),
             self.defaults,
             self.scales,
+            self._subject,
             size,
             num_inference_steps,
             guidance_scale,
@@ -412,6 +418,7 @@ class MochiPipeline:
             len(encoded.prompts),
             self.defaults,
             self.scales,
+            self._subject,
             size,
             num_inference_steps,
             guidance_scale,

@@ -67,7 +67,7 @@ def test_the_frames_that_are_suggested_fit_and_the_next_do_not():
         check_size(subject("2x4"), long)
     frames = int(str(caught.value).split("--num-frames ")[1].split()[0])
     check_size(subject("2x4"), Geometry(480, 848, frames))
-    with pytest.raises(InputError, match="do(es)? not fit"):
+    with pytest.raises(InputError, match=r"do(es)? not fit"):
         check_size(subject("2x4"), Geometry(480, 848, frames + 6))
 
 

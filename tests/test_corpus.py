@@ -22,7 +22,7 @@ from tests.mangling import kinds_for
 MOST_BYTES = 1 << 30
 MOST_SECONDS = 20.0  # a hang, on a machine that is shared; a refusal takes a fraction of a second
 SIZE = ["--width", "32", "--height", "32", "--num-frames", "7", "--num-steps", "1", "--mesh", "1x2", "--mode", "golden"]
-# Files of a checkpoint, and how many drafts of each kind of damage the short test makes.
+# Files of a checkpoint.
 CHECKPOINT = [
     "model_index.json",
     "generation_defaults.json",
@@ -46,6 +46,7 @@ class Corpus:
         self.capsys = capsys
         self.tried = {"accepted": 0, "refused": 0}
         self.faults: list[str] = []
+        self.turn = 0
 
     def run(self, what: str, *arguments: object) -> None:
         reset_peak()
@@ -60,10 +61,16 @@ class Corpus:
             self.faults.append(f"{what}: exit {code}, {seconds:.1f} s, {grown / 1e6:.0f} MB: {captured.err[-400:]}")
 
     def mangle(self, file: Path, drafts: int, run: Callable[[str], None]) -> None:
-        """Damage a file in every way, `drafts` times each, and call `run` with what was done; then restore it."""
-        whole = file.read_bytes()
-        for kind, mangle in kinds_for(file).items():
-            for seed in range(drafts):
+        """Damage a file in every way, `drafts` times each, and call `run` with what was done; then restore it.
+
+        With 0 drafts, the files take turns: each is damaged in every fourth way, once.
+        """
+        whole, kinds = file.read_bytes(), list(kinds_for(file).items())
+        if drafts == 0:
+            kinds = kinds[self.turn % 4 :: 4]
+            self.turn += 1
+        for kind, mangle in kinds:
+            for seed in range(drafts or 1):
                 file.unlink()  # it may be a link to the original
                 file.write_bytes(mangle(whole, random.Random(f"{file.name} {kind} {seed}")))
                 run(f"{file.parent.name}/{file.name} {kind} {seed}")
@@ -72,6 +79,7 @@ class Corpus:
 
     def check(self) -> None:
         assert not self.faults, "\n".join([f"{len(self.faults)} of {self.tried}:", *self.faults[:20]])
+        print(self.tried)
         assert self.tried["refused"] > 0
 
 
@@ -154,7 +162,7 @@ def others(corpus: Corpus, generate: list, tmp_path: Path, drafts: int) -> None:
 
 def test_every_mangled_file_is_a_line_or_a_success(corpus, checkpoint, tmp_path, monkeypatch):
     stop_before_the_mesh(monkeypatch)
-    everything(corpus, checkpoint, tmp_path, 1, CHECKPOINT)
+    everything(corpus, checkpoint, tmp_path, 0, CHECKPOINT)
     corpus.check()
 
 
@@ -171,7 +179,7 @@ def test_many_mangled_files_are_a_line_or_a_success(corpus, checkpoint, tmp_path
 def test_what_is_no_file_is_a_line(corpus, checkpoint, tmp_path, monkeypatch, kind):
     stop_before_the_mesh(monkeypatch)
     make = {"directory": Path.mkdir, "pipe": os.mkfifo, "loop": lambda path: path.symlink_to(path.name)}
-    for name in CHECKPOINT:
+    for name in CHECKPOINT[::3]:
         file = checkpoint / name
         file.rename(file.with_suffix(".kept"))
         if kind != "nothing":

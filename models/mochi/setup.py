@@ -307,15 +307,15 @@ def check_store(root: Path) -> None:
     try:
         there = next(path for path in (root, *root.absolute().parents) if path.exists())
         if not there.is_dir():
-            raise InputError(f"the cache directory {root.parent} cannot be used: {there} is a file; choose another")
+            raise InputError(f"the cache directory {root.parent} cannot be written: {there} is a file; choose another")
         needed = os.R_OK | os.X_OK if there == root else os.W_OK | os.X_OK
         if not os.access(there, needed):
-            raise InputError(f"the cache directory {root.parent} cannot be used: no permission in {there}")
+            raise InputError(f"the cache directory {root.parent} cannot be written: no permission in {there}")
     except OSError as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"the cache directory {root.parent} cannot be used ({error.strerror}): choose another"
+            f"the cache directory {root.parent} cannot be written ({error.strerror}): choose another"
         ) from error
 
 

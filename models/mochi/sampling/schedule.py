@@ -132,7 +132,9 @@ def guidance_schedule(guidance: float | Sequence[float], num_steps: int) -> list
         raise InputError(f"{len(scales)} guidance scales for {num_steps} steps: give one, or one per step")
     for scale in scales:
         if not 1 <= scale <= MOST_GUIDANCE:
-            raise InputError(f"guidance scale {scale:g} must be from 1, which turns guidance off, to {MOST_GUIDANCE:g}")
+            raise InputError(
+                f"guidance scale {scale:g} must be at least 1 (1 turns guidance off) and at most {MOST_GUIDANCE:g}"
+            )
     return scales
 
 

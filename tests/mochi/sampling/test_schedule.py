@@ -85,7 +85,7 @@ def test_sigmas_of_the_caller():
 def test_guidance_is_one_scale_or_one_per_step():
     assert guidance_schedule(4.5, 3) == [4.5, 4.5, 4.5]
     assert guidance_schedule([6, 6, 1], 3) == [6.0, 6.0, 1.0]
-    for guidance, message in [([6, 1], "2 guidance scales for 3"), (0.5, "0.5 must be from 1, which"), ("6", "'6'")]:
+    for guidance, message in [([6, 1], "2 guidance scales for 3"), (0.5, "0.5 must be at least 1"), ("6", "'6'")]:
         with pytest.raises(ValueError, match=message):
             guidance_schedule(guidance, 3)
 

@@ -304,19 +304,18 @@ def check_store(root: Path) -> None:
     Raises:
         InputError: a part of the path is a file, or there is no permission.
     """
+    refused = f"the cache directory {root.parent} cannot be written"
     try:
         there = next(path for path in (root, *root.absolute().parents) if path.exists())
         if not there.is_dir():
-            raise InputError(f"the cache directory {root.parent} cannot be written: {there} is a file; choose another")
+            raise InputError(f"{refused}: {there} is a file; choose another --cache-dir")
         needed = os.R_OK | os.X_OK if there == root else os.W_OK | os.X_OK
         if not os.access(there, needed):
-            raise InputError(f"the cache directory {root.parent} cannot be written: no permission in {there}")
+            raise InputError(f"{refused}: no permission in {there}; choose another --cache-dir")
     except OSError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"the cache directory {root.parent} cannot be written ({error.strerror}): choose another"
-        ) from error
+        raise InputError(f"{refused} ({error.strerror}): choose another --cache-dir") from error
 
 
 def _of_the_machine(request: Request, profile: Profile | None) -> Profile:

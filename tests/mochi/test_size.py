@@ -103,8 +103,8 @@ def test_host_memory_is_a_figure_of_this_machine(monkeypatch):
         (["--vae-split", "q7"], "is not a split"),
         (["--lora", "{here}/log.txt"], "is truncated or not a safetensors file"),
         (["--lora", "{here}"], "no LoRA file"),
-        (["--cache-dir", "{here}/log.txt"], "is a file; choose another"),
-        (["--cache-dir", "{here}/log.txt/deeper"], "is a file; choose another"),
+        (["--cache-dir", "{here}/log.txt"], "is a file; choose another --cache-dir"),
+        (["--cache-dir", "{here}/log.txt/deeper"], "is a file; choose another --cache-dir"),
         (["--cache-dir", "x" * 300], "cannot be written"),
         (["--fps", "1000000"], "fps 1000000 must be at least 1 and at most 1000"),
         (["--seed", "-1"], "seed -1 must be from 0"),
@@ -120,6 +120,15 @@ def test_a_plan_refuses_what_cannot_be(tmp_path, monkeypatch, capsys, arguments,
     assert len(lines) == 1
     assert words in lines[0]
     assert [path.name for path in tmp_path.iterdir()] == ["log.txt"], "nothing was made"
+
+
+@pytest.mark.parametrize(("mesh", "fits"), [("1x1", False), ("1x2", False), ("1x4", True)])
+def test_a_plan_of_weights_says_whether_a_chip_holds_them(tmp_path, capsys, mesh, fits):
+    out = tmp_path / "plan.json"
+    assert main(["cache", "build", "--plan", "--model-config", "preview", "--mesh", mesh, "--json", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert ("this does not fit: the weights do not fit" in said) == (not fits)
+    assert json.loads(out.read_text())["fits"] == fits
 
 
 def test_numbers_of_numpy_serve_as_a_request():

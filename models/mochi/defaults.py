@@ -65,7 +65,7 @@ class Defaults:
         return replace(self, **{name: _like(known[name], name, v) for name, v in values.items() if v is not None})
 
 
-def _like(known: int | float, name: str, value: Any) -> int | float:
+def _like(known: int | float, name: str, value: Any) -> Any:
     """Return a number, also one of NumPy, as the kind that the default is."""
     try:
         return number(name, value) if isinstance(known, float) else whole(name, value, -(2**63), 2**63 - 1)

@@ -77,6 +77,11 @@ class OpenMesh:
     _closed: bool = field(default=False, init=False)
 
     @property
+    def is_open(self) -> bool:
+        """Whether nobody has closed the mesh."""
+        return not self._closed
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(rows, columns) of the mesh."""
         rows, cols = self.device.shape
@@ -112,7 +117,7 @@ def parse_mesh(mesh: str | tuple[int, int]) -> tuple[int, int]:
         InputError: `mesh` is not two positive numbers.
     """
     text = mesh if isinstance(mesh, str) else "x".join(map(str, mesh))
-    match = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,6})\s*[xX]\s*([0-9]{1,6})\s*", text)
     rows, cols = (int(match[1]), int(match[2])) if match else (0, 0)
     if rows < 1 or cols < 1:
         raise InputError(f"mesh {text!r} is not ROWSxCOLUMNS with at least one chip each; write e.g. 2x4")

@@ -69,7 +69,7 @@ def build(
             cache_dir=cache_dir,
         )
     )
-    from models.jobs.weights import build_weights, plan_weights
+    from models.jobs.weights import build_weights, plan_weights, unfit
 
     if plan:
         plans = plan_weights(setup)
@@ -77,7 +77,10 @@ def build(
         for planned in plans:
             print("\n".join(planned.lines()))
         print(f"together: {sizes['disk_bytes'] / 1e9:.3f} GB on disk, {sizes['chip_bytes'] / 1e9:.3f} GB per chip")
-        _write({"components": [planned.as_json() for planned in plans], **sizes}, json_file)
+        problem = unfit(setup)
+        if problem is not None:
+            print(f"this does not fit: {problem}")
+        _write({"fits": problem is None, "components": [planned.as_json() for planned in plans], **sizes}, json_file)
         return
     with make_reporter() as reporter:
         built = build_weights(setup, reporter.progress, lambda line: reporter.line(f"warning: {line}"))

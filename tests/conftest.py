@@ -2,6 +2,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Property-based tests: few examples, always the same, by default; many with the long tests."""
+    for name, examples in (("quick", 30), ("whole", 1000)):
+        settings.register_profile(
+            name,
+            max_examples=examples,
+            derandomize=True,
+            deadline=None,
+            database=None,
+            suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+        )
+    settings.load_profile("quick" if config.option.markexpr == "not full" else "whole")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

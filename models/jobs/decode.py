@@ -9,13 +9,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from models.device import MODES
-from models.jobs.generate import check_mode
+from models.jobs.generate import FLAT, check_mode, check_outputs, check_own, tell_replaced
 from models.machine.checks import typed
-from models.machine.errors import InputError, MissingInputError
-from models.machine.files import check_writable, write_json
+from models.machine.errors import MissingInputError
+from models.machine.files import Reservation, write_json
 from models.mochi.conventions import check_keep_all_frames
-from models.mochi.geometry import FPS
-from models.mochi.setup import Request, Setup, resolve
+from models.mochi.geometry import FPS, Geometry
+from models.mochi.setup import Request, Setup, check_fps, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +41,9 @@ class _About:
 
     fps: int = FPS
     model: str = "tiny"
+    variant: str | None = None
+    base: str | None = None
+    vae_split: str | None = None
     first_frames: str | None = None
 
 
@@ -54,6 +57,7 @@ class DecodeJob:
     about: dict[str, Any]
     fps: int
     out: Path
+    reservation: Reservation
 
 
 def plan(request: DecodeRequest) -> DecodeJob:
@@ -70,35 +74,49 @@ def plan(request: DecodeRequest) -> DecodeJob:
 
     latents, kept = load_latents(request.latents)
     about = typed(_About, {key: value for key, value in kept.items() if value is not None}, f"{request.latents}")
-    fps = request.fps if request.fps is not None else about.fps
-    if fps < 1:
-        raise InputError(f"fps {fps} must be at least 1 (Mochi's is 30)")
+    fps = check_fps(request.fps if request.fps is not None else about.fps)
     out = Path(request.out) if request.out is not None else Path(request.latents).with_suffix(".mp4")
-    check_writable(out)
-    setup = resolve(
-        replace(
-            request.request,
-            model=request.request.model or about.model,
-            first_frames=_first_frames(request, about),
-            components=("vae",),
-        )
-    )
+    check_outputs(out, latents=False)
+    check_own(out, latents=False)
+    setup = resolve(_completed(request.request, about))
     check_keep_all_frames(setup.conventions.first_frames, request.keep_all_frames)
+    from models.mochi.size import check_size
     from models.mochi.vae.decoder import check_latents
 
     check_latents(latents, setup.configs.vae.latent_channels)
     # Decoding has no branches of guidance: it takes the whole mesh.
-    return DecodeJob(request, replace(setup, layout=replace(setup.layout, cfg_axis=None)), latents, kept, fps, out)
+    setup = replace(setup, layout=replace(setup.layout, cfg_axis=None))
+    assert setup.subject is not None
+    check_size(replace(setup.subject, layout=setup.layout), _geometry(latents, setup))
+    return DecodeJob(request, setup, latents, kept, fps, out, Reservation(out))
 
 
-def _first_frames(request: DecodeRequest, about: _About) -> str | None:
-    """Return the way asked for, else that of the video that the latents were made with; None for the checkpoint's.
+def _completed(request: Request, about: _About) -> Request:
+    """Return a request with what the latents recorded in the place of what it leaves out.
 
-    Another checkpoint than that of the latents has its own way.
+    Another checkpoint than that of the latents has its own files and its own first frames.
     """
-    asked, model = request.request.first_frames, request.request.model
-    is_of_the_latents = model is None or str(model) == about.model
-    return asked if asked is not None or not is_of_the_latents else about.first_frames
+    wanted = replace(
+        request,
+        model=request.model or about.model,
+        vae_split=request.vae_split or about.vae_split,
+        components=("vae",),
+    )
+    if request.model is not None and str(request.model) != about.model:
+        return wanted
+    return replace(
+        wanted,
+        variant=request.variant or about.variant,
+        base=request.base or about.base,
+        first_frames=request.first_frames if request.first_frames is not None else about.first_frames,
+    )
+
+
+def _geometry(latents_BCTHW: torch.Tensor, setup: Setup) -> Geometry:
+    """Return the size of the video that latents decode to."""
+    _, _, frames, rows, columns = latents_BCTHW.shape
+    scales = replace(setup.scales, patch=1)  # the decoder knows no patches
+    return Geometry(rows * scales.spatial, columns * scales.spatial, (frames - 1) * scales.temporal + 1, scales)
 
 
 def run(
@@ -112,14 +130,19 @@ def run(
         InputError: weights that do not fit their configuration, or a split that the video does not allow.
         OSError: writing failed; nothing is left behind.
     """
+    tell_replaced(job.out, on_message)
+    with job.reservation:
+        return _run(job, progress or (lambda stage, done, total: None), on_message or (lambda line: None))
+
+
+def _run(job: DecodeJob, report: Callable[[str, int, int], None], on_message: Callable[[str], None]) -> Path:
     from models.device import open_mesh
     from models.jobs.video import write_mp4
     from models.mochi.vae import MochiVaeDecoder
-    from models.mochi.vae.frames import to_uint8
+    from models.mochi.vae.frames import are_flat, to_uint8
     from models.parallel import Mesh
     from weight_cache.store import Store
 
-    report = progress or (lambda stage, done, total: None)
     request, setup, seconds = job.request, job.setup, {}
     assert setup.checkpoint is not None
     start = perf_counter()
@@ -141,6 +164,8 @@ def run(
         report("decode", 1, 1)
         seconds["decode"] = round(perf_counter() - start, 3)
     frames = to_uint8(video[0])
+    if are_flat(frames):
+        on_message(FLAT)
     report("write", 0, len(frames))
     write_mp4(frames, job.out, job.fps, on_frame=lambda done, total: report("write", done, total))
     try:

@@ -7,8 +7,10 @@ makes a video with it, `write` writes the files. One open pipeline serves many r
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +18,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from models.device import MODES, choose_mode
-from models.machine.checks import check_text
+from models.machine.checks import check_text, json_file
 from models.machine.errors import Cancelled, InputError
-from models.machine.files import check_writable, write_json
+from models.machine.files import Reservation, Taken, check_writable, write_json
 from models.mochi.setup import Request, Setup, Video, as_arguments, resolve
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ _EMPTY = {
     "zeros": "the prompt is empty: it is encoded as zeros, as Genmo does",
     "encoded": "the prompt is empty: its end token alone is encoded, as in Diffusers and ComfyUI",
 }
+FLAT = (
+    "all pixels of the video have one colour: if the prompt did not ask for that, the numbers of the vae, the guidance "
+    "or a LoRA are out of range"
+)
 Progress = Callable[[str, int, int], None]
 Message = Callable[[str], None]
 
@@ -56,11 +62,12 @@ class Job:
     setup: Setup
     video: Video
     out: Path
+    reservation: Reservation
 
     @property
     def latents_file(self) -> Path:
         """Where the latents are kept, if they are."""
-        return self.out.with_suffix(".latents.safetensors")
+        return latents_beside(self.out)
 
 
 @dataclass(frozen=True)
@@ -98,13 +105,53 @@ def plan(request: GenerateRequest) -> Job:
     check_text("the negative prompt", request.negative_prompt)
     if request.out is not None:
         check_outputs(Path(request.out), latents=request.save_latents)
+        check_own(Path(request.out), latents=request.save_latents)
     setup = resolve(request.request)
     if setup.video is None:
         raise InputError("a video has to be asked for: give the request a VideoRequest")
     seed = setup.video.settings.seed
-    out = Path(request.out) if request.out is not None else free_name(request.prompt, seed)
-    check_outputs(out, latents=request.save_latents)
-    return Job(request, setup, setup.video, out)
+    if request.out is not None:
+        held = Reservation(Path(request.out))
+    else:
+        check_writable(OUTPUTS / "video.mp4")
+        held = reserve_name(request.prompt, seed)
+    try:
+        check_outputs(held.path, latents=request.save_latents)
+    except BaseException:
+        held.release()
+        raise
+    return Job(request, setup, setup.video, held.path, held)
+
+
+def latents_beside(out: Path) -> Path:
+    """Return the file of the latents of a video."""
+    return out.with_suffix(".latents.safetensors")
+
+
+def check_own(out: Path, *, latents: bool) -> None:
+    """See that a video replaces nothing but an earlier one of this program: the JSON beside it names it.
+
+    Raises:
+        InputError: there is a file of one of the names that is none of ours.
+    """
+    record = out.with_suffix(".json")
+    ours = False
+    if record.exists():
+        with suppress(InputError):
+            ours = json_file(record, "", "").get("video") == out.name
+    others = [out, record, *([latents_beside(out)] if latents else [])]
+    foreign = [path for path in others if path.exists()]
+    if foreign and not ours:
+        raise InputError(
+            f"{foreign[0]} exists and is not of an earlier video of this name, so it is not replaced: choose another "
+            "--out, or move it away"
+        )
+
+
+def tell_replaced(out: Path, on_message: Message | None) -> None:
+    """Say that an earlier video will be replaced."""
+    if on_message is not None and out.exists():
+        on_message(f"{out} is an earlier video and will be replaced")
 
 
 def check_outputs(out: Path, *, latents: bool) -> None:
@@ -146,12 +193,14 @@ def run(job: Job, progress: Progress | None = None, on_message: Message | None =
     """
     from models.mochi.pipeline import MochiPipeline
 
+    tell_replaced(job.out, on_message)
     start = perf_counter()
-    with MochiPipeline.load(job.setup, progress, on_message) as pipe:
-        load_seconds = round(perf_counter() - start, 3)
-        made = make(pipe, job, progress, on_message)
-    made.seconds["load"] = load_seconds
-    return write(made, job, progress)
+    with job.reservation:
+        with MochiPipeline.load(job.setup, progress, on_message) as pipe:
+            load_seconds = round(perf_counter() - start, 3)
+            made = make(pipe, job, progress, on_message)
+        made.seconds["load"] = load_seconds
+        return write(made, job, progress)
 
 
 def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_message: Message | None = None) -> Made:
@@ -163,7 +212,7 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
     """
     from models.jobs.latents import save_latents
     from models.mochi.outputs import MochiOutput
-    from models.mochi.vae.frames import to_uint8
+    from models.mochi.vae.frames import are_flat, to_uint8
 
     tell = on_message or (lambda line: None)
     request, video = job.request, job.video
@@ -190,14 +239,14 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
     if request.save_latents:
         about = {
             "prompt": request.prompt,
-            "model": str(request.request.model),
             "fps": video.settings.fps,
             "seed": video.settings.seed,
-            "first_frames": job.setup.conventions.first_frames,
-        }
+        } | decoded_by(job.setup)
         save_latents(output.frames, job.latents_file, about)
     start = perf_counter()
     frames = to_uint8(pipe.decode(output.frames, "np", progress=progress)[0])
+    if are_flat(frames):
+        tell(FLAT)
     seconds = output.seconds | {"decode": round(perf_counter() - start, 3)}
     for name, encoded in (("prompt", output.prompts), ("negative prompt", output.negatives)):
         if encoded and encoded[0].num_truncated:
@@ -227,6 +276,20 @@ def write(made: Made, job: Job, progress: Progress | None = None) -> Path:
         job.out.unlink(missing_ok=True)
         raise
     return job.out
+
+
+def decoded_by(setup: Setup) -> dict[str, Any]:
+    """Return what latents record of the decoder, so that `decode` makes the same video of them."""
+    request, checkpoint = setup.request, setup.checkpoint
+    return {
+        "model": checkpoint.source if checkpoint is not None else None,
+        "variant": checkpoint.variant if checkpoint is not None else None,
+        "base": None if request.base is None else str(request.base),
+        "vae_split": request.vae_split,
+        "first_frames": setup.conventions.first_frames,
+        "mesh": "x".join(map(str, setup.mesh_shape)),
+        "layout": str(setup.layout),
+    }
 
 
 def record(made: Made, job: Job) -> dict[str, Any]:
@@ -275,11 +338,29 @@ def record(made: Made, job: Job) -> dict[str, Any]:
 
 def free_name(prompt: str, seed: int, folder: Path = OUTPUTS) -> Path:
     """Return `outputs/<words of the prompt>-<seed>.mp4`, with a number where that name is taken."""
+    return next(path for path in _names(prompt, seed, folder) if _is_free(path))
+
+
+def reserve_name(prompt: str, seed: int, folder: Path = OUTPUTS) -> Reservation:
+    """Reserve what `free_name` gives; a name that another job writes to is taken too."""
+    for path in _names(prompt, seed, folder):
+        with suppress(Taken):
+            held = Reservation(path)
+            if _is_free(path):  # looked at only now: a job that had the name may just have ended
+                return held
+            held.release()
+    raise AssertionError("the names do not end")
+
+
+def _names(prompt: str, seed: int, folder: Path) -> Iterator[Path]:
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "video"
-    path, number = folder / f"{words}-{seed}.mp4", 2
-    while path.exists() or path.with_suffix(".json").exists():
-        path, number = folder / f"{words}-{seed}-{number}.mp4", number + 1
-    return path
+    yield folder / f"{words}-{seed}.mp4"
+    for number in itertools.count(2):
+        yield folder / f"{words}-{seed}-{number}.mp4"
+
+
+def _is_free(path: Path) -> bool:
+    return not any(file.exists() for file in (path, path.with_suffix(".json"), latents_beside(path)))
 
 
 def version_of(package: str) -> str:

@@ -11,11 +11,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from models.machine.checks import json_object
-from models.machine.errors import InputError, MissingInputError
+from models.machine.errors import InputError
 from models.machine.files import renamed_when_done
+from models.machine.headers import read_header
+from models.mochi.vae.frames import check_latent_values
 
 FORMAT = "mochi-tt latents 1"
+# More than the largest video that a mesh decodes has (`models.mochi.size`).
+LARGEST_BYTES = 1 << 30
 _KEY = "latents"
+_MEND = "give a file made by generate --save-latents"
 
 
 def save_latents(latents_BCTHW: torch.Tensor, path: Path, about: dict[str, Any]) -> None:
@@ -38,20 +43,22 @@ def load_latents(path: str | Path) -> tuple[torch.Tensor, dict[str, Any]]:
     """Read what `save_latents` wrote: the latents and what was kept beside them.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or not such a file.
+        MissingInputError: there is no such file.
+        InputError: it is damaged, not such a file, or holds values that no sampler leaves.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingInputError(f"latents {path} do not exist: give a file made by generate --save-latents")
+    header = read_header(path, "latents", _MEND)
+    if header.metadata.get("format") != FORMAT or set(header.tensors) != {_KEY}:
+        raise InputError(f"{path} is a safetensors file but not one of latents: {_MEND}")
+    about = json_object(header.metadata.get("about", "{}"), f"what {path} says of its latents", _MEND)
+    found = header.tensors[_KEY]
+    if found.dtype != "F32":
+        raise InputError(f"latents {path} are {found.dtype}, not F32: {_MEND}")
+    if found.end > LARGEST_BYTES:
+        raise InputError(f"latents {path} have {found.end / 1e9:.1f} GB, no video's have so many: {_MEND}")
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT or set(file.keys()) != {_KEY}:
-                raise InputError(
-                    f"{path} is a safetensors file but not one of latents: give one made by generate --save-latents"
-                )
-            about = json_object(metadata.get("about", "{}"), f"what {path} says of its latents")
-            return file.get_tensor(_KEY), about
-    except SafetensorError as error:
-        raise InputError(f"latents {path} cannot be read ({error}): the file is damaged or of another kind") from error
+            latents_BCTHW = file.get_tensor(_KEY)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"latents {path} cannot be read ({error}): {_MEND}") from error
+    check_latent_values(latents_BCTHW, f"latents {path}")
+    return latents_BCTHW, about

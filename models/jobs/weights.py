@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from models.device import cards, open_mesh
 from models.machine.errors import InputError
 from models.mochi.components import Models
 from models.mochi.setup import Setup
+from models.mochi.size import check_size
 from models.parallel import place
 from weight_cache.plan import NamedMesh, Plan, plan
 from weight_cache.store import Progress, Store
@@ -18,6 +20,16 @@ def plan_weights(setup: Setup) -> list[Plan]:
     """Compute how large the entries will be, one per component. No weights are read and no mesh is opened."""
     models = Models.declare(setup.configs, NamedMesh(setup.layout.branch))
     return [plan(module, component, setup.precision.weights) for component, module in models.by_component().items()]
+
+
+def unfit(setup: Setup) -> str | None:
+    """Return what does not fit a chip and what would, or None if the weights fit."""
+    assert setup.subject is not None
+    try:
+        check_size(replace(setup.subject, mode="hardware"), None)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def build_weights(
@@ -31,6 +43,9 @@ def build_weights(
     """
     if setup.checkpoint is None:
         raise InputError("without a checkpoint there is nothing to convert: name a model")
+    problem = unfit(setup)
+    if problem is not None:
+        raise InputError(problem)
     store, built = Store(setup.request.cache_dir), {}
     # ttnn packs on the host, but asks the cluster for its tiles: a mock one does where there are no cards.
     with open_mesh(setup.mesh_shape, "auto" if cards() else "dry-run") as opened:

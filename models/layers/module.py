@@ -16,9 +16,15 @@ from models.conversion import Conversion
 from models.machine.errors import InputError
 from models.parallel import Mesh, gather
 
+# Largest number of bfloat16.
+LARGEST = (2 - 2**-7) * 2.0**127
+
 
 class TensorSource(Protocol):
-    """The source of the weights: a checkpoint component, or a plain mapping in tests."""
+    """The source of the weights: a checkpoint component, or a plain mapping in tests.
+
+    One that also has `where(key)`, which names a tensor's file, is quoted in messages.
+    """
 
     def keys(self):
         """Return the names of all tensors."""
@@ -103,11 +109,20 @@ class Parameter:
         return tuple(self._converted(parts).shape)
 
     def read(self, source: TensorSource, prefix: str):
-        """Read the sources and convert them: a host ``torch.Tensor`` over all shards, which may be a view of them."""
+        """Read the sources and convert them: a host ``torch.Tensor`` over all shards, which may be a view of them.
+
+        Raises:
+            InputError: a value is not finite, or too large for bfloat16, before or after the conversion.
+        """
         parts = [source.tensor(prefix + name) for name in self.sources]
+        for name, part in zip(self.sources, parts, strict=True):
+            _check_values(part, _place(source, prefix + name))
         if not (self.moves_only and len({part.dtype for part in parts}) == 1 and parts[0].is_floating_point()):
             parts = [part.float() for part in parts]
-        return self._converted(parts)
+        made = self._converted(parts)
+        if not self.moves_only and self.convert is not None:
+            _check_values(made, f"what is made of {', '.join(_place(source, prefix + name) for name in self.sources)}")
+        return made
 
     def distribute(self, mesh: Mesh, host) -> ttnn.Tensor:
         """Make of what `read` gave the ttnn host tensor, one shard per chip, that `put` takes."""
@@ -138,6 +153,33 @@ class Parameter:
         if self._tensor is not None:
             ttnn.deallocate(self._tensor)
             self._tensor = None
+
+
+def _check_values(value, name: str) -> None:
+    """Check a host tensor of any type; one pass at the speed of memory.
+
+    Raises:
+        InputError: a value is not finite in bfloat16.
+    """
+    if not value.is_floating_point() or not value.numel():
+        return
+    least, most = (value.float() if value.element_size() == 1 else value).aminmax()
+    if not -LARGEST <= least.item() <= most.item() <= LARGEST:
+        raise InputError(
+            f"{name} holds values that are not finite, or too large for bfloat16: the file is damaged or of a training "
+            "that failed; download it again"
+        )
+
+
+def file_of(source: TensorSource, key: str) -> str:
+    """Return the file that holds a tensor, or "" where the source does not know."""
+    where = getattr(source, "where", None)
+    return "" if where is None else where(key)
+
+
+def _place(source: TensorSource, key: str) -> str:
+    file = file_of(source, key)
+    return f"{file}: {key}" if file else key
 
 
 class Module:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import math
 import operator
+import os
+import stat
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from models.machine.errors import InputError
+from models.machine.errors import InputError, MissingInputError
+
+JSON_BYTES, JSON_DEPTH = 16 << 20, 64
+"""Most bytes and levels of a JSON text: the largest of a true checkpoint, T5's tokenizer.json, has 2.4 MB."""
+_FOREIGN = "the file is damaged or of another kind"
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -37,11 +45,11 @@ def number(name: str, value: Any) -> float:
         InputError: it is no number, or not finite.
     """
     if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
-        raise InputError(f"{name} {_short(value)} must be a number")
+        raise InputError(f"{name} {short(value)} must be a number")
     try:
         made = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise InputError(f"{name} {_short(value)} must be one number ({_first_line(error)})") from error
+        raise InputError(f"{name} {short(value)} must be one number ({_first_line(error)})") from error
     if not math.isfinite(made):
         raise InputError(f"{name} {made} must be finite")
     return made
@@ -54,7 +62,7 @@ def numbers(name: str, values: Any) -> list[float]:
         InputError: it cannot be gone through, or a part is no finite number.
     """
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
-        raise InputError(f"{name} {_short(values)} must be a list of numbers")
+        raise InputError(f"{name} {short(values)} must be a list of numbers")
     return [number(name, value) for value in values]
 
 
@@ -65,30 +73,125 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
         InputError: it is no whole number, or not from `least` to `most`.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InputError(f"{name} {_short(value)} must be a whole number")
+        raise InputError(f"{name} {short(value)} must be a whole number from {least} to {most}")
     try:
         made = operator.index(value)
     except TypeError as error:
-        raise InputError(f"{name} {_short(value)} must be a whole number") from error
+        raise InputError(f"{name} {short(value)} must be a whole number from {least} to {most}") from error
     if not least <= made <= most:
-        raise InputError(f"{name} {made} must be from {least} to {most}")
+        raise InputError(f"{name} {short(made)} must be from {least} to {most}")
     return made
 
 
-def json_object(text: str | bytes, where: str) -> dict[str, Any]:
-    """Return the object that a JSON text holds.
+def json_object(text: str | bytes, where: str, mend: str = _FOREIGN) -> dict[str, Any]:
+    """Return the object that a JSON text holds: the one reader of JSON that others wrote.
+
+    Args:
+        text: as it was read.
+        where: it was, for messages.
+        mend: what the user does about a bad one.
 
     Raises:
-        InputError: it is no JSON, is nested too deeply, or is no object.
+        InputError: it is too long, is no JSON, is nested too deeply, is no object, names an entry twice, or holds text
+            that is no Unicode or a number that is not finite.
     """
+    if len(text) > JSON_BYTES:
+        raise InputError(
+            f"{where} has {len(text) / 1e6:.0f} MB, and {JSON_BYTES / 1e6:.0f} MB are read at most: {mend}"
+        )
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once, parse_constant=_refused, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         why = _first_line(error)
-        raise InputError(f"{where} is no JSON ({why}): the file is damaged or of another kind") from error
+        raise InputError(f"{where} is not valid JSON ({why}): {mend}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{where} holds {type(value).__name__}, not an object: the file is damaged or of another kind")
+        raise InputError(f"{where} holds JSON of {type(value).__name__}, not an object: {mend}")
+    _check_tree(value, where, mend)
     return value
+
+
+def json_file(path: str | Path, what: str, mend: str) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Args:
+        path: the file.
+        what: it is, for messages, such as "machine profile".
+        mend: what the user does about a bad one, such as "download it again".
+
+    Raises:
+        MissingInputError: there is no such file.
+        InputError: it cannot be read, or is not what `json_object` takes.
+    """
+    return json_object(read_bytes(path, what, mend, JSON_BYTES), _named(what, path), mend)
+
+
+def read_bytes(path: str | Path, what: str, mend: str, most: int) -> bytes:
+    """Return all bytes of a file of limited size.
+
+    Raises:
+        MissingInputError: there is no such file.
+        InputError: it cannot be read, is no plain file, or has more than `most` bytes.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError(f"{_named(what, path)} is no plain file: {mend}")
+            read = file.read(most + 1)
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{_named(what, path)} does not exist: {mend}") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or _first_line(error)
+        raise InputError(f"{_named(what, path)} cannot be read ({why}): {mend}") from error
+    if len(read) > most:
+        raise InputError(f"{_named(what, path)} has more than {most / 1e6:.0f} MB, the most that is read: {mend}")
+    return read
+
+
+def _named(what: str, path: str | Path) -> str:
+    return f"{what} {path}".strip()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes to is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{short(name)} is there twice")
+    return made
+
+
+def _refused(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
+
+
+def _check_tree(value: dict[str, Any], where: str, mend: str) -> None:
+    """Check the depth and the texts of what a JSON text gave, without recursion."""
+    level: list[Any] = [value]
+    for _ in range(JSON_DEPTH):
+        below: list[Any] = []
+        for part in level:
+            if isinstance(part, dict):
+                below += part.keys()
+                below += part.values()
+            elif isinstance(part, list):
+                below += part
+            elif isinstance(part, str) and not part.isascii():
+                check_text(where, part)
+        if not below:
+            return
+        level = below
+    raise InputError(f"{where} is nested more than {JSON_DEPTH} levels deep: {mend}")
 
 
 def typed[Record](record: type[Record], values: Mapping[str, Any], where: str) -> Record:
@@ -131,7 +234,7 @@ def _value(value: Any, hint: Any, field: Field, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         right = True
     if not right:
-        raise InputError(f"{where} is {_short(value)}, but must be {_KINDS[hint]}")
+        raise InputError(f"{where} is {short(value)}, but must be {_KINDS[hint]}")
     if hint not in (int, float):
         return value
     if not math.isfinite(value):
@@ -142,8 +245,12 @@ def _value(value: Any, hint: Any, field: Field, where: str) -> Any:
     return value
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+def short(value: Any) -> str:
+    """Return a value as a message names it: at most 60 characters."""
+    try:
+        text = repr(value)
+    except Exception:  # numbers of thousands of digits, and objects of others
+        text = f"of type {type(value).__name__}"
     return text if len(text) < 60 else f"{text[:57]}..."
 
 

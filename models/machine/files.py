@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import tempfile
@@ -10,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 from stat import S_IMODE
-from typing import Any
+from typing import IO, Any, Self
 
 from models.machine.errors import InputError
 
@@ -42,6 +44,69 @@ def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
             if folder.is_dir():
                 folder.rmdir()
         raise InputError(f"output {path} cannot be written ({error.strerror}): choose another place") from error
+
+
+class Reservation:
+    """A name that this process alone writes to, from when it was chosen until it is released or the process ends.
+
+    It is a lock on a hidden file beside the name, so that nothing appears under the name itself and the end of a
+    process, however it comes, frees it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reserve `path`, whose folder exists.
+
+        Raises:
+            Taken: another job writes to it.
+            InputError: nothing can be written there.
+        """
+        self.path = path
+        digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+        self._beside = path.with_name(f".mochi-tt-{digest}.reserved")
+        self._file: IO[bytes] | None = None
+        try:
+            while self._file is None:
+                self._file = self._locked()
+        except BlockingIOError as error:
+            raise Taken(f"output {path} is being written by another job: choose another name, or wait") from error
+        except OSError as error:
+            raise InputError(f"output {path} cannot be written ({error.strerror}): choose another place") from error
+
+    def _locked(self) -> IO[bytes] | None:
+        """Return the locked file, or None if its last holder removed it meanwhile."""
+        file = self._beside.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino == self._beside.stat().st_ino:
+                return file
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+        return None
+
+    def release(self) -> None:
+        """Give the name free; a second call does nothing."""
+        if self._file is not None:
+            self._beside.unlink(missing_ok=True)
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            self.release()
+
+
+class Taken(InputError):
+    """Another job writes to this name at this moment."""
 
 
 def write_json(value: Mapping[str, Any], path: str | Path) -> None:

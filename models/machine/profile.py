@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.machine.errors import InputError, MissingInputError
+from models.machine.checks import json_file
+from models.machine.errors import InputError
 from models.machine.files import write_json
 from models.machine.ways import Ways, parse_plain
 
@@ -105,15 +105,9 @@ def read(file: Path) -> Profile:
         MissingInputError: there is no such file.
         InputError: the file is not a profile of this version, or a value breaks its rule.
     """
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingInputError(f"machine profile {file} does not exist: make it with selftest --profile") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"machine profile {file} cannot be read: {error}") from error
-    if not isinstance(data, dict) or data.get("version") != VERSION or data["version"] is True:
-        found = data.get("version") if isinstance(data, dict) else None
-        raise InputError(f"machine profile {file} has version {found!r}, not {VERSION}: make it anew")
+    data = json_file(file, "machine profile", "make it with selftest --profile")
+    if data.get("version") != VERSION or data["version"] is True:
+        raise InputError(f"machine profile {file} has version {data.get('version')!r:.20}, not {VERSION}: make it anew")
     unknown = sorted(set(data) - _KEYS)
     if unknown:
         raise InputError(f"machine profile {file}: unknown entries {', '.join(unknown)}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from models.machine.checks import number, whole
 from models.machine.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,10 +59,15 @@ class Defaults:
             ValueError: a name that is not a setting, or a value of another kind than the default's.
         """
         known = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in values.items():
+        for name in values:
             if name not in known:
                 raise InputError(f"{name} is not a generation setting; known are {', '.join(known)}")
-            allowed = (int, float) if isinstance(known[name], float) else (int,)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, allowed)):
-                raise InputError(f"{name} {value!r} must be a number like {known[name]}")
-        return replace(self, **{name: value for name, value in values.items() if value is not None})
+        return replace(self, **{name: _like(known[name], name, v) for name, v in values.items() if v is not None})
+
+
+def _like(known: int | float, name: str, value: Any) -> Any:
+    """Return a number, also one of NumPy, as the kind that the default is."""
+    try:
+        return number(name, value) if isinstance(known, float) else whole(name, value, -(2**63), 2**63 - 1)
+    except InputError as error:
+        raise InputError(f"{error}, like {known}") from error

@@ -11,9 +11,15 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from models.machine.checks import short, whole
 from models.machine.errors import InputError
 
 FPS = 30
+# H.264 has no larger pictures (ITU-T H.264, table A-1 and A.3.1: 139264 macroblocks at level 6.2, and along one side at
+# most the square root of 8 times as many).
+MOST_PIXELS = 16880
+# About an hour: far more than any mesh holds.
+MOST_FRAMES = 108_001
 
 
 @dataclass(frozen=True)
@@ -75,10 +81,13 @@ class Geometry:
 
     def __post_init__(self) -> None:
         step = self.scales.spatial * self.scales.patch
-        for name, value in (("height", self.height), ("width", self.width)):
-            _check(name, value, step, 0, f"a positive multiple of {step}")
-        rule = f"{self.scales.temporal}k + 1 with k >= 0"
-        _check("num_frames", self.num_frames, self.scales.temporal, 1, rule)
+        for name in ("height", "width"):
+            self._settle(name, step, 0, f"a positive multiple of {step}", MOST_PIXELS)
+        self._settle("num_frames", self.scales.temporal, 1, f"{self.scales.temporal}k + 1 with k >= 0", MOST_FRAMES)
+
+    def _settle(self, name: str, step: int, offset: int, rule: str, most: int) -> None:
+        """Check one size, and keep a NumPy number as a Python one."""
+        object.__setattr__(self, name, _checked(name, getattr(self, name), step, offset, rule, most))
 
     @property
     def latent_frames(self) -> int:
@@ -126,16 +135,17 @@ class Geometry:
         return self.num_frames / fps
 
 
-def _check(name: str, value: int, step: int, offset: int, rule: str) -> None:
-    """Check that `value` is a positive integer of the form `step * k + offset`.
+def _checked(name: str, given: Any, step: int, offset: int, rule: str, most: int) -> int:
+    """Return `given`, a positive integer of the form `step * k + offset` and at most `most`, as a Python number.
 
     Raises:
         ValueError: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{name} {value!r} must be an integer ({rule})")
+    if isinstance(given, bool) or not hasattr(given, "__index__"):
+        raise InputError(f"{name} {short(given)} must be an integer ({rule})")
+    value = whole(name, given, -most, most)
     if value > 0 and value % step == offset % step:
-        return
+        return value
     smallest = offset if offset > 0 else step
     below = max(smallest, (value - offset) // step * step + offset)
     nearest = f"{below}" if value < smallest else f"{below} or {below + step}"

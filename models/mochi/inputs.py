@@ -14,9 +14,12 @@ import torch
 
 from models.machine.checks import check_text, whole
 from models.machine.errors import InputError
+from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.sampling.schedule import guidance_schedule, resolve_sigmas
+from models.mochi.size import Subject, check_size
 from models.mochi.text.encoder import MAX_SEQUENCE_LENGTH, TextEmbeddings
+from models.mochi.vae.frames import check_latent_values
 
 if TYPE_CHECKING:
     from models.mochi.sampling.denoise import StepPolicy
@@ -90,10 +93,12 @@ class Run:
     def of(
         cls,
         videos: int,
+        defaults: Defaults,
         scales: Scales,
-        size: tuple[int, int, int],
+        subject: Subject | None,
+        size: tuple[int | None, int | None, int | None],
         num_inference_steps: int | None,
-        guidance_scale: float | Sequence[float],
+        guidance_scale: float | Sequence[float] | None,
         noise: tuple[torch.Tensor | None, torch.Generator | Sequence[torch.Generator] | None],
         callback: Callable[[Any, int, float, dict], Any] | None,
         *,
@@ -107,7 +112,8 @@ class Run:
     ) -> Run:
         """Check the arguments of `MochiPipeline.denoise`, and draw the noise.
 
-        `size` is (height, width, number of frames), `noise` the caller's latents and generators.
+        `size` is (height, width, number of frames), `noise` the caller's latents and generators. `defaults` fill in
+        what is None. `subject` is what the size is judged for, before the noise is drawn; not at all if None.
 
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
@@ -115,9 +121,22 @@ class Run:
         if unknown:
             known = "seed, sigmas, threshold_noise, linear_steps, policy, progress"
             raise InputError(f"there is no argument {sorted(unknown)[0]!r}; besides those that have a place: {known}")
-        geometry = Geometry(*size, scales)
+        height, width, frames = size
+        geometry = Geometry(
+            defaults.height if height is None else height,
+            defaults.width if width is None else width,
+            defaults.num_frames if frames is None else frames,
+            scales,
+        )
+        if sigmas is None:
+            num_inference_steps = defaults.num_steps if num_inference_steps is None else num_inference_steps
+            threshold_noise = defaults.threshold_noise if threshold_noise is None else threshold_noise
+        if subject is not None:
+            check_size(subject, geometry, videos)
         levels = resolve_sigmas(num_inference_steps, sigmas, threshold_noise, linear_steps)
-        guidance = guidance_schedule(guidance_scale, len(levels) - 1)
+        guidance = guidance_schedule(
+            defaults.guidance_scale if guidance_scale is None else guidance_scale, len(levels) - 1
+        )
         drawn = make_latents(geometry, videos, noise[0], noise[1], seed)
         return cls(drawn, levels, guidance, policy, callback, progress or (lambda stage, done, total: None))
 
@@ -224,8 +243,7 @@ def make_latents(
                 f"latents must be floating-point {list(shape)} for {batch} x {geometry.width}x{geometry.height}, "
                 f"{geometry.num_frames} frames, not {_describe(latents)}"
             )
-        if not latents.isfinite().all():
-            raise InputError("latents hold values that are not finite")
+        check_latent_values(latents, "latents")
         return latents.detach().to("cpu", torch.float32)
     if seed is not None:
         generator = torch.Generator().manual_seed(whole("seed", seed, 0, 2**63 - 1))

@@ -28,19 +28,21 @@ from models.machine.errors import InputError
 from models.machine.watchdog import LARGEST_TOKENS, Watchdog, operation_seconds
 from models.mochi import inputs
 from models.mochi.components import Models
+from models.mochi.defaults import Defaults
 from models.mochi.geometry import Scales
 from models.mochi.outputs import OUTPUT_TYPES, Denoised, Encoded, MochiOutput, as_output
 from models.mochi.sampling.denoise import denoise
 from models.mochi.sampling.schedule import model_times
 from models.mochi.setup import Request, Setup, resolve
+from models.mochi.size import Subject
 from models.mochi.text.encoder import (
     MAX_SEQUENCE_LENGTH,
     MeshTextEncoder,
     TextEncoder,
     check_sequence_length,
-    load_tokenizer,
 )
-from models.mochi.vae.frames import VaeDecoder
+from models.mochi.text.tokenizer import load_tokenizer
+from models.mochi.vae.frames import VaeDecoder, check_frames, check_latent_values
 from models.parallel import place
 from weight_cache.checkpoints.checkpoint import Checkpoint
 from weight_cache.checkpoints.lora import LoraRequest
@@ -72,8 +74,16 @@ class MochiPipeline:
         parallel: GuidanceParallel | None = None,
         capture: bool = True,
         sampler: Callable[..., torch.Tensor] = denoise,
+        defaults: Defaults | None = None,
+        subject: Subject | None = None,
     ):
-        """Compose a pipeline from its parts; most callers want `from_pretrained`."""
+        """Compose a pipeline from its parts; most callers want `from_pretrained`.
+
+        `defaults` are what a call takes where it names nothing: the checkpoint's, or Genmo's if None. `subject` is what
+        the size of a call is judged for, before anything is allocated; not at all if None.
+        """
+        self.defaults = Defaults() if defaults is None else defaults
+        self._subject = subject
         self.transformer = transformer
         self.text_encoder = text_encoder
         self.vae = vae
@@ -85,6 +95,7 @@ class MochiPipeline:
         self._owns_mesh = owns_mesh
         self._sampler = sampler
         self._interrupt = False
+        self._closed = False
         self._watchdog = Watchdog(active=mesh.mode == "hardware", replays=capture)
 
     @classmethod
@@ -228,6 +239,8 @@ class MochiPipeline:
             owns_mesh=given is None,
             parallel=models.parallel,
             capture=setup.capture,
+            defaults=setup.defaults,
+            subject=setup.subject,
         )
 
     @property
@@ -245,8 +258,9 @@ class MochiPipeline:
         self._interrupt = True
 
     def close(self) -> None:
-        """Close the mesh if the pipeline opened it; a second call does nothing."""
+        """Close the mesh if the pipeline opened it; a second call does nothing. What is called later is refused."""
         if self._owns_mesh:
+            self._closed = True
             self.mesh.close()
 
     def __enter__(self) -> MochiPipeline:
@@ -261,11 +275,11 @@ class MochiPipeline:
         self,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
-        height: int = 480,
-        width: int = 848,
-        num_frames: int = 19,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float | Sequence[float] = 4.5,
+        guidance_scale: float | Sequence[float] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
@@ -282,7 +296,10 @@ class MochiPipeline:
         """Make a video per prompt: compose `encode`, `denoise` and `decode`, whose arguments these are.
 
         Several prompts run one after the other. All arguments are checked before any work begins. `options` are those
-        of `denoise`. `output_type` is "pil", "np", "pt" or "latent". `callback_on_step_end_tensor_inputs` must stay
+        of `denoise`. Size, frames, steps and guidance that are not given are the checkpoint's (`defaults`), as in
+        `mochi-tt generate`; noise without a `seed`, `generator` or `latents` is drawn anew in each call.
+
+        `output_type` is "pil", "np", "pt" or "latent". `callback_on_step_end_tensor_inputs` must stay
         empty: tensors are on the mesh during the loop. Without `return_dict` the result is only `(frames,)`.
 
         Raises:
@@ -297,7 +314,9 @@ class MochiPipeline:
         size, noise = (height, width, num_frames), (latents, generator)
         run = inputs.Run.of(
             len(texts.prompts),
+            self.defaults,
             self.scales,
+            self._subject,
             size,
             num_inference_steps,
             guidance_scale,
@@ -346,6 +365,7 @@ class MochiPipeline:
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
         """
+        self._check_open()
         texts = inputs.Texts.of(
             (prompt, prompt_embeds, prompt_attention_mask),
             (negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask),
@@ -358,11 +378,11 @@ class MochiPipeline:
         self,
         encoded: Encoded,
         *,
-        height: int = 480,
-        width: int = 848,
-        num_frames: int = 19,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float | Sequence[float] = 4.5,
+        guidance_scale: float | Sequence[float] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         callback_on_step_end: Callable[[MochiPipeline, int, float, dict], Any] | None = None,
@@ -375,27 +395,30 @@ class MochiPipeline:
 
         Args:
             encoded: what `encode` returned.
-            height: pixels, a multiple of 16.
+            height: pixels, a multiple of 16; the checkpoint's default if None, as all that follows.
             width: pixels, a multiple of 16.
             num_frames: 6k + 1.
-            num_inference_steps: n, 64 by default or as many as `sigmas` has.
+            num_inference_steps: n; as many as `sigmas` has, where they are given.
             guidance_scale: one scale, or one per step; a step at 1 makes no unconditional pass.
             generator: source of the noise, on the CPU; a list has one per video.
             latents: the noise itself, [B, 12, T, H / 8, W / 8].
             callback_on_step_end: called as `(pipe, step, model time, {})` after each step of each video.
             options: `seed` (noise from a fresh CPU generator of this seed, instead of `generator`); `sigmas` (n + 1
                 falling values that end with 0, Genmo's `sigma_schedule`, instead of the schedule); `threshold_noise`
-                and `linear_steps` of the linear-quadratic schedule, 0.025 and n // 2 by default; `policy`, which
-                decides the kind of each step (`models.mochi.sampling.denoise.StepPolicy`); `progress`, called as
+                and `linear_steps` of the linear-quadratic schedule, the checkpoint's and n // 2 by default; `policy`,
+                which decides the kind of each step (`models.mochi.sampling.denoise.StepPolicy`); `progress`, called as
                 `progress("denoise", done, total)`.
 
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
         """
+        self._check_open()
         size, noise = (height, width, num_frames), (latents, generator)
         run = inputs.Run.of(
             len(encoded.prompts),
+            self.defaults,
             self.scales,
+            self._subject,
             size,
             num_inference_steps,
             guidance_scale,
@@ -432,6 +455,7 @@ class MochiPipeline:
                 videos.append(self.vae.decode(latents_BCTHW))
             report("decode", index + 1, len(each))
         frames_BFHWC = np.concatenate(videos)
+        check_frames(frames_BFHWC)
         return as_output(frames_BFHWC, output_type)
 
     def _encode(self, given: inputs.Texts, max_sequence_length: int, report: Progress, *, is_guided: bool) -> Encoded:
@@ -444,6 +468,7 @@ class MochiPipeline:
             if isinstance(text, str):
                 with self._watchdog.watching("encode"):
                     text = self.text_encoder.encode(text, max_sequence_length)
+                self._check_numbers(text.embeds, "the text encoder's output")
             encoded.append(text)
             report("encode", index + 1, len(texts))
         return Encoded(encoded[: len(given.prompts)], encoded[len(given.prompts) :])
@@ -479,10 +504,22 @@ class MochiPipeline:
                     capture=self.capture and self.mesh.can_capture,
                     on_step=on_step,
                 )
+            if self.mode != "dry-run":
+                check_latent_values(results[index], "the latents that denoising left", _OVERFLOW)
         self._interrupt = False
         return Denoised(torch.cat(results), run.sigmas, run.guidance, done)
 
+    def _check_open(self) -> None:
+        if self._closed or not getattr(self.mesh, "is_open", True):
+            raise InputError("the pipeline is closed: call it before close(), or within its with block")
+
+    def _check_numbers(self, tensor: torch.Tensor, what: str) -> None:
+        """Refuse numbers that no later stage could mend; a dry run has none."""
+        if self.mode != "dry-run" and not tensor.isfinite().all():
+            raise InputError(f"{what} holds values that are not finite: {_OVERFLOW}")
+
     def _check_output(self, output_type: str, callback_tensors: Sequence[str] = ()) -> None:
+        self._check_open()
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"output_type {output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
         if self.mode == "dry-run" and output_type != "latent":
@@ -492,6 +529,12 @@ class MochiPipeline:
                 f"callback_on_step_end_tensor_inputs {list(callback_tensors)} must be empty: "
                 "tensors stay on the mesh during the loop"
             )
+
+
+_OVERFLOW = (
+    "the numbers overflowed, so the weights do not fit the model, or guidance or a LoRA is too strong; check the "
+    "checkpoint, and on cards run mochi-tt selftest"
+)
 
 
 @contextmanager

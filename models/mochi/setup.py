@@ -6,15 +6,19 @@ command line, the Python API, dry runs, measurements, decoding and the commands 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.device import MODES, choose_mode, parse_mesh
+from models.device import MODES, REAL, choose_mode, parse_mesh
+from models.machine.checks import whole
 from models.machine.errors import InputError
+from models.machine.headers import read_header
 from models.machine.host import quiet_ttnn
 from models.machine.profile import Profile, find
+from models.machine.systems import block_within, systems
 from models.machine.ways import FUSED, Ways, parse_plain
 from models.mochi.config import config_named
 from models.mochi.conventions import Conventions
@@ -25,12 +29,17 @@ from models.mochi.sampling.schedule import check_scheduler, guidance_schedule, l
 from models.mochi.text.config import T5Config
 from weight_cache.checkpoints.checkpoint import Checkpoint
 from weight_cache.checkpoints.lora import LoraRequest, LoraSource
+from weight_cache.location import store_directory
 
 if TYPE_CHECKING:
     from models.device import OpenMesh
     from models.layers import Chunks
     from models.mochi.components import Configs
+    from models.mochi.size import Subject
     from models.parallel import Layout
+
+# More than any screen shows; beyond some thousands the encoder refuses.
+MOST_FPS = 1000
 
 
 @dataclass(frozen=True)
@@ -66,16 +75,26 @@ class Video:
         """
         wanted = {field.name: getattr(request, field.name) for field in fields(Defaults)}
         settings = defaults.overridden(wanted)
-        if settings.fps < 1:
-            raise InputError(f"fps {settings.fps} must be at least 1 (Mochi's is 30)")
-        if not 0 <= settings.seed < 2**63:
-            raise InputError(f"seed {settings.seed} must be from 0 to 2**63 - 1")
+        check_fps(settings.fps)
+        whole("seed", settings.seed, 0, 2**63 - 1)
         return cls(
             settings,
             Geometry(settings.height, settings.width, settings.num_frames, scales),
             linear_quadratic_schedule(settings.num_steps, settings.threshold_noise, request.linear_steps),
             guidance_schedule(settings.guidance_scale, settings.num_steps),
         )
+
+
+def check_fps(fps: Any) -> int:
+    """Return a whole number of frames per second that a file can have.
+
+    Raises:
+        InputError: it is none.
+    """
+    made = whole("fps", fps, -(2**63), 2**63 - 1)
+    if not 1 <= made <= MOST_FPS:
+        raise InputError(f"fps {made} must be at least 1 and at most {MOST_FPS} (Mochi's is 30)")
+    return made
 
 
 @dataclass(frozen=True)
@@ -156,6 +175,7 @@ class Setup:
         ways: around what fails on the machine.
         ring: whether the fabric is started as rings; None for the system's choice.
         capture: whether a mesh that can records a denoising step once and replays it.
+        subject: what the size of a video is judged for.
     """
 
     request: Request
@@ -175,6 +195,7 @@ class Setup:
     ways: Ways = FUSED
     ring: bool | None = None
     capture: bool = True
+    subject: Subject | None = None
 
     def geometry(self, height: int, width: int, num_frames: int) -> Geometry:
         """Check a size of video.
@@ -203,7 +224,13 @@ def resolve(request: Request) -> Setup:
     mode = opened.mode if opened is not None else choose_mode(request.mode)  # type: ignore[arg-type]
     profile = find(request.profile, mode)
     wanted = _of_the_machine(request, profile)
+    if request.system is None and opened is None:
+        check_mesh(mesh_shape, mode)
+    if request.cache_dir is not None:
+        check_store(store_directory(request.cache_dir))
     loras = LoraRequest.all_of(request.loras)
+    for lora in loras:
+        read_header(lora.path, "LoRA", "give a .safetensors file of a LoRA")
     checkpoint = _checkpoint(request)
     if loras and checkpoint is not None:
         LoraSource(checkpoint.transformer, loras)  # Refuses what does not fit before anything heavy is done.
@@ -217,6 +244,8 @@ def resolve(request: Request) -> Setup:
     quiet_ttnn()
     from models.layers import Chunks
     from models.mochi.components import Configs, choose_layout
+    from models.mochi.size import Subject, check_size
+    from models.mochi.text.tokenizer import check_files
     from models.mochi.vae.split import Split
 
     if checkpoint is not None:
@@ -226,11 +255,15 @@ def resolve(request: Request) -> Setup:
     layout = choose_layout(configs, mesh_shape, precision, request.layout)
     if request.vae_split is not None:
         Split.parse(request.vae_split)
+    subject = Subject(configs, layout, precision, mode, request.components, request.vae_split)
+    check_size(subject, video.geometry if video is not None else None)
     chunks = Chunks.parse(wanted.attention_chunks) if wanted.attention_chunks is not None else None
     if checkpoint is not None:
         for component in checkpoint.components:
             if component.name in request.components:
                 component.check()
+        if "text_encoder" in request.components:
+            check_files(checkpoint)
     return Setup(
         request,
         checkpoint,
@@ -249,7 +282,43 @@ def resolve(request: Request) -> Setup:
         Ways(wanted.plain, wanted.links, wanted.topology == "line"),
         None if wanted.topology is None else wanted.topology == "ring",
         wanted.capture is not False,
+        subject,
     )
+
+
+def check_mesh(shape: tuple[int, int], mode: str) -> None:
+    """Check that some system holds a mesh.
+
+    Raises:
+        InputError: none does, or none that can be a mock.
+    """
+    known = [system for system in systems().values() if system.mock is not None or mode in REAL]
+    if not any(block_within(system.mesh, *shape) for system in known):
+        largest = max(known, key=lambda system: system.chips)
+        raise InputError(
+            f"mesh {shape[0]}x{shape[1]} does not fit any system that is known; the largest is {largest.name}, "
+            f"{largest.mesh[0]}x{largest.mesh[1]} chips"
+        )
+
+
+def check_store(root: Path) -> None:
+    """Check that the store's directory is one, or could be made, without making it.
+
+    Raises:
+        InputError: a part of the path is a file, or there is no permission.
+    """
+    refused = f"the cache directory {root.parent} cannot be written"
+    try:
+        there = next(path for path in (root, *root.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise InputError(f"{refused}: {there} is a file; choose another --cache-dir")
+        needed = os.R_OK | os.X_OK if there == root else os.W_OK | os.X_OK
+        if not os.access(there, needed):
+            raise InputError(f"{refused}: no permission in {there}; choose another --cache-dir")
+    except OSError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{refused} ({error.strerror}): choose another --cache-dir") from error
 
 
 def _of_the_machine(request: Request, profile: Profile | None) -> Profile:
@@ -294,10 +363,23 @@ def check_configs(checkpoint: Checkpoint) -> Scales:
 
 def as_arguments(request: Request) -> dict[str, Any]:
     """Return a request as plain data, for the JSON beside a video."""
-    plain = {field.name: getattr(request, field.name) for field in fields(request)}
-    plain["video"] = asdict(request.video) if request.video is not None else None
-    plain["loras"] = [str(lora) for lora in request.loras]
-    return plain
+    given = {field.name: getattr(request, field.name) for field in fields(request)}
+    given["video"] = asdict(request.video) if request.video is not None else None
+    given["loras"] = [str(lora) for lora in request.loras]
+    return plain(given)
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a request as JSON has it: NumPy's numbers as numbers, and what is no data by its name."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if hasattr(value, "__index__"):
+        return int(value)
+    return float(value) if hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0 else str(value)
 
 
 __all__ = ["MODES", "Request", "Setup", "Video", "VideoRequest", "as_arguments", "check_configs", "resolve"]

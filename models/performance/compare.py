@@ -1,11 +1,11 @@
 """Comparison of two reports: ratios per stage and kind of op, and regressions beyond a threshold."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.machine.checks import json_file, number
 from models.machine.errors import InputError
 from models.performance.report import Report, typical
 
@@ -41,15 +41,36 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, or is not a report of `mochi-tt measure`.
     """
-    try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"report {path} cannot be read ({error.strerror}): give a file of mochi-tt measure") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"report {path} is not JSON ({error}): give a file of mochi-tt measure --json") from None
-    if not isinstance(report, dict) or "counts" not in report or any(name not in report for name in _SUBJECT):
+    report = json_file(path, "report", "give a file of mochi-tt measure --json")
+    if any(name not in report for name in ("counts", *_SUBJECT)):
         raise InputError(f"report {path} is not one of mochi-tt measure: it has no counts of a system and a video")
+    _check_figures(report, f"report {path}")
     return report
+
+
+def _check_figures(report: dict[str, Any], where: str) -> None:
+    """Check what `ratios` goes through: tables of figures, by stage or part, and for kinds of ops below them.
+
+    Raises:
+        InputError: a table is none, lacks a count, or a figure is no number.
+    """
+    for name, depth in {"seconds": 1, "by_kind": 2}.items():
+        for place, range_ in _tables(report.get(name, {}), depth, f"{where}: {name}"):
+            number(place, range_.get("expected", range_.get("median")))
+    for place, counts in _tables(report["counts"], 1, f"{where}: counts"):
+        for what in COUNTED:
+            number(f"{place}, {what}", counts.get(what))
+
+
+def _tables(value: Any, depth: int, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the tables that lie `depth` tables deep in a value, each with its place."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is no table: give a file of mochi-tt measure --json")
+    if depth == 0:
+        yield where, value
+        return
+    for name, below in value.items():
+        yield from _tables(below, depth - 1, f"{where} of {name}")
 
 
 def baseline(report: Report) -> dict[str, Any]:

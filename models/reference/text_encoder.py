@@ -14,9 +14,9 @@ from models.mochi.text.encoder import (
     MAX_SEQUENCE_LENGTH,
     TextEmbeddings,
     check_sequence_length,
-    load_tokenizer,
     no_tokens,
 )
+from models.mochi.text.tokenizer import load_tokenizer
 from weight_cache.host import load_module
 
 if TYPE_CHECKING:

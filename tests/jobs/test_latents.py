@@ -84,8 +84,8 @@ def make(tmp_path, kind):
     [
         ("missing", "do not exist: give a file made by generate --save-latents"),
         ("foreign", "is a safetensors file but not one of latents"),
-        ("truncated", "cannot be read"),
-        ("text", "cannot be read"),
+        ("truncated", "is truncated or not a safetensors file"),
+        ("text", "is truncated or not a safetensors file"),
         ("channels", "latents must be [1, 12, T, H, W], not [1, 5, 2, 4, 6]"),
         ("rank", "latents must be [1, 12, T, H, W], not [12, 2, 4, 6]"),
         ("nan", "latents"),

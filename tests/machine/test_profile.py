@@ -29,8 +29,9 @@ def test_written_and_read(config):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "cannot be read"),
-        ("[]", "has version None, not 1: make it anew"),
+        ("{", "is not valid JSON"),
+        ("[]", "holds JSON of list, not an object: make it with selftest --profile"),
+        ("{}", "has version None, not 1: make it anew"),
         ('{"version": 2}', "has version 2, not 1"),
         ('{"version": 1, "plane": []}', "unknown entries plane"),
         ('{"version": 1, "plain": "norm"}', "plain 'norm' must be list or null"),

@@ -162,7 +162,7 @@ def test_the_stages_compose_to_a_call(pipe):
     for seed in (1, 2):
         denoised = pipe.denoise(encoded, seed=seed, **arguments)
         assert denoised.is_complete
-        assert (denoised.steps_done, len(denoised.sigmas), denoised.guidance) == (2, 3, [4.5, 4.5])
+        assert (denoised.steps_done, len(denoised.sigmas), denoised.guidance) == (2, 3, [6.0, 6.0])
         whole = pipe(PROMPT, "two horses", seed=seed, max_sequence_length=32, output_type="np", **arguments).frames
         np.testing.assert_array_equal(pipe.decode(denoised.latents), whole)
     alone = pipe.encode(PROMPT, do_classifier_free_guidance=False)
@@ -224,7 +224,6 @@ def test_a_call_says_that_it_was_interrupted(pipe):
 @pytest.mark.parametrize(
     "arguments",
     [
-        dict(guidance_scale=None),
         dict(guidance_scale="4"),
         dict(guidance_scale=[4.5, "a", 1]),
         dict(num_inference_steps=10**9),

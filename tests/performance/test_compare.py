@@ -92,6 +92,6 @@ def test_files_that_are_no_reports(tmp_path, capsys):
     assert "is not one of mochi-tt measure" in capsys.readouterr().err
     (tmp_path / "b.json").write_text("{")
     assert main(["measure", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 2
-    assert "is not JSON" in capsys.readouterr().err
+    assert "is not valid JSON" in capsys.readouterr().err
     assert main(["measure", "--compare", str(tmp_path / "a.json"), str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err

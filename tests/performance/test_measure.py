@@ -120,4 +120,4 @@ def test_a_plot_without_its_package_is_refused_at_once(capsys, tmp_path, monkeyp
         capsys.readouterr().err
     )
     assert main(["measure", "--compare", str(tmp_path / "none.json"), str(tmp_path / "none.json")]) == 2
-    assert "none.json cannot be read" in capsys.readouterr().err
+    assert "none.json does not exist" in capsys.readouterr().err

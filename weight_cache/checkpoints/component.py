@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from models.machine.checks import json_object
+from models.machine.checks import json_file
 from models.machine.errors import InputError, MissingInputError
+from models.machine.headers import read_header
 from weight_cache.checkpoints.held import HeldFile, HeldTensors
 
 if TYPE_CHECKING:
@@ -122,6 +123,10 @@ class Component:
             KeyError: the component has no such tensor.
         """
         return self._handle(key).get_tensor(key)
+
+    def where(self, key: str) -> str:
+        """Return the file that holds tensor `key`, for messages."""
+        return str(self.directory / self._locations.get(key, ""))
 
     def check(self) -> None:
         """Open every weight file and check its header, without reading a tensor.
@@ -264,6 +269,7 @@ def open_safetensors(path: Path) -> HeldTensors:
         MissingInputError: there is no such file.
         InputError: it cannot be read, is truncated, or is not a safetensors file.
     """
+    read_header(path)
     try:
         return HeldTensors(path)
     except InputError:
@@ -299,14 +305,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file cannot be read, is not JSON, or is not an object.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): make it readable, or download it again") from error
-    try:
-        return json_object(content, "it")
-    except InputError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): download it again") from error
+    return json_file(path, "", "download it again")
 
 
 def one_line(error: Exception) -> str:

@@ -200,6 +200,10 @@ class RepackagedComponent(Component):
         piece = self._piece(key)
         return self._file.tensor(piece.key, piece)
 
+    def where(self, key: str) -> str:
+        """Return the file, for messages."""
+        return str(self._file.path)
+
     def check(self) -> None:
         """Check the shapes that can be checked without a model.
 

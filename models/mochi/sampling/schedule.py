@@ -20,6 +20,8 @@ from models.machine.errors import InputError
 THRESHOLD_NOISE = 0.025
 TIMESTEPS = 1000
 NUM_STEPS = 64
+MOST_GUIDANCE = 100.0
+"""Larger scales are mistakes: Mochi is sampled with about 4 to 8, and numbers overflow at some thousands."""
 MOST_STEPS = TIMESTEPS
 """More steps than the model has times to tell apart are refused."""
 
@@ -120,8 +122,8 @@ def guidance_schedule(guidance: float | Sequence[float], num_steps: int) -> list
         num_steps: number of denoising steps.
 
     Raises:
-        ValueError: the number of scales is wrong, or a scale is below 1 or not finite. (Diffusers takes every scale up
-            to 1 as "no guidance". Here 1 means that.)
+        InputError: the number of scales is wrong, or a scale is below 1, above `MOST_GUIDANCE` or not finite.
+            (Diffusers takes every scale up to 1 as "no guidance". Here 1 means that.)
     """
     _check_steps(num_steps)
     many = hasattr(guidance, "__iter__") and getattr(guidance, "ndim", 1) == 1 and not isinstance(guidance, str)
@@ -129,8 +131,10 @@ def guidance_schedule(guidance: float | Sequence[float], num_steps: int) -> list
     if len(scales) != num_steps:
         raise InputError(f"{len(scales)} guidance scales for {num_steps} steps: give one, or one per step")
     for scale in scales:
-        if scale < 1:
-            raise InputError(f"guidance scale {scale:g} must be at least 1 (1 turns guidance off)")
+        if not 1 <= scale <= MOST_GUIDANCE:
+            raise InputError(
+                f"guidance scale {scale:g} must be at least 1 (1 turns guidance off) and at most {MOST_GUIDANCE:g}"
+            )
     return scales
 
 

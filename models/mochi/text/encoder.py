@@ -8,18 +8,15 @@ Shapes: B batch (1), L text tokens (padded), D width of the T5 features.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from models.machine.errors import InputError, MissingInputError
+from models.machine.checks import whole
 from models.mochi.conventions import EmptyPrompt, check_empty_prompt
-from models.mochi.text.config import T5Config
 
 if TYPE_CHECKING:
     from models.mochi.text.t5 import T5Encoder
-    from weight_cache.checkpoints.checkpoint import Checkpoint
 
 MAX_SEQUENCE_LENGTH = 256
 
@@ -85,7 +82,7 @@ class MeshTextEncoder:
         without a T5 pass; Genmo's code (`pipelines.py`, `get_conditioning_for_prompts`) masks all tokens too.
 
         Raises:
-            ValueError: `max_sequence_length` is out of range.
+            InputError: `max_sequence_length` is out of range.
         """
         check_sequence_length(max_sequence_length)
         embeddings = no_tokens(max_sequence_length, self.width)
@@ -106,44 +103,10 @@ def no_tokens(length: int, width: int) -> TextEmbeddings:
     return TextEmbeddings(torch.zeros(1, length, width), torch.zeros(1, length, dtype=torch.bool), 0)
 
 
-def check_sequence_length(length: int) -> None:
-    """Check that `length` is an integer from 1 to 256.
+def check_sequence_length(length: Any) -> None:
+    """Check that `length` is a whole number from 1 to 256.
 
     Raises:
         ValueError: it is not.
     """
-    if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= MAX_SEQUENCE_LENGTH:
-        raise InputError(f"max_sequence_length {length!r} must be an integer from 1 to {MAX_SEQUENCE_LENGTH}")
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """Load the `tokenizer` component and check that it belongs to the text encoder.
-
-    Raises:
-        ValueError: the tokenizer cannot be read, or has more tokens than the text encoder.
-        FileNotFoundError: files of the tokenizer are missing.
-    """
-    tokenizer = _read_tokenizer(checkpoint.tokenizer)
-    vocabulary = T5Config.from_dict(checkpoint.text_encoder.config).vocab_size
-    if len(tokenizer) > vocabulary:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, the text encoder {vocabulary}: "
-            f"they are not of one checkpoint ({checkpoint.directory})"
-        )
-    return tokenizer
-
-
-def _read_tokenizer(directory: Path) -> Any:
-    from transformers import T5Tokenizer
-
-    if not any((directory / name).is_file() for name in ("spiece.model", "tokenizer.json")):
-        raise MissingInputError(
-            f"checkpoint component tokenizer in {directory} has neither spiece.model nor tokenizer.json"
-        )
-    try:
-        return T5Tokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:
-        # A damaged file may raise any error in the libraries. The user's remedy is always the same.
-        raise InputError(
-            f"the tokenizer in {directory} cannot be read ({' '.join(str(error).split())[:200]}): download it again"
-        ) from error
+    whole("max_sequence_length", length, 1, MAX_SEQUENCE_LENGTH)

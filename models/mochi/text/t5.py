@@ -27,6 +27,7 @@ from models.layers import (
     rms_norm,
     split_heads,
 )
+from models.layers.module import file_of
 from models.machine.errors import InputError
 from models.mochi.text.config import T5_XXL, T5Config
 from models.parallel import Layout, Mesh, gather
@@ -235,6 +236,10 @@ class _Untied:
     def tensor(self, key: str):
         """Read one tensor to the host."""
         return self._source.tensor(self._own(key))
+
+    def where(self, key: str) -> str:
+        """Return the file of a tensor, for messages."""
+        return file_of(self._source, self._own(key))
 
     def _own(self, key: str) -> str:
         return _TIED if self._only_tied and key == "shared.weight" else key

@@ -11,6 +11,9 @@ from models.machine.checks import typed
 from models.machine.errors import InputError
 from weight_cache.checkpoints.names import LATENTS_MEAN, LATENTS_STD
 
+# Least scale of latents, and the inverse of the largest: beyond, the weights that they are folded into overflow.
+_SMALLEST = 1e-6
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -49,6 +52,13 @@ class DecoderConfig:
         for name in ("temporal_expansions", "spatial_expansions"):
             if len(getattr(self, name)) != stages:
                 raise InputError(f"{name} {list(getattr(self, name))} must have {stages} entries")
+        for name in ("scaling_factor", "latents_std"):
+            value = getattr(self, name)
+            for part in value if isinstance(value, tuple) else (value,):
+                if not _SMALLEST <= part <= 1 / _SMALLEST:
+                    raise InputError(f"vae config: {name} {part:g} must be from {_SMALLEST:g} to {1 / _SMALLEST:g}")
+        if any(abs(part) > 1 / _SMALLEST for part in self.latents_mean):
+            raise InputError(f"vae config: latents_mean must lie within {1 / _SMALLEST:g}")
         if len(self.latents_mean) != len(self.latents_std) or len(self.latents_mean) not in (0, self.latent_channels):
             raise InputError(f"latents_mean and latents_std must both have {self.latent_channels} entries, or none")
 

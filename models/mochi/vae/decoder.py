@@ -12,12 +12,13 @@ import ttnn
 
 from models.conversion import LATENT_CONV3D_BIAS, LATENT_CONV3D_WEIGHT
 from models.layers.conv3d import Conv3d, Fold
-from models.layers.module import Module, TensorSource
+from models.layers.module import Module, TensorSource, file_of
 from models.layers.staging import then
 from models.machine.errors import InputError
 from models.mochi.conventions import FirstFrames, check_first_frames, check_keep_all_frames
 from models.mochi.vae.blocks import Past, ResBlock, Shared, UpBlock
 from models.mochi.vae.config import DecoderConfig
+from models.mochi.vae.frames import check_frames, check_latent_values
 from models.mochi.vae.memory import chunk_frames, dram_free
 from models.mochi.vae.split import Split, choose_split
 from models.parallel import Mesh
@@ -280,14 +281,15 @@ class MochiVaeDecoder(Module):
             float32 [1, F, H, W, 3] from 0 to 1, F = 6 (T - 1) + 1, or 6 T with all frames.
 
         Raises:
-            ValueError: the latents have another shape or type, have values that are not finite, or do not fit; or all
-                frames are to be kept in Genmo's way.
+            InputError: the latents have another shape or type, have values that are not finite or too large, or do not
+                fit; a decoded value is not finite; or all frames are to be kept in Genmo's way.
         """
         check_keep_all_frames(self.first_frames, keep_all_frames)
         check_latents(latents_BCTHW, self.config.latent_channels)
         video = self.raw_frames(latents_BCTHW, chunk)
         if not keep_all_frames:
             video = self._without_surplus(video, latents_BCTHW.shape[2])
+        check_frames(video.numpy())  # before the clamp, which makes a colour of infinity
         return (video / 2 + 0.5).clamp_(0, 1).numpy()
 
     def release(self) -> None:
@@ -311,6 +313,9 @@ class _DecoderPart:
     def tensor(self, key: str):
         return self.component.tensor(key)
 
+    def where(self, key: str) -> str:
+        return file_of(self.component, key)
+
 
 def check_latents(latents_BCTHW: torch.Tensor, channels: int) -> None:
     """Check the shape, type and values of latents before they are used.
@@ -323,8 +328,7 @@ def check_latents(latents_BCTHW: torch.Tensor, channels: int) -> None:
         raise InputError(f"latents must be [1, {channels}, T, H, W], not {shape}")
     if not latents_BCTHW.is_floating_point():
         raise InputError(f"latents must be floating-point numbers, not {latents_BCTHW.dtype}")
-    if not latents_BCTHW.isfinite().all():
-        raise InputError("latents hold values that are not finite: there is nothing to decode")
+    check_latent_values(latents_BCTHW, "latents")
 
 
 def _check_chunk(chunk: int, frames: int, extent: Extent) -> None:

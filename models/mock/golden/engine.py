@@ -8,8 +8,10 @@ spec.
 import functools
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 import ttnn
 from ttnn.decorators import FastOperation
 
@@ -84,7 +86,8 @@ class Engine:
         try:
             if not _touches_device((args, tuple(kwargs.values()))):
                 return call(operation, *args, **kwargs)
-            with self._lock:
+            # A caller's autocast would compute a golden value in another type than the op's rule.
+            with self._lock, _no_autocast():
                 self.store.sweep()
                 return self._follow(call, operation, name, args, kwargs)
         finally:
@@ -130,6 +133,10 @@ class Engine:
             else:
                 self.store.reserve(buffer, f"{name} left its scratch values there")
         return result
+
+
+def _no_autocast() -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 class _Call:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.machine.errors import InputError
 from tests.support import randn
 from tests.weight_cache.helpers import assert_same, declared, from_store, in_memory, shards
 from weight_cache.checkpoints.component import Component

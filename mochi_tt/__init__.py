@@ -8,9 +8,15 @@ projects have folders of these names too: Tenstorrent's guide puts a checkout of
 
 from __future__ import annotations
 
+import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
-from mochi_tt.packages import claim_packages
+if sys.argv[0].endswith("/mochi-tt"):
+    # The program, not a program that imports this: a Ctrl-C waits until `mochi_tt.__main__` can answer it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+
+from mochi_tt.packages import claim_packages  # noqa: E402
 
 claim_packages()
 

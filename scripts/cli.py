@@ -5,10 +5,12 @@ A command's module is imported when the command is asked for, so that `--help` c
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -26,6 +28,7 @@ from scripts import interrupts
 FAULT, BAD_INPUT, INTERRUPTED = 1, 2, 130
 # What the operating system refuses because of the user's machine, not because of this program.
 _MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE})
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 _EPILOG = "--debug, with any command, shows the traceback of an error."
 
 
@@ -111,8 +114,9 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
-    0 is success. 2 is something that the user can mend, with one line on standard error. 130 is an interrupt. 1 is a
-    fault of this program: a line says where its traceback is. `--debug` shows the traceback of either as well.
+    0 is success. 2 is something that the user can mend, with one line on standard error. 130 is an interrupt, 143
+    SIGTERM, 129 SIGHUP. 1 is a fault of this program: a line says where its traceback is. `--debug` shows the traceback
+    of either as well.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     own = arguments.index("--") if "--" in arguments else len(arguments)
@@ -127,11 +131,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Cancelled):
         code = INTERRUPTED
     except Exception as error:
-        if debug:
-            traceback.print_exception(error)
-        return _failed(error)
+        if interrupts.received() is None or not isinstance(error, OSError):
+            if debug:
+                traceback.print_exception(error)
+            return _failed(error)
+        code = INTERRUPTED  # The terminal is gone with the signal: what is written to it fails.
     if code == INTERRUPTED:
-        print("mochi-tt: interrupted, no file is left half-written", file=sys.stderr)
+        number = interrupts.received() or signal.SIGINT
+        with contextlib.suppress(OSError):
+            print(f"mochi-tt: {_WORDS[number]}, no file is left half-written", file=sys.stderr)
+        return 128 + number
     return code if isinstance(code, int) else 0
 
 

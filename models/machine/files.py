@@ -12,6 +12,7 @@ from secrets import token_hex
 from stat import S_IMODE
 from typing import Any
 
+from models.machine import leftovers
 from models.machine.errors import InputError
 
 # Beginning of the names of unfinished files. One that is left was being written when its process was killed.
@@ -64,6 +65,7 @@ def renamed_when_done(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """
     scratch = path.with_name(f"{SCRATCH}{os.getpid()}-{token_hex(8)}{path.suffix}.part")
     os.close(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+    leftovers.guard(scratch)
     try:
         permissions = S_IMODE(scratch.stat().st_mode)
         yield scratch
@@ -74,6 +76,7 @@ def renamed_when_done(path: Path, mode: int = 0o666) -> Iterator[Path]:
         flush(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
+        leftovers.release(scratch)
 
 
 def flush(path: Path) -> None:

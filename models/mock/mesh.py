@@ -13,13 +13,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from models.machine import simulator
+from models.machine import leftovers, simulator
 from models.machine.errors import InputError
 from models.machine.host import bind_process, environment, log_level, quiet_ttnn, refuse_cards
 from models.mock.cluster import Coord, MockSystem, system_for, system_named, write_descriptor
@@ -249,10 +248,10 @@ def _open_parent(system: MockSystem) -> ttnn.MeshDevice:
         chain = prepare_toolchain()
         descriptor = write_descriptor(system, cache_directory() / "clusters")
         variables |= mock_variables(chain, descriptor)
-        logs = tempfile.TemporaryDirectory(prefix="mochi-tt-mock-")
-        atexit.register(logs.cleanup)
+        logs = leftovers.temporary_folder("mochi-tt-mock-")
+        atexit.register(leftovers.remove, logs)
         atexit.register(release_cluster)
-        variables["TT_METAL_LOGS_PATH"] = logs.name
+        variables["TT_METAL_LOGS_PATH"] = variables["TMPDIR"] = str(logs)  # MPI makes a folder there and leaves it.
         variables |= log_level("error")
     fabric = ttnn.FabricConfig.FABRIC_1D_RING if system.ring else ttnn.FabricConfig.FABRIC_1D
     with environment(variables):

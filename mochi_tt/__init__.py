@@ -16,7 +16,7 @@ if sys.argv[0].endswith("/mochi-tt"):
     # The program, not a program that imports this: a Ctrl-C waits until `mochi_tt.__main__` can answer it.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
-from mochi_tt.packages import claim_packages  # noqa: E402
+from mochi_tt.packages import claim_packages
 
 claim_packages()
 

@@ -22,6 +22,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from models.machine.errors import Cancelled, InputError
+from models.machine.host import ensure_home
 from models.machine.version import __version__
 from scripts import interrupts
 
@@ -127,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         with interrupts.remembered():
+            ensure_home()
             code = app(arguments, prog_name="mochi-tt", standalone_mode=False)
     except (KeyboardInterrupt, Cancelled):
         code = INTERRUPTED

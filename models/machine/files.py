@@ -13,7 +13,7 @@ from stat import S_IMODE
 from typing import Any
 
 from models.machine import leftovers
-from models.machine.errors import InputError
+from models.machine.errors import InputError, MachineError
 
 # Beginning of the names of unfinished files. One that is left was being written when its process was killed.
 SCRATCH = ".mochi-tt-"
@@ -77,6 +77,21 @@ def renamed_when_done(path: Path, mode: int = 0o666) -> Iterator[Path]:
     finally:
         scratch.unlink(missing_ok=True)
         leftovers.release(scratch)
+
+
+@contextmanager
+def refused_as_the_machines(folder: Path, mend: str) -> Iterator[None]:
+    """Say what the operating system refuses in a folder that this program chose, not the user.
+
+    Raises:
+        MachineError: the block raised an OSError that is not one already.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, InputError):
+            raise
+        raise MachineError(f"{folder} cannot be written ({error.strerror or error}): {mend}") from error
 
 
 def flush(path: Path) -> None:

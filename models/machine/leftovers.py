@@ -1,7 +1,7 @@
 """What a process must not leave behind, however it ends: temporary folders and half-written files.
 
 A context manager deletes them where the process ends in order. Where it is killed, or hangs in C++ until a second
-Ctrl-C, the guardian does (`models.machine.guardian`): a child process of its own, started with the first thing to guard.
+Ctrl-C, the guardian does (`models.machine.guardian`): a child process, started with the first thing to guard.
 """
 
 from __future__ import annotations

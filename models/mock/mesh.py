@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 from models.machine import leftovers, simulator
 from models.machine.errors import InputError
+from models.machine.files import refused_as_the_machines
 from models.machine.host import bind_process, environment, log_level, quiet_ttnn, refuse_cards
 from models.mock.cluster import Coord, MockSystem, system_for, system_named, write_descriptor
-from models.mock.toolchain import cache_directory, mock_variables, prepare_toolchain
+from models.mock.toolchain import CACHE_MEND, cache_directory, mock_variables, prepare_toolchain
 
 if TYPE_CHECKING:
     import ttnn
@@ -246,7 +247,9 @@ def _open_parent(system: MockSystem) -> ttnn.MeshDevice:
     if not _process.seen_by_ttnn:
         bind_process("mock")
         chain = prepare_toolchain()
-        descriptor = write_descriptor(system, cache_directory() / "clusters")
+        clusters = cache_directory() / "clusters"
+        with refused_as_the_machines(clusters, CACHE_MEND):
+            descriptor = write_descriptor(system, clusters)
         variables |= mock_variables(chain, descriptor)
         logs = leftovers.temporary_folder("mochi-tt-mock-")
         atexit.register(leftovers.remove, logs)

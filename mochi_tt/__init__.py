@@ -8,6 +8,7 @@ projects have folders of these names too: Tenstorrent's guide puts a checkout of
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,11 @@ if sys.argv[0].endswith("/mochi-tt"):
 from mochi_tt.packages import claim_packages
 
 claim_packages()
+
+if "torch" not in sys.modules:
+    # Read by OpenMP when torch loads it. Golden matrices are small, and threads that spin while they wait take the
+    # cores from whatever else runs: on a busy machine a demo took 178 s so, and 40 s with this.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from models.device import OpenMesh, open_mesh

@@ -122,10 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     own = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:own]
-    arguments = [argument for argument in arguments[:own] if argument != "--debug"] + arguments[own:]
-    # Read by OpenMP when torch loads it. Golden matrices are small, and threads that spin while they wait take the
-    # cores from whatever else runs: on a busy machine a demo took 178 s so, and 40 s with this.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    options = [_home_expanded(_decoded(argument)) for argument in arguments[:own] if argument != "--debug"]
+    arguments = options + [_decoded(argument) for argument in arguments[own:]]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # A prompt may have what the terminal cannot show.
     try:
         with interrupts.remembered():
             ensure_home()
@@ -144,6 +145,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"mochi-tt: {_WORDS[number]}, no file is left half-written", file=sys.stderr)
         return 128 + number
     return code if isinstance(code, int) else 0
+
+
+def _decoded(argument: str) -> str:
+    """Return an argument as UTF-8 text, where the locale is another and Python has kept its bytes as surrogates."""
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError:
+        return argument
+
+
+def _home_expanded(argument: str) -> str:
+    """Expand the ~ of `--out=~/x.mp4`, which shells leave alone."""
+    option, equals, value = argument.partition("=")
+    if option.startswith("--") and equals and value.startswith("~"):
+        return f"{option}={os.path.expanduser(value)}"
+    return argument
 
 
 def _failed(error: Exception) -> int:
@@ -165,7 +182,11 @@ def _failed(error: Exception) -> int:
 def _user_error(error: Exception) -> str | None:
     """What the user can mend, as text; None for a fault of ours."""
     if isinstance(error, typer.TyperException):
-        return error.format_message()
+        text = error.format_message()
+        extra = re.search(r"unexpected extra arguments?(?:\(s\))? \((.*)\)", text)
+        if extra is not None:
+            text += ': a text of several words is one argument: quote it, such as "a red ball"'
+        return text
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OSError) and error.errno in _MACHINE:

@@ -7,7 +7,9 @@ makes a video with it, `write` writes the files. One open pipeline serves many r
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -274,8 +276,16 @@ def record(made: Made, job: Job) -> dict[str, Any]:
 
 
 def free_name(prompt: str, seed: int, folder: Path = OUTPUTS) -> Path:
-    """Return `outputs/<words of the prompt>-<seed>.mp4`, with a number where that name is taken."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "video"
+    """Return `outputs/<words of the prompt>-<seed>.mp4`, with a number where that name is taken.
+
+    Letters of every script stay, up to 60 and 150 bytes, unless the system's names of files cannot have them.
+    """
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", prompt).lower()).strip("-")[:60]
+    try:
+        words = os.fsencode(words)[:150].decode("utf-8", "ignore").strip("-")
+    except UnicodeEncodeError:
+        words = re.sub(r"[^a-z0-9]+", "-", words).strip("-")
+    words = words or "video"
     path, number = folder / f"{words}-{seed}.mp4", 2
     while path.exists() or path.with_suffix(".json").exists():
         path, number = folder / f"{words}-{seed}-{number}.mp4", number + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +14,12 @@ from stat import S_IMODE
 from typing import Any
 
 from models.machine import leftovers
+from models.machine.checks import check_text
 from models.machine.errors import InputError, MachineError
 
 # Beginning of the names of unfinished files. One that is left was being written when its process was killed.
 SCRATCH = ".mochi-tt-"
+_LONGEST_NAME = 255  # Of Linux's file systems, in bytes.
 
 
 def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
@@ -28,6 +31,7 @@ def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
     path = Path(path)
     if path.suffix.lower() != suffix:
         raise InputError(f"output {path} must end with {suffix}")
+    _check_name(path)
     made: list[Path] = []
     try:
         if path.is_dir():
@@ -43,6 +47,20 @@ def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
             if folder.is_dir():
                 folder.rmdir()
         raise InputError(f"output {path} cannot be written ({error.strerror}): choose another place") from error
+
+
+def _check_name(path: Path) -> None:
+    """Check that a file can have the name, and that a JSON file can hold it."""
+    try:
+        size = len(os.fsencode(path.name))
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"output {str(path)!a} has a character that this system's locale cannot write "
+            f"({sys.getfilesystemencoding()}): set LC_ALL=C.UTF-8, or name it in ASCII"
+        ) from error
+    if size > _LONGEST_NAME:
+        raise InputError(f"output {path.name[:20]}... is a name of {size} bytes: at most {_LONGEST_NAME} are possible")
+    check_text("output", str(path))
 
 
 def write_json(value: Mapping[str, Any], path: str | Path) -> None:

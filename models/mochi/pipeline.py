@@ -40,6 +40,7 @@ from models.mochi.text.encoder import (
     check_sequence_length,
     load_tokenizer,
 )
+from models.mochi.text.words import Words
 from models.mochi.vae.frames import VaeDecoder
 from models.parallel import place
 from weight_cache.checkpoints.checkpoint import Checkpoint
@@ -72,6 +73,7 @@ class MochiPipeline:
         parallel: GuidanceParallel | None = None,
         capture: bool = True,
         sampler: Callable[..., torch.Tensor] = denoise,
+        on_message: Message | None = None,
     ):
         """Compose a pipeline from its parts; most callers want `from_pretrained`."""
         self.transformer = transformer
@@ -84,6 +86,7 @@ class MochiPipeline:
         self.capture = capture
         self._owns_mesh = owns_mesh
         self._sampler = sampler
+        self._on_message = on_message
         self._interrupt = False
         self._watchdog = Watchdog(active=mesh.mode == "hardware", replays=capture)
 
@@ -127,7 +130,8 @@ class MochiPipeline:
             precision: see `Request`.
             loras: see `Request`.
             cache_dir: see `Request`.
-            on_message: called with a line for what the user should know, such as a damaged entry of the store.
+            on_message: called with a line for what the user should know, such as a damaged entry of the store, or a
+                word that the model does not know; the latter is a Python warning without it.
             vae_split: see `Request`.
             attention_chunks: see `Request`.
             first_frames: see `Request`.
@@ -204,7 +208,8 @@ class MochiPipeline:
                 chunks=setup.chunks,
             )
             tokenizer = load_tokenizer(checkpoint)
-            text_encoder = MeshTextEncoder(tokenizer, models.text_encoder, setup.conventions.empty_prompt)
+            words = Words.of(checkpoint.tokenizer)
+            text_encoder = MeshTextEncoder(tokenizer, models.text_encoder, setup.conventions.empty_prompt, words)
             report("load", 2, 2)
             models.load(
                 checkpoint,
@@ -228,6 +233,7 @@ class MochiPipeline:
             owns_mesh=given is None,
             parallel=models.parallel,
             capture=setup.capture,
+            on_message=on_message,
         )
 
     @property
@@ -438,6 +444,7 @@ class MochiPipeline:
         if given.has_negative and not is_guided:
             warnings.warn("guidance is 1 in every step: the negative prompt has no effect", stacklevel=3)
         texts = [*given.prompts, *(given.negatives if is_guided else [])]
+        self._tell_unknown_words(texts)
         report("encode", 0, len(texts))
         encoded = []
         for index, text in enumerate(texts):
@@ -447,6 +454,16 @@ class MochiPipeline:
             encoded.append(text)
             report("encode", index + 1, len(texts))
         return Encoded(encoded[: len(given.prompts)], encoded[len(given.prompts) :])
+
+    def _tell_unknown_words(self, texts: Sequence[Any]) -> None:
+        words = getattr(self.text_encoder, "words", None)
+        if words is None:
+            return
+        said = words.warning(" ".join(text for text in texts if isinstance(text, str)))
+        if said is not None and self._on_message is not None:
+            self._on_message(said)
+        elif said is not None:
+            warnings.warn(said, stacklevel=4)
 
     def _denoise(self, encoded: Encoded, run: inputs.Run) -> Denoised:
         steps, times, done = len(run.guidance), model_times(run.sigmas), 0

@@ -33,7 +33,7 @@ def test_prompts_of_the_training_are_read_as_they_are():
     [
         ("The red ball rolls to the right.", "the red ball rolls to the right"),
         ("A RED BALL\tMOVES\nLEFT!", "a red ball moves left"),
-        ("“a red ball” – rolls…", "a red ball rolls"),
+        ("“a red ball” - rolls…", "a red ball rolls"),
         ("a video of a ball that rolls , black background", "a video of a ball that rolls, black background"),
         ("Réd_ball,, ", "red ball"),
         ("?!", ""),

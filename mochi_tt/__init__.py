@@ -8,7 +8,6 @@ projects have folders of these names too: Tenstorrent's guide puts a checkout of
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -20,11 +19,6 @@ if sys.argv[0].endswith("/mochi-tt"):
 from mochi_tt.packages import claim_packages
 
 claim_packages()
-
-if "torch" not in sys.modules:
-    # Read by OpenMP when torch loads it. Golden matrices are small, and threads that spin while they wait take the
-    # cores from whatever else runs: on a busy machine a demo took 178 s so, and 40 s with this.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from models.device import OpenMesh, open_mesh
@@ -47,8 +41,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    from models.machine.host import quiet_ttnn
+    from models.machine.host import quiet_ttnn, wait_passively
 
+    wait_passively()
     if name == "MochiPipeline":
         quiet_ttnn()
     return getattr(importlib.import_module(_WHERE[name]), name)

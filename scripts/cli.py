@@ -22,7 +22,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from models.machine.errors import Cancelled, InputError
-from models.machine.host import ensure_home
+from models.machine.host import ensure_home, wait_passively
 from models.machine.version import __version__
 from scripts import interrupts
 
@@ -130,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interrupts.remembered():
             ensure_home()
+            wait_passively()
             code = app(arguments, prog_name="mochi-tt", standalone_mode=False)
     except (KeyboardInterrupt, Cancelled):
         code = INTERRUPTED

@@ -10,7 +10,6 @@ import typer
 
 from models.device import MODES
 from models.jobs.generate import GenerateRequest, about_the_machine, check_mode, plan, run
-from models.machine.errors import InputError
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
 from models.mochi.setup import Request, VideoRequest
 from models.mochi.text.words import Words
@@ -30,6 +29,13 @@ def _default(name: str) -> str:
     return f"[default: {genmo}]" if tiny == genmo else f"[default: {genmo}; tiny: {tiny}]"
 
 
+def _needed(context: typer.Context, prompt: str | None) -> str | None:
+    """Refuse a missing prompt, unless only the words are asked for."""
+    if prompt is None and not context.params.get("help_words"):
+        raise typer.BadParameter('a prompt is missing: write what the video shows, such as "a red ball rolls left"')
+    return prompt
+
+
 def _list_words(model: str, variant: str | None, base: str | None) -> None:
     words = Words.of(Checkpoint.open(model, variant, base).tokenizer)
     if words is None:
@@ -39,7 +45,9 @@ def _list_words(model: str, variant: str | None, base: str | None) -> None:
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="What the video shows. Up to 256 tokens are used.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What the video shows. Up to 256 tokens are used.", callback=_needed)
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
     width: Annotated[int | None, typer.Option(help=f"Pixels, a multiple of 16. {_default('width')}")] = None,
     height: Annotated[int | None, typer.Option(help=f"Pixels, a multiple of 16. {_default('height')}")] = None,
@@ -103,15 +111,17 @@ def generate(
         bool, typer.Option("--save-latents", help="Keep the latents beside the video; mochi-tt decode reads them.")
     ] = False,
     help_words: Annotated[
-        bool, typer.Option("--help-words", help="Only list the words that the model knows, if it knows only some.")
+        bool,
+        typer.Option(
+            "--help-words", help="Only list the words that the model knows, if it knows only some.", is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Make a video from a text: an .mp4, and a .json with everything that went into it."""
     if help_words:
         _list_words(model, variant, base)
         return
-    if prompt is None:
-        raise InputError('a prompt is missing: write what the video shows, such as "a red ball rolls to the left"')
+    assert prompt is not None
     print(f"mode {MODES[check_mode(mode)]}", flush=True)
     video = VideoRequest(
         height=height,

@@ -10,16 +10,17 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import tomllib
+import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from time import perf_counter
+from time import perf_counter, sleep
+from typing import NoReturn
 
 ROOT = Path(__file__).parents[1]
 LIST = Path(__file__).with_suffix(".toml")
@@ -71,37 +72,87 @@ def copy_tree(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name)
 
 
-def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """Run tests in a tree; return pytest's exit code, and its last line. Tests that do not end have failed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *tests]
-    variables = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    try:
-        done = subprocess.run(command, cwd=tree, env=variables, capture_output=True, text=True, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        return _FAILED, f"no end in {SECONDS} s"
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))] or [""]
-    return done.returncode, lines[-1]
+def preload() -> None:
+    """Import what takes long and is none of ours; the processes that try a mutant are forks of this one."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # As conftest.py does, for what torch reads when it is loaded.
+    from loguru import logger
+
+    logger.disable("ttnn")
+    import diffusers  # noqa: F401
+    import pytest  # noqa: F401
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+    import ttnn  # noqa: F401
 
 
-def judge(mutant: Mutant, tree: Path) -> tuple[str, str]:
-    """Try a mutant in a tree; return "caught", "survived" or "not tried", and why."""
+@dataclass
+class Trial:
+    """A process that tries a mutant in a tree of its own."""
+
+    mutant: Mutant
+    tree: Path
+    log: Path
+    text: str
+    start: float
+    process: int
+
+    @classmethod
+    def begin(cls, mutant: Mutant, tree: Path) -> Trial:
+        """Put the error into the tree, and run its tests there.
+
+        Raises:
+            ValueError: the old text does not occur exactly once.
+        """
+        text, log, start = mutant.apply(tree), tree.with_suffix(".log"), perf_counter()
+        sys.stdout.flush()
+        process = os.fork()
+        if not process:
+            _run_tests(tree, log, mutant.tests)
+        return cls(mutant, tree, log, text, start, process)
+
+    def ended(self) -> tuple[str, str] | None:
+        """Return "caught", "survived" or "not tried", and why; None while the tests run."""
+        done, status = os.waitpid(self.process, os.WNOHANG)
+        late = perf_counter() - self.start > SECONDS
+        if not done and not late:
+            return None
+        if not done:
+            os.killpg(self.process, signal.SIGKILL)
+            os.waitpid(self.process, 0)
+        (self.tree / self.mutant.file).write_text(self.text, encoding="utf-8")
+        if not done:
+            return "caught", f"no end in {SECONDS} s"
+        code = os.waitstatus_to_exitcode(status)
+        if code == _OK:
+            return "survived", " ".join(self.mutant.tests)
+        lines = [line for line in self.log.read_text().splitlines() if line.startswith(("FAILED", "ERROR"))] or [""]
+        return ("caught", lines[-1]) if code == _FAILED else ("not tried", f"pytest ends with {code} {lines[-1]}")
+
+
+def _run_tests(tree: Path, log: Path, tests: Sequence[str]) -> NoReturn:
+    """Become pytest in a tree. Every module of ours is imported from there: none has been imported before."""
+    code = _FAILED
     try:
-        text = mutant.apply(tree)
-    except (ValueError, OSError) as error:
-        return "not tried", str(error)
-    try:
-        code, line = run_tests(tree, mutant.tests)
+        os.setpgid(0, 0)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(tree)
+        os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+        sys.dont_write_bytecode = True
+        here = {str(ROOT), ""}
+        sys.path[:] = [str(tree), *(entry for entry in sys.path if entry not in here)]
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "models", "scripts")]:
+            del sys.modules[name]
+        import pytest
+
+        code = int(pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", *tests]))
+        sys.stdout.flush()
+    except BaseException:
+        traceback.print_exc()
+        code = 3
     finally:
-        (tree / mutant.file).write_text(text, encoding="utf-8")
-    if code == _OK:
-        return "survived", " ".join(mutant.tests)
-    return ("caught", line) if code == _FAILED else ("not tried", f"pytest ends with {code} {line}")
-
-
-def healthy(chosen: Sequence[Mutant], tree: Path) -> bool:
-    """Whether all tests pass without an error in the tree: else a failure would say nothing."""
-    each = dict.fromkeys(mutant.tests for mutant in chosen)
-    return all(run_tests(tree, tests)[0] == _OK for tests in each)
+        os._exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,7 +160,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("-j", "--jobs", type=int, default=1, help="how many at a time")
     parser.add_argument("-k", "--only", default="", help="only those with this text in their name or file")
-    parser.add_argument("--check", action="store_true", help="first see that all tests pass without an error")
     parser.add_argument("--list", action="store_true", help="only list the mutants")
     options = parser.parse_args(arguments)
     chosen = [mutant for mutant in mutants() if options.only in mutant.name or options.only in mutant.file]
@@ -117,29 +167,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"{mutant.file}: {mutant.name}" for mutant in chosen))
         return 0
     counts = dict.fromkeys(("caught", "survived", "not tried"), 0)
+
+    def show(mutant: Mutant, seconds: float, verdict: str, why: str) -> None:
+        counts[verdict] += 1
+        print(f"{verdict:<9} {seconds:5.0f} s  {mutant.file}: {mutant.name}", flush=True)
+        if verdict != "caught":
+            print(f"          {why}", flush=True)
+
+    preload()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        trees: SimpleQueue[Path] = SimpleQueue()
-        for index in range(options.jobs):
-            tree = Path(folder) / str(index)
+        trees = [Path(folder) / str(index) for index in range(options.jobs)]
+        for tree in trees:
             copy_tree(tree)
-            trees.put(tree)
-
-        def work(mutant: Mutant) -> tuple[Mutant, str, str, float]:
-            tree, start = trees.get(), perf_counter()
-            try:
-                return mutant, *judge(mutant, tree), perf_counter() - start
-            finally:
-                trees.put(tree)
-
-        if options.check and not healthy(chosen, Path(folder) / "0"):
-            print("a test fails without any error in the tree", file=sys.stderr)
-            return 2
-        with ThreadPoolExecutor(options.jobs) as pool:
-            for mutant, verdict, why, seconds in pool.map(work, chosen):
-                counts[verdict] += 1
-                print(f"{verdict:<9} {seconds:5.0f} s  {mutant.file}: {mutant.name}", flush=True)
-                if verdict != "caught":
-                    print(f"          {why}", flush=True)
+        waiting, running = list(chosen), list[Trial]()
+        while waiting or running:
+            while waiting and trees:
+                mutant = waiting.pop(0)
+                try:
+                    running.append(Trial.begin(mutant, trees[-1]))
+                    trees.pop()
+                except (ValueError, OSError) as error:
+                    show(mutant, 0.0, "not tried", str(error))
+            for trial in list(running):
+                found = trial.ended()
+                if found is not None:
+                    running.remove(trial)
+                    trees.append(trial.tree)
+                    show(trial.mutant, perf_counter() - trial.start, *found)
+            sleep(0.1)
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     return 2 if counts["not tried"] else 1 if counts["survived"] else 0
 

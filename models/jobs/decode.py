@@ -114,6 +114,7 @@ def run(
     """
     from models.device import open_mesh
     from models.jobs.video import write_mp4
+    from models.machine.watchdog import Watchdog, operation_seconds
     from models.mochi.vae import MochiVaeDecoder
     from models.mochi.vae.frames import to_uint8
     from models.parallel import Mesh
@@ -128,6 +129,7 @@ def run(
         setup.request.mode,  # type: ignore[arg-type]
         system=setup.request.system,
         ring=setup.ring,
+        operation_seconds=operation_seconds(setup.layout.sp * setup.layout.tp, setup.configs.transformer.inner_dim),
     ) as opened:
         mesh = Mesh(opened.device, setup.layout, setup.ways)
         first_frames = setup.conventions.first_frames
@@ -137,7 +139,8 @@ def run(
         seconds["load"] = round(perf_counter() - start, 3)
         start = perf_counter()
         report("decode", 0, 1)
-        video = decoder.decode(job.latents_BCTHW, keep_all_frames=request.keep_all_frames)
+        with Watchdog(active=opened.mode == "hardware").watching("decode"):
+            video = decoder.decode(job.latents_BCTHW, keep_all_frames=request.keep_all_frames)
         report("decode", 1, 1)
         seconds["decode"] = round(perf_counter() - start, 3)
     frames = to_uint8(video[0])

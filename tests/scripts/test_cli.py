@@ -282,10 +282,11 @@ def test_an_unquoted_prompt_is_told_to_be_quoted(here, capsys):
 
 def test_a_missing_prompt_is_one_line(here, capsys):
     assert "a prompt is missing" in error_of(capsys)
+    assert "a prompt is missing" in error_of(capsys, "--width", "64")
 
 
 def test_the_words_of_tiny(here, capsys):
-    assert main(["generate", "--model", "tiny", "--help-words"]) == 0
+    assert main(["generate", "--help-words", "--model", "tiny"]) == 0
     words = capsys.readouterr().out.split()
     assert {"red", "ball", "rolls", "leftwards"} <= set(words)
     assert words == sorted(words)
@@ -316,7 +317,8 @@ def test_a_user_without_any_home_directory_is_one_line(here, capsys, monkeypatch
 
 
 def test_threads_wait_passively_in_python_too(environment):
-    code = "import os, sys; {}import mochi_tt; print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
+    shown = "print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
+    code = "import os, sys; {}from mochi_tt import open_mesh; " + shown
     kept = {name: value for name, value in environment.items() if name != "OMP_WAIT_POLICY"}
 
     def printed(before, **variables):

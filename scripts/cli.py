@@ -29,7 +29,7 @@ from scripts import interrupts
 FAULT, BAD_INPUT, INTERRUPTED = 1, 2, 130
 # What the operating system refuses because of the user's machine, not because of this program.
 _MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE})
-_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+_WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 _EPILOG = "--debug, with any command, shows the traceback of an error."
 
 

@@ -90,3 +90,11 @@ def test_a_damaged_list_is_one_line(tmp_path, text):
     (tmp_path / WORDS_FILE).write_text(text)
     with pytest.raises(InputError, match=r"words\.json"):
         Words.of(tmp_path)
+
+
+@pytest.mark.parametrize(("words", "length", "cut"), [(255, 256, 0), (256, 256, 1), (300, 256, 45), (300, 20, 281)])
+def test_the_encoder_on_the_mesh_counts_what_is_cut(words, length, cut):
+    """The end token belongs to the prompt, and stays."""
+    found = encoder(None).encode("a " * words, length)
+    assert (found.num_tokens, found.num_truncated) == (length, cut)
+    assert found.embeds[0, length - 1, 0] == 1

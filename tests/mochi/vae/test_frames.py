@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.mochi.vae.decoder import MochiVaeDecoder
+from models.mochi.vae.decoder import MochiVaeDecoder, check_latents
 from models.mochi.vae.frames import denormalise, to_uint8
 
 CHANNELS = 3
@@ -44,3 +44,12 @@ def test_the_first_convolution_denormalises(scale, statistics):
     plain = {"scaling_factor": scale, "latents_mean": mean, "latents_std": std}
     expected = torch.nn.functional.conv3d(denormalise(x, plain), weight, bias)
     torch.testing.assert_close(torch.nn.functional.conv3d(x, *folded), expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_refused(value):
+    latents = torch.zeros(1, CHANNELS, 1, 2, 2)
+    check_latents(latents, CHANNELS)
+    latents[0, 1, 0, 1, 0] = value
+    with pytest.raises(ValueError, match="not finite"):
+        check_latents(latents, CHANNELS)

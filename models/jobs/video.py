@@ -11,7 +11,7 @@ from models.machine.errors import InputError, MachineError
 from models.machine.files import renamed_when_done
 from models.mochi.geometry import FPS
 
-# The filter converts, the options tag: neither does the other's work.
+# The filter converts, the options tag. ffmpeg 7 takes either from the other, older versions do not.
 _CONVERTED = "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int"
 _TAGS = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
 _COLOURS = ("-vf", _CONVERTED, *(word for name, value in _TAGS.items() for word in (f"-{name}", value)))

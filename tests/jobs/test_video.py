@@ -131,3 +131,13 @@ def test_json_is_whole_or_absent(tmp_path):
     with pytest.raises(TypeError):
         write_json({"a": object()}, tmp_path / "b.json")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("written", [0, 8])
+def test_a_video_that_lacks_frames_is_not_kept(tmp_path, monkeypatch, written):
+    import imageio_ffmpeg
+
+    monkeypatch.setattr(imageio_ffmpeg, "count_frames_and_secs", lambda path: (written, 0.1))
+    with pytest.raises(OSError, match=f"wrote {written} of 9 frames"):
+        write_mp4(moving_square(), tmp_path / "a.mp4")
+    assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -134,9 +135,19 @@ os._exit(cli.main(["generate"]))
 """
 
 
+@contextmanager
+def ended(process):
+    """What a test leaves running does not run on."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def started(script, folder, *arguments, **options):
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
@@ -145,6 +156,7 @@ def started(script, folder, *arguments, **options):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
+    return ended(process)
 
 
 def wait_until_it_hangs(process):
@@ -217,7 +229,7 @@ SIZE = ["--mesh", "1x1", "--width", "32", "--height", "32", "--num-frames", "7",
 
 def program(folder, *arguments, **options):
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [PROGRAM, *arguments],
         env=os.environ | {"TMPDIR": str(folder)},
         cwd=folder,
@@ -227,6 +239,7 @@ def program(folder, *arguments, **options):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
+    return ended(process)
 
 
 @pytest.mark.parametrize(

@@ -53,3 +53,15 @@ def test_one_value_that_is_not_finite_is_refused(value):
     latents[0, 1, 0, 1, 0] = value
     with pytest.raises(ValueError, match="not finite"):
         check_latents(latents, CHANNELS)
+
+
+def test_frames_are_mapped_from_minus_one_and_one():
+    video = torch.tensor([-3.0, -1.0, -0.5, 0.0, 1.0, 2.0]).view(1, 1, 1, 2, 3)
+    stub = SimpleNamespace(
+        first_frames="genmo",
+        config=SimpleNamespace(latent_channels=CHANNELS),
+        raw_frames=lambda latents, chunk: video,
+        _without_surplus=lambda frames, count: frames,
+    )
+    frames = MochiVaeDecoder.decode(stub, torch.zeros(1, CHANNELS, 1, 2, 2))
+    assert frames.flatten().tolist() == [0, 0, 0.25, 0.5, 1, 1]

@@ -3,6 +3,7 @@
 # make lint   style and types
 # make baselines  take the present counts of both systems as those that the tests hold later ones against
 # make docs-tables  make the tables in the documents anew (ONLY=PATTERN for some; LIST=1 says what each costs)
+# make mutants  try deliberate errors against the tests that own them (ONLY=TEXT for some, JOBS=2 for two at a time)
 # make setup  only the set-up: .venv with mochi-tt in it
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := .venv/bin
 UV := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),$(CURDIR)/.uv/bin/uv)
 PROMPT ?= a red ball rolls to the left
 
-.PHONY: setup demo test test-full lint baselines docs-tables clean
+.PHONY: setup demo test test-full lint baselines docs-tables mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(BIN)/.ready
@@ -47,6 +48,9 @@ baselines: setup
 
 docs-tables: setup
 	$(BIN)/python -m scripts.docs_tables $(if $(ONLY),--only '$(ONLY)') $(if $(LIST),--list)
+
+mutants: setup
+	$(BIN)/python -m tests.mutants --jobs $(or $(JOBS),1) $(if $(ONLY),--only '$(ONLY)')
 
 clean:
 	rm -rf .venv .uv

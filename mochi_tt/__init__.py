@@ -8,7 +8,13 @@ projects have folders of these names too: Tenstorrent's guide puts a checkout of
 
 from __future__ import annotations
 
+import signal
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.argv[0].endswith("/mochi-tt"):
+    # The program, not a program that imports this: a Ctrl-C waits until `mochi_tt.__main__` can answer it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 from mochi_tt.packages import claim_packages
 
@@ -35,8 +41,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    from models.machine.host import quiet_ttnn
+    from models.machine.host import quiet_ttnn, wait_passively
 
+    wait_passively()
     if name == "MochiPipeline":
         quiet_ttnn()
     return getattr(importlib.import_module(_WHERE[name]), name)

@@ -5,10 +5,12 @@ A command's module is imported when the command is asked for, so that `--help` c
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -20,12 +22,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from models.machine.errors import Cancelled, InputError
+from models.machine.host import ensure_home, wait_passively
 from models.machine.version import __version__
 from scripts import interrupts
 
 FAULT, BAD_INPUT, INTERRUPTED = 1, 2, 130
 # What the operating system refuses because of the user's machine, not because of this program.
 _MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE})
+_WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 _EPILOG = "--debug, with any command, shows the traceback of an error."
 
 
@@ -111,28 +115,53 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
-    0 is success. 2 is something that the user can mend, with one line on standard error. 130 is an interrupt. 1 is a
-    fault of this program: a line says where its traceback is. `--debug` shows the traceback of either as well.
+    0 is success. 2 is something that the user can mend, with one line on standard error. 130 is an interrupt, 143
+    SIGTERM, 129 SIGHUP. 1 is a fault of this program: a line says where its traceback is. `--debug` shows the traceback
+    of either as well.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     own = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:own]
-    arguments = [argument for argument in arguments[:own] if argument != "--debug"] + arguments[own:]
-    # Read by OpenMP when torch loads it. Golden matrices are small, and threads that spin while they wait take the
-    # cores from whatever else runs: on a busy machine a demo took 178 s so, and 40 s with this.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    options = [_home_expanded(_decoded(argument)) for argument in arguments[:own] if argument != "--debug"]
+    arguments = options + [_decoded(argument) for argument in arguments[own:]]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # A prompt may have what the terminal cannot show.
     try:
         with interrupts.remembered():
+            ensure_home()
+            wait_passively()
             code = app(arguments, prog_name="mochi-tt", standalone_mode=False)
     except (KeyboardInterrupt, Cancelled):
         code = INTERRUPTED
     except Exception as error:
-        if debug:
-            traceback.print_exception(error)
-        return _failed(error)
+        if interrupts.received() is None or not isinstance(error, OSError):
+            if debug:
+                traceback.print_exception(error)
+            return _failed(error)
+        code = INTERRUPTED  # The terminal is gone with the signal: what is written to it fails.
     if code == INTERRUPTED:
-        print("mochi-tt: interrupted, no file is left half-written", file=sys.stderr)
+        number = interrupts.received() or signal.SIGINT
+        with contextlib.suppress(OSError):
+            print(f"mochi-tt: {_WORDS[number]}, no file is left half-written", file=sys.stderr)
+        return 128 + number
     return code if isinstance(code, int) else 0
+
+
+def _decoded(argument: str) -> str:
+    """Return an argument as UTF-8 text, where the locale is another and Python has kept its bytes as surrogates."""
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError:
+        return argument
+
+
+def _home_expanded(argument: str) -> str:
+    """Expand the ~ of `--out=~/x.mp4`, which shells leave alone."""
+    option, equals, value = argument.partition("=")
+    if option.startswith("--") and equals and value.startswith("~"):
+        return f"{option}={os.path.expanduser(value)}"
+    return argument
 
 
 def _failed(error: Exception) -> int:
@@ -154,7 +183,11 @@ def _failed(error: Exception) -> int:
 def _user_error(error: Exception) -> str | None:
     """What the user can mend, as text; None for a fault of ours."""
     if isinstance(error, typer.TyperException):
-        return error.format_message()
+        text = error.format_message()
+        extra = re.search(r"unexpected extra arguments?(?:\(s\))? \((.*)\)", text)
+        if extra is not None:
+            text += ': a text of several words is one argument: quote it, such as "a red ball"'
+        return text
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OSError) and error.errno in _MACHINE:

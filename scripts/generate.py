@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import Annotated
 
 import typer
@@ -11,9 +12,11 @@ from models.device import MODES
 from models.jobs.generate import GenerateRequest, about_the_machine, check_mode, plan, run
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
 from models.mochi.setup import Request, VideoRequest
+from models.mochi.text.words import Words
 from scripts.options import HELP
 from scripts.progress import make_reporter, quiet_libraries
 from weight_cache.checkpoints import TINY
+from weight_cache.checkpoints.checkpoint import Checkpoint
 
 _GENMO = Defaults()
 _TINY = json.loads((TINY / DEFAULTS_FILE).read_text(encoding="utf-8"))
@@ -26,8 +29,25 @@ def _default(name: str) -> str:
     return f"[default: {genmo}]" if tiny == genmo else f"[default: {genmo}; tiny: {tiny}]"
 
 
+def _needed(context: typer.Context, prompt: str | None) -> str | None:
+    """Refuse a missing prompt, unless only the words are asked for."""
+    if prompt is None and not context.params.get("help_words"):
+        raise typer.BadParameter('a prompt is missing: write what the video shows, such as "a red ball rolls left"')
+    return prompt
+
+
+def _list_words(model: str, variant: str | None, base: str | None) -> None:
+    words = Words.of(Checkpoint.open(model, variant, base).tokenizer)
+    if words is None:
+        print(f"{model} reads any text: it has no list of words")
+        return
+    print(textwrap.fill(" ".join(words.known), 78))
+
+
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the video shows. Up to 256 tokens are used.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="What the video shows. Up to 256 tokens are used.", callback=_needed)
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
     width: Annotated[int | None, typer.Option(help=f"Pixels, a multiple of 16. {_default('width')}")] = None,
     height: Annotated[int | None, typer.Option(help=f"Pixels, a multiple of 16. {_default('height')}")] = None,
@@ -90,8 +110,18 @@ def generate(
     save_latents: Annotated[
         bool, typer.Option("--save-latents", help="Keep the latents beside the video; mochi-tt decode reads them.")
     ] = False,
+    help_words: Annotated[
+        bool,
+        typer.Option(
+            "--help-words", help="Only list the words that the model knows, if it knows only some.", is_eager=True
+        ),
+    ] = False,
 ) -> None:
     """Make a video from a text: an .mp4, and a .json with everything that went into it."""
+    if help_words:
+        _list_words(model, variant, base)
+        return
+    assert prompt is not None
     print(f"mode {MODES[check_mode(mode)]}", flush=True)
     video = VideoRequest(
         height=height,

@@ -138,6 +138,7 @@ def run(
 def _run(job: DecodeJob, report: Callable[[str, int, int], None], on_message: Callable[[str], None]) -> Path:
     from models.device import open_mesh
     from models.jobs.video import write_mp4
+    from models.machine.watchdog import Watchdog, operation_seconds
     from models.mochi.vae import MochiVaeDecoder
     from models.mochi.vae.frames import are_flat, to_uint8
     from models.parallel import Mesh
@@ -151,6 +152,7 @@ def _run(job: DecodeJob, report: Callable[[str, int, int], None], on_message: Ca
         setup.request.mode,  # type: ignore[arg-type]
         system=setup.request.system,
         ring=setup.ring,
+        operation_seconds=operation_seconds(setup.layout.sp * setup.layout.tp, setup.configs.transformer.inner_dim),
     ) as opened:
         mesh = Mesh(opened.device, setup.layout, setup.ways)
         first_frames = setup.conventions.first_frames
@@ -160,7 +162,8 @@ def _run(job: DecodeJob, report: Callable[[str, int, int], None], on_message: Ca
         seconds["load"] = round(perf_counter() - start, 3)
         start = perf_counter()
         report("decode", 0, 1)
-        video = decoder.decode(job.latents_BCTHW, keep_all_frames=request.keep_all_frames)
+        with Watchdog(active=opened.mode == "hardware").watching("decode"):
+            video = decoder.decode(job.latents_BCTHW, keep_all_frames=request.keep_all_frames)
         report("decode", 1, 1)
         seconds["decode"] = round(perf_counter() - start, 3)
     frames = to_uint8(video[0])

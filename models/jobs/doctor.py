@@ -20,6 +20,7 @@ from models.mock.toolchain import (
 )
 
 _SYSTEM_SFPI = Path("/opt/tenstorrent/sfpi")
+_THROTTLE = "TT_MM_THROTTLE_PERF"
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy", "safetensors", "ziglang")
 
 
@@ -51,6 +52,8 @@ class SystemReport:
     """Directories written outside the project, by what they hold."""
     hint: str | None
     """What stands between this machine and a run on hardware; None if nothing does."""
+    throttle: str | None
+    """Value of TT_MM_THROTTLE_PERF, which slows large products down (docs/hardware.md)."""
     simulator: Path | None
     """Library of the simulator that the environment names."""
     simulator_hint: str | None
@@ -72,6 +75,7 @@ class SystemReport:
             ("mock placeholder", placeholder),
             *self.versions,
             *((f"cache: {name}", str(path)) for name, path in self.caches),
+            (_THROTTLE, self.throttle or "not set: products run at full power (docs/hardware.md)"),
             ("simulator", str(self.simulator or "none")),
             *([("to hardware", self.hint)] if self.hint else []),
             *([("to the simulator", self.simulator_hint)] if self.simulator_hint else []),
@@ -131,6 +135,7 @@ def describe(card_directory: Path | None = None) -> SystemReport:
             ("hardware kernels", Path(os.environ.get("TT_METAL_CACHE") or Path.home() / ".cache/tt-metal-cache")),
         ),
         hint=hint,
+        throttle=os.environ.get(_THROTTLE),
         simulator=library,
         simulator_hint=simulator_hint,
     )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
+import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -337,7 +339,10 @@ def record(made: Made, job: Job) -> dict[str, Any]:
 
 
 def free_name(prompt: str, seed: int, folder: Path = OUTPUTS) -> Path:
-    """Return `outputs/<words of the prompt>-<seed>.mp4`, with a number where that name is taken."""
+    """Return `outputs/<words of the prompt>-<seed>.mp4`, with a number where that name is taken.
+
+    Letters of every script stay, up to 60 and 150 bytes, unless the system's names of files cannot have them.
+    """
     return next(path for path in _names(prompt, seed, folder) if _is_free(path))
 
 
@@ -353,7 +358,12 @@ def reserve_name(prompt: str, seed: int, folder: Path = OUTPUTS) -> Reservation:
 
 
 def _names(prompt: str, seed: int, folder: Path) -> Iterator[Path]:
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "video"
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", prompt).lower()).strip("-")[:60]
+    try:
+        words = os.fsencode(words)[:150].decode("utf-8", "ignore").strip("-")
+    except UnicodeEncodeError:
+        words = re.sub(r"[^a-z0-9]+", "-", words).strip("-")
+    words = words or "video"
     yield folder / f"{words}-{seed}.mp4"
     for number in itertools.count(2):
         yield folder / f"{words}-{seed}-{number}.mp4"

@@ -11,6 +11,11 @@ from models.machine.errors import InputError, MachineError
 from models.machine.files import renamed_when_done
 from models.mochi.geometry import FPS
 
+# The filter converts, the options tag. ffmpeg 7 takes either from the other, older versions do not.
+_CONVERTED = "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int"
+_TAGS = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
+_COLOURS = ("-vf", _CONVERTED, *(word for name, value in _TAGS.items() for word in (f"-{name}", value)))
+
 
 def write_mp4(
     frames: np.ndarray,
@@ -19,6 +24,9 @@ def write_mp4(
     on_frame: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write H.264 in yuv420p with the index at the front, which browsers play and start at once.
+
+    Colours are converted by BT.709's matrix to its limited range at every size, and the file says so. Without the tags
+    players guess: BT.601 for small videos and BT.709 for large ones.
 
     The file appears under its name only when complete; an error or an interrupt leaves nothing.
 
@@ -53,7 +61,7 @@ def write_mp4(
             pix_fmt_out="yuv420p",
             macro_block_size=1,
             quality=None,
-            output_params=["-crf", "18", "-preset", "medium", "-movflags", "+faststart", "-f", "mp4"],
+            output_params=["-crf", "18", "-preset", "medium", "-movflags", "+faststart", *_COLOURS, "-f", "mp4"],
         )
         writer.send(None)
         try:

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +15,13 @@ from secrets import token_hex
 from stat import S_IMODE
 from typing import IO, Any, Self
 
-from models.machine.errors import InputError
+from models.machine import leftovers
+from models.machine.checks import check_text
+from models.machine.errors import InputError, MachineError
 
 # Beginning of the names of unfinished files. One that is left was being written when its process was killed.
 SCRATCH = ".mochi-tt-"
+_LONGEST_NAME = 255  # Of Linux's file systems, in bytes.
 
 
 def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
@@ -29,6 +33,7 @@ def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
     path = Path(path)
     if path.suffix.lower() != suffix:
         raise InputError(f"output {path} must end with {suffix}")
+    _check_name(path)
     made: list[Path] = []
     try:
         if path.is_dir():
@@ -109,6 +114,20 @@ class Taken(InputError):
     """Another job writes to this name at this moment."""
 
 
+def _check_name(path: Path) -> None:
+    """Check that a file can have the name, and that a JSON file can hold it."""
+    try:
+        size = len(os.fsencode(path.name))
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"output {str(path)!a} has a character that this system's locale cannot write "
+            f"({sys.getfilesystemencoding()}): set LC_ALL=C.UTF-8, or name it in ASCII"
+        ) from error
+    if size > _LONGEST_NAME:
+        raise InputError(f"output {path.name[:20]}... is a name of {size} bytes: at most {_LONGEST_NAME} are possible")
+    check_text("output", str(path))
+
+
 def write_json(value: Mapping[str, Any], path: str | Path) -> None:
     """Write `value` as indented JSON, whole or not at all.
 
@@ -129,6 +148,7 @@ def renamed_when_done(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """
     scratch = path.with_name(f"{SCRATCH}{os.getpid()}-{token_hex(8)}{path.suffix}.part")
     os.close(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+    leftovers.guard(scratch)
     try:
         permissions = S_IMODE(scratch.stat().st_mode)
         yield scratch
@@ -139,6 +159,22 @@ def renamed_when_done(path: Path, mode: int = 0o666) -> Iterator[Path]:
         flush(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
+        leftovers.release(scratch)
+
+
+@contextmanager
+def refused_as_the_machines(folder: Path, mend: str) -> Iterator[None]:
+    """Say what the operating system refuses in a folder that this program chose, not the user.
+
+    Raises:
+        MachineError: the block raised an OSError that is not one already.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, InputError):
+            raise
+        raise MachineError(f"{folder} cannot be written ({error.strerror or error}): {mend}") from error
 
 
 def flush(path: Path) -> None:

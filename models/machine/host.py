@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pwd
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,8 @@ from types import ModuleType
 from typing import Literal
 
 from loguru import logger
+
+from models.machine.errors import MachineError
 
 CARD_DIRECTORY = Path("/dev/tenstorrent")
 """Directory in which the Tenstorrent kernel driver lists its cards."""
@@ -68,12 +71,39 @@ def _set(variables: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
+def wait_passively() -> None:
+    """Have OpenMP's threads sleep while they wait, unless the user wants otherwise or torch has read the setting.
+
+    Golden matrices are small, and threads that spin while they wait take the cores from whatever else runs: on a busy
+    machine a demo took 178 s so, and 40 s with this.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def ensure_home() -> None:
+    """Set HOME where the environment lacks it: ttnn reads it at import, and ends the process with a fault without it.
+
+    Raises:
+        MachineError: this user has no home directory either.
+    """
+    if os.environ.get("HOME"):
+        return
+    try:
+        os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        raise MachineError(
+            f"HOME is not set, and user {os.getuid()} has no home directory: set HOME to a folder that can be written"
+        ) from None
+
+
 def quiet_ttnn() -> ModuleType:
     """Import ttnn without the configuration that it logs at import, and return it.
 
     A program that imports ttnn elsewhere calls this first. The log stays if the user has set TT_LOGGER_LEVEL. Later log
     lines of ttnn (its warnings) are never suppressed.
     """
+    ensure_home()
     silence = "ttnn" not in sys.modules and not os.environ.get("TT_LOGGER_LEVEL")
     if silence:
         logger.disable("ttnn")

@@ -42,6 +42,7 @@ from models.mochi.text.encoder import (
     check_sequence_length,
 )
 from models.mochi.text.tokenizer import load_tokenizer
+from models.mochi.text.words import Words
 from models.mochi.vae.frames import VaeDecoder, check_frames, check_latent_values
 from models.parallel import place
 from weight_cache.checkpoints.checkpoint import Checkpoint
@@ -76,6 +77,7 @@ class MochiPipeline:
         sampler: Callable[..., torch.Tensor] = denoise,
         defaults: Defaults | None = None,
         subject: Subject | None = None,
+        on_message: Message | None = None,
     ):
         """Compose a pipeline from its parts; most callers want `from_pretrained`.
 
@@ -94,6 +96,7 @@ class MochiPipeline:
         self.capture = capture
         self._owns_mesh = owns_mesh
         self._sampler = sampler
+        self._on_message = on_message
         self._interrupt = False
         self._closed = False
         self._watchdog = Watchdog(active=mesh.mode == "hardware", replays=capture)
@@ -138,7 +141,8 @@ class MochiPipeline:
             precision: see `Request`.
             loras: see `Request`.
             cache_dir: see `Request`.
-            on_message: called with a line for what the user should know, such as a damaged entry of the store.
+            on_message: called with a line for what the user should know, such as a damaged entry of the store, or a
+                word that the model does not know; the latter is a Python warning without it.
             vae_split: see `Request`.
             attention_chunks: see `Request`.
             first_frames: see `Request`.
@@ -215,7 +219,8 @@ class MochiPipeline:
                 chunks=setup.chunks,
             )
             tokenizer = load_tokenizer(checkpoint)
-            text_encoder = MeshTextEncoder(tokenizer, models.text_encoder, setup.conventions.empty_prompt)
+            words = Words.of(checkpoint.tokenizer)
+            text_encoder = MeshTextEncoder(tokenizer, models.text_encoder, setup.conventions.empty_prompt, words)
             report("load", 2, 2)
             models.load(
                 checkpoint,
@@ -241,6 +246,7 @@ class MochiPipeline:
             capture=setup.capture,
             defaults=setup.defaults,
             subject=setup.subject,
+            on_message=on_message,
         )
 
     @property
@@ -462,6 +468,7 @@ class MochiPipeline:
         if given.has_negative and not is_guided:
             warnings.warn("guidance is 1 in every step: the negative prompt has no effect", stacklevel=3)
         texts = [*given.prompts, *(given.negatives if is_guided else [])]
+        self._tell_unknown_words(texts)
         report("encode", 0, len(texts))
         encoded = []
         for index, text in enumerate(texts):
@@ -472,6 +479,16 @@ class MochiPipeline:
             encoded.append(text)
             report("encode", index + 1, len(texts))
         return Encoded(encoded[: len(given.prompts)], encoded[len(given.prompts) :])
+
+    def _tell_unknown_words(self, texts: Sequence[Any]) -> None:
+        words = getattr(self.text_encoder, "words", None)
+        if words is None:
+            return
+        said = words.warning(" ".join(text for text in texts if isinstance(text, str)))
+        if said is not None and self._on_message is not None:
+            self._on_message(said)
+        elif said is not None:
+            warnings.warn(said, stacklevel=4)
 
     def _denoise(self, encoded: Encoded, run: inputs.Run) -> Denoised:
         steps, times, done = len(run.guidance), model_times(run.sigmas), 0

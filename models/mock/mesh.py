@@ -13,17 +13,17 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from models.machine import simulator
+from models.machine import leftovers, simulator
 from models.machine.errors import InputError
+from models.machine.files import refused_as_the_machines
 from models.machine.host import bind_process, environment, log_level, quiet_ttnn, refuse_cards
 from models.mock.cluster import Coord, MockSystem, system_for, system_named, write_descriptor
-from models.mock.toolchain import cache_directory, mock_variables, prepare_toolchain
+from models.mock.toolchain import CACHE_MEND, cache_directory, mock_variables, prepare_toolchain
 
 if TYPE_CHECKING:
     import ttnn
@@ -247,12 +247,14 @@ def _open_parent(system: MockSystem) -> ttnn.MeshDevice:
     if not _process.seen_by_ttnn:
         bind_process("mock")
         chain = prepare_toolchain()
-        descriptor = write_descriptor(system, cache_directory() / "clusters")
+        clusters = cache_directory() / "clusters"
+        with refused_as_the_machines(clusters, CACHE_MEND):
+            descriptor = write_descriptor(system, clusters)
         variables |= mock_variables(chain, descriptor)
-        logs = tempfile.TemporaryDirectory(prefix="mochi-tt-mock-")
-        atexit.register(logs.cleanup)
+        logs = leftovers.temporary_folder("mochi-tt-mock-")
+        atexit.register(leftovers.remove, logs)
         atexit.register(release_cluster)
-        variables["TT_METAL_LOGS_PATH"] = logs.name
+        variables["TT_METAL_LOGS_PATH"] = variables["TMPDIR"] = str(logs)  # MPI makes a folder there and leaves it.
         variables |= log_level("error")
     fabric = ttnn.FabricConfig.FABRIC_1D_RING if system.ring else ttnn.FabricConfig.FABRIC_1D
     with environment(variables):

@@ -26,10 +26,12 @@ from pathlib import Path
 import platformdirs
 
 from models.machine.errors import InputError, MissingInputError
+from models.machine.files import refused_as_the_machines
 
 COMPILER = Path("runtime/sfpi/compiler/bin/riscv-tt-elf-g++")
 """Path of the compiler that ttnn calls, below a runtime root."""
 
+CACHE_MEND = "make it writable, or set XDG_CACHE_HOME (or HOME) to a folder that is"
 _SUPPORT = Path("placeholder")
 _OBJECT = _SUPPORT / "kernel.o"
 _LINKS = _SUPPORT / "links"
@@ -148,12 +150,13 @@ def prepare_toolchain(cache: Path | None = None, *, package: Path | None = None,
 
     Raises:
         FileNotFoundError: ttnn or ziglang is not installed.
+        MachineError: the user's cache directory cannot be written.
         RuntimeError: the placeholder could not be compiled.
     """
     chain = locate_toolchain(cache, package=package, zig=zig)
     if is_complete(chain):
         return chain
-    with _locked(chain.root.with_suffix(".lock")):
+    with refused_as_the_machines(chain.root.parent, CACHE_MEND), _locked(chain.root.with_suffix(".lock")):
         if not is_complete(chain):
             _build(chain)
     return chain

@@ -84,7 +84,7 @@ class DryRun:
                 f"{name:<13} {stage.device_calls} device calls, {stage.total('flops') / 1e12:.2f} TFLOP, "
                 f"DRAM {stage.total('dram_bytes') / GB:.2f} GB moved, "
                 f"links {stage.total('link_bytes') / GB:.2f} GB, {stage.total('exposed_link_bytes') / GB:.2f} exposed, "
-                f"peak {stage.dram_peak_bytes / GB:.2f} GB, host {stage.host_seconds:.2f} s"
+                f"peak {stage.dram_peak_bytes / GB:.2f} GB, calls made in {stage.host_seconds:.2f} s here"
                 + "".join(f", {key} {value}" for key, value in self.details.get(name, {}).items())
             )
         lines.append(f"DRAM peak     {self.dram_peak_bytes / GB:.2f} GB")

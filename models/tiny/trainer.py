@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from models.machine.errors import InputError
+from models.mochi.text.words import Words
 from models.tiny import transformer_training, vae_training
 from models.tiny.captions import caption
 from models.tiny.export import set_latent_statistics, to_bfloat16_, write_checkpoint
@@ -97,6 +98,7 @@ def tokenizer(work: Path) -> Path:
         captions = [caption(random_scene(rng), rng) for _ in range(20000)]
         words = sorted({word for text in captions for word in text.replace(",", "").split()})
         write_tokenizer(directory, [*captions, *(f"{word}, {word}." for word in words)])
+        Words(tuple(words)).write(directory)
     return directory
 
 

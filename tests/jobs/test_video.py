@@ -32,6 +32,33 @@ def test_the_file_plays_back_as_written(tmp_path):
     assert frames[0, 20, 10, 0] > 200 > 60 > frames[8, 20, 10, 0], "first frame first"
 
 
+# BT.709 in limited range (ITU-R BT.709-6, items 3.2 and 4.6): Y = 0.2126 R + 0.7152 G + 0.0722 B.
+COLOURS = {
+    (255, 0, 0): (63, 102, 240),
+    (0, 255, 0): (173, 42, 26),
+    (0, 0, 255): (32, 240, 118),
+    (200, 120, 40): (129, 84, 166),
+}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (480, 848), (720, 1280)], ids=str)
+def test_colours_are_converted_by_bt_709_and_tagged(tmp_path, size):
+    import subprocess
+
+    import imageio_ffmpeg
+
+    ffmpeg, (height, width) = imageio_ffmpeg.get_ffmpeg_exe(), size
+    for colour, wanted in COLOURS.items():
+        write_mp4(np.full((1, height, width, 3), colour, np.uint8), tmp_path / "a.mp4")
+        raw = ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-"]
+        done = subprocess.run([ffmpeg, "-i", tmp_path / "a.mp4", *raw], capture_output=True, check=True)
+        assert b"yuv420p(tv, bt709" in done.stderr
+        planes = np.frombuffer(done.stdout, np.uint8)
+        luma, chroma = planes[: height * width], planes[height * width :].reshape(2, -1)
+        found = (luma.mean(), chroma[0].mean(), chroma[1].mean())
+        assert np.abs(np.subtract(found, wanted)).max() < 1.5, (colour, found, wanted)
+
+
 def test_the_index_comes_before_the_data(tmp_path):
     write_mp4(moving_square(), tmp_path / "a.mp4")
     data = (tmp_path / "a.mp4").read_bytes()
@@ -104,3 +131,13 @@ def test_json_is_whole_or_absent(tmp_path):
     with pytest.raises(TypeError):
         write_json({"a": object()}, tmp_path / "b.json")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("written", [0, 8])
+def test_a_video_that_lacks_frames_is_not_kept(tmp_path, monkeypatch, written):
+    import imageio_ffmpeg
+
+    monkeypatch.setattr(imageio_ffmpeg, "count_frames_and_secs", lambda path: (written, 0.1))
+    with pytest.raises(OSError, match=f"wrote {written} of 9 frames"):
+        write_mp4(moving_square(), tmp_path / "a.mp4")
+    assert list(tmp_path.iterdir()) == []

@@ -229,3 +229,10 @@ def test_mock_kernels_stay_out_of_the_hardware_cache(chain: Toolchain, tmp_path:
     assert variables["TT_METAL_CACHE"] == str(chain.kernels)
     assert chain.kernels.is_relative_to(chain.root.parent.parent)
     assert variables["TT_METAL_SLOW_DISPATCH_MODE"] == "1"
+
+
+def test_a_cache_directory_that_cannot_be_made_is_one_line():
+    from models.machine.errors import MachineError
+
+    with pytest.raises(MachineError, match=r"/proc/nope/runtime cannot be written \(.*\): make it"):
+        prepare_toolchain(Path("/proc/nope"))

@@ -1,5 +1,7 @@
 """Counting rules on calls whose cost can be worked out by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import ttnn
 
@@ -88,3 +90,20 @@ def test_peak_memory_sees_what_is_alive(mesh):
         small = mesh.upload(randn(1, 1, 32, 32))
     assert made.dram_peak_bytes == before >= 2 * 1024 * 1024
     assert small.is_allocated()
+
+
+@pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)
+def test_the_tracers_own_time_is_no_time_of_the_calls(mesh, monkeypatch):
+    import itertools
+
+    import models.performance.trace as module
+
+    clock = itertools.count()  # A second passes between any two looks at it.
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    with trace(mesh.device) as made:
+        x = mesh.upload(randn(1, 1, 32, 32))
+        ttnn.add(ttnn.multiply(x, x), x)
+    looks = next(clock)
+    traced = (looks - 2) // 2  # The first and the last look are the block's own, each op has two.
+    assert traced >= 2
+    assert made.host_seconds == looks - 1 - traced

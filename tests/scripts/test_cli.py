@@ -230,7 +230,105 @@ def test_names_do_not_overwrite_each_other(here):
     first.parent.mkdir()
     first.touch()
     assert free_name("A red ball; rolls!", 7).name == "a-red-ball-rolls-7-2.mp4"
-    assert free_name("赤い玉", 7).name == "video-7.mp4"
+    assert free_name("赤い玉", 7).name == "赤い玉-7.mp4"
+    assert free_name("?!", 7).name == "video-7.mp4"
+    for letter in ("玉", "é", "𐍈", "x"):
+        assert len(os.fsencode(free_name(letter * 500, 2**63 - 1).name)) <= 200
+
+
+def test_a_name_is_ascii_where_files_must_be(monkeypatch):
+    from models.jobs import generate
+
+    monkeypatch.setattr(generate.os, "fsencode", lambda text: text.encode("ascii"))
+    assert generate.free_name("赤い玉 ball", 7).name == "ball-7.mp4"
+    assert generate.free_name("赤い玉", 7).name == "video-7.mp4"
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_locale_that_cannot_name_a_file_is_told_before_any_work(here, environment):
+    done = subprocess.run(
+        [*command("generate", "x"), "--out", "🎬.mp4".encode()], cwd=here, env=environment | ASCII, capture_output=True
+    )
+    (line,) = done.stderr.decode("ascii").splitlines()
+    assert done.returncode == 2
+    assert "cannot write (ascii): set LC_ALL=C.UTF-8" in line
+    assert list(here.iterdir()) == []
+
+
+def test_a_prompt_of_any_script_is_read_under_any_locale(here, environment):
+    script = "import sys; from scripts import cli; cli.app = lambda words, **_: print(words[0]); cli.main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "赤い玉".encode()], cwd=here, env=environment | ASCII, capture_output=True
+    )
+    assert done.stdout == b"\\u8d64\\u3044\\u7389\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["x" * 252 + ".mp4", "é" * 130 + ".mp4"])
+def test_a_name_that_is_too_long_is_one_line(small_checkpoint, here, capsys, name):
+    assert "255 are possible" in error_of(capsys, "x", "--model", small_checkpoint, "--out", name)
+
+
+def test_a_tilde_behind_an_equals_sign_is_the_home_directory(here, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    assert f"output {here}/x.avi must end" in error_of(capsys, "x", "--out=~/x.avi")
+    assert list(here.iterdir()) == []
+
+
+def test_an_unquoted_prompt_is_told_to_be_quoted(here, capsys):
+    assert 'one argument: quote it, such as "a red ball"' in error_of(capsys, "a", "red", "ball")
+
+
+def test_a_missing_prompt_is_one_line(here, capsys):
+    assert "a prompt is missing" in error_of(capsys)
+    assert "a prompt is missing" in error_of(capsys, "--width", "64")
+
+
+def test_the_words_of_tiny(here, capsys):
+    assert main(["generate", "--help-words", "--model", "tiny"]) == 0
+    words = capsys.readouterr().out.split()
+    assert {"red", "ball", "rolls", "leftwards"} <= set(words)
+    assert words == sorted(words)
+
+
+def test_a_model_that_reads_any_text_has_no_list(small_checkpoint, here, capsys):
+    assert main(["generate", "--model", str(small_checkpoint), "--help-words"]) == 0
+    assert "reads any text" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("home", [{}, {"HOME": ""}], ids=["none", "empty"])
+def test_ttnn_is_imported_without_a_home_directory(environment, home):
+    kept = {name: environment[name] for name in ("PATH", "PYTHONPATH")}
+    code = "from models.machine.host import quiet_ttnn; quiet_ttnn()"
+    done = subprocess.run([sys.executable, "-c", code], env=kept | home, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), "a segmentation fault in ttnn"
+
+
+def test_a_user_without_any_home_directory_is_one_line(here, capsys, monkeypatch):
+    from models.machine import host
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(host.pwd, "getpwuid", unknown)
+    assert "HOME is not set, and user" in error_of(capsys, "x")
+
+
+def test_threads_wait_passively_in_python_too(environment):
+    shown = "print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
+    code = "import os, sys; {}from mochi_tt import open_mesh; " + shown
+    kept = {name: value for name, value in environment.items() if name != "OMP_WAIT_POLICY"}
+
+    def printed(before, **variables):
+        command = [sys.executable, "-c", code.format(before)]
+        done = subprocess.run(command, env=kept | variables, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert printed("") == ["passive", "False"]
+    assert printed("", OMP_WAIT_POLICY="active") == ["active", "False"]
+    assert printed("sys.modules['torch'] = None; ") == ["None", "True"], "it would be too late"
 
 
 def test_help_is_fast_and_states_the_defaults(environment):

@@ -1,9 +1,13 @@
-"""An interrupt is not lost: not while the process ignores it, and not where somebody drops the exception."""
+"""Signals: none is lost, the first cancels, the second ends the process, and nothing stays in the temporary folder."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +112,170 @@ def test_an_interrupt_comes_through(script, printed):
         check=False,
     )
     assert (done.stdout.splitlines(), done.stderr, done.returncode) == (printed, "", 0)
+
+
+# A mutex that is locked twice: no signal ends that wait. `PyDLL` keeps Python's lock meanwhile, as many bindings do.
+HANGS = """
+import ctypes, os, sys
+from models.machine import leftovers
+from scripts import cli, interrupts
+
+def hang(library):
+    mutex = ctypes.create_string_buffer(64)
+    library(None).pthread_mutex_lock(mutex)
+    print("hangs", flush=True)
+    library(None).pthread_mutex_lock(mutex)
+
+def run(*arguments, **options):
+    leftovers.temporary_folder("mochi-tt-mock-").joinpath("log").write_text("")
+    hang(getattr(ctypes, sys.argv[1]))
+
+cli.app = run
+os._exit(cli.main(["generate"]))
+"""
+
+
+@contextmanager
+def ended(process):
+    """What a test leaves running does not run on."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def started(script, folder, *arguments, **options):
+    folder.mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
+    return ended(process)
+
+
+def wait_until_it_hangs(process):
+    assert process.stdout.readline() == "hangs\n"
+    time.sleep(0.3)  # It has said so just before.
+
+
+def is_empty_soon(folder):
+    """A process that is killed by another has its folders deleted a moment later."""
+    for _ in range(100):
+        if not list(folder.iterdir()):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("library", ["CDLL", "PyDLL"])
+def test_the_second_signal_ends_a_call_that_never_returns(library, number, tmp_path):
+    folder = tmp_path / "temporary"
+    with started(HANGS, folder, library) as process:
+        wait_until_it_hangs(process)
+        process.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.6)
+        process.send_signal(number)
+        code = process.wait(60)
+        shown = process.stderr.read()
+    if library == "CDLL":
+        assert (code, shown) == (128 + number, "mochi-tt: ended at once\n")
+    else:
+        assert (code, shown) == (-signal.SIGKILL, ""), "Python's lock is held: only a kill ends it"
+    assert is_empty_soon(folder)
+
+
+def test_a_kill_leaves_nothing_in_the_temporary_folder(tmp_path):
+    folder = tmp_path / "temporary"
+    with started(HANGS, folder, "PyDLL") as process:
+        wait_until_it_hangs(process)
+        assert list(folder.iterdir())
+        process.kill()
+        process.wait(60)
+    assert is_empty_soon(folder)
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(tmp_path):
+    """`timeout` sends its signal to the process and to the process's group."""
+    script = HANGS.replace("hang(getattr(ctypes, sys.argv[1]))", "print('runs', flush=True)\n    wait()")
+    waits = "import time\n\ndef wait():\n    while True:\n        time.sleep(0.01)\n"
+    with started(waits + script, tmp_path / "temporary", "") as process:
+        assert process.stdout.readline() == "runs\n"
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert process.stderr.read() == "mochi-tt: terminated, no file is left half-written\n"
+
+
+def test_a_first_signal_that_is_not_answered_is_explained(tmp_path):
+    with started(HANGS, tmp_path / "temporary", "CDLL") as process:
+        wait_until_it_hangs(process)
+        process.send_signal(signal.SIGINT)
+        assert "the same signal again ends at once" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+
+
+PROGRAM = Path(sys.executable).with_name("mochi-tt")
+SIZE = ["--mesh", "1x1", "--width", "32", "--height", "32", "--num-frames", "7", "--num-steps", "500"]
+
+
+def program(folder, *arguments, **options):
+    folder.mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [PROGRAM, *arguments],
+        env=os.environ | {"TMPDIR": str(folder)},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
+    return ended(process)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code", "said"),
+    [
+        ((signal.SIGTERM,), 143, "mochi-tt: terminated, no file is left half-written\n"),
+        pytest.param(
+            (signal.SIGHUP,), 129, "mochi-tt: hung up, no file is left half-written\n", marks=pytest.mark.full
+        ),
+    ],
+    ids=["SIGTERM", "SIGHUP"],
+)
+def test_the_program_cancels(small_checkpoint, tmp_path, numbers, code, said):
+    folder = tmp_path / "temporary"
+    with program(folder, "generate", "x", "--model", str(small_checkpoint), *SIZE) as process:
+        for line in process.stdout:
+            if line.startswith("denoise"):
+                break
+        assert any(path.name.startswith("mochi-tt-mock-") for path in folder.iterdir())
+        for number in numbers:
+            process.send_signal(number)
+        assert process.wait(60) == code
+        assert process.stderr.read() == said
+    assert [path.name for path in folder.iterdir() if path.name != "outputs"] == []
+    assert not list((folder / "outputs").iterdir())
+
+
+def test_an_interrupt_in_the_first_moments_is_no_traceback(tmp_path):
+    """Moments before Python has come to this program are Python's own: those are left out."""
+    random.seed(15)
+    for moment in (random.uniform(0.08, 0.5) for _ in range(6)):
+        with program(tmp_path / "temporary", "layouts", "--system", "galaxy") as process:
+            time.sleep(moment)
+            process.send_signal(signal.SIGINT)
+            shown = process.stderr.read()
+        assert "Traceback" not in shown, (moment, shown)
+        assert process.returncode in (130, -signal.SIGINT)
+        assert shown in ("", "mochi-tt: interrupted, no file is left half-written\n")
+    assert is_empty_soon(tmp_path / "temporary")

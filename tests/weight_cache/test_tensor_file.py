@@ -101,3 +101,20 @@ def test_a_full_disk_is_an_error(mesh, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert error.value.errno == errno.EFBIG
+
+
+@pytest.mark.parametrize("mesh", ["1x1sp0tp1", "2x4sp0tp1"], indirect=True)
+def test_stored_bfloat8_is_the_nearest_block_float(mesh, tmp_path):
+    """Against the definition of the format, not against ttnn: 16 values of a row share the largest one's exponent, and
+    have 7 bits each (tt-metal `tech_reports/data_formats`)."""
+    host = torch.randn((64, 128), generator=torch.Generator().manual_seed(8)).bfloat16()
+    parameter = matrix((64, 128), tp=1, dtype=ttnn.bfloat8_b)
+    TensorWriter(mesh).write(tmp_path / "a.tensorbin", parameter, host)
+    parameter.put(mesh, ttnn.load_tensor(tmp_path / "a.tensorbin"))
+    stored, wanted = mesh.download(parameter.tensor, tp=1).double(), host.double()
+    exponent = wanted.abs().unflatten(1, (-1, 16)).amax(-1, keepdim=True).log2().floor()
+    step = (2.0 ** (exponent - 6)).expand(-1, -1, 16).flatten(1)
+    assert (stored % step).abs().max() == 0, "values are whole steps of their block"
+    assert ((stored - wanted).abs() / step).max() <= 0.75, "to which a value is rounded, in two roundings"
+    assert abs((stored * wanted).sum() / wanted.square().sum() - 1) < 1e-3, "without a bias"
+    parameter.release()

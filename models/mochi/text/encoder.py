@@ -14,6 +14,7 @@ import torch
 
 from models.machine.checks import whole
 from models.mochi.conventions import EmptyPrompt, check_empty_prompt
+from models.mochi.text.words import Words
 
 if TYPE_CHECKING:
     from models.mochi.text.t5 import T5Encoder
@@ -47,6 +48,11 @@ class TextEncoder(Protocol):
         """D, the width of the features."""
         ...
 
+    @property
+    def words(self) -> Words | None:
+        """All words that the model knows; None where any text will do."""
+        ...
+
     def encode(self, prompt: str, max_sequence_length: int = MAX_SEQUENCE_LENGTH) -> TextEmbeddings:
         """Return the features of one prompt, padded to `max_sequence_length` tokens."""
         ...
@@ -55,13 +61,16 @@ class TextEncoder(Protocol):
 class MeshTextEncoder:
     """T5 on the mesh in TTNN: see `models.mochi.text.t5`."""
 
-    def __init__(self, tokenizer: Any, model: T5Encoder, empty_prompt: EmptyPrompt = "zeros"):
+    def __init__(
+        self, tokenizer: Any, model: T5Encoder, empty_prompt: EmptyPrompt = "zeros", words: Words | None = None
+    ):
         """Wrap a `transformers` T5 tokenizer and a loaded encoder.
 
         Args:
             tokenizer: of the checkpoint.
             model: of the checkpoint, loaded.
             empty_prompt: what an empty prompt means; see `models.mochi.conventions`.
+            words: that the checkpoint declares; prompts are then read in their plain form.
 
         Raises:
             InputError: there is no such convention.
@@ -69,6 +78,7 @@ class MeshTextEncoder:
         self.tokenizer = tokenizer
         self.model = model
         self.empty_prompt = check_empty_prompt(empty_prompt)
+        self.words = words
 
     @property
     def width(self) -> int:
@@ -86,6 +96,8 @@ class MeshTextEncoder:
         """
         check_sequence_length(max_sequence_length)
         embeddings = no_tokens(max_sequence_length, self.width)
+        if self.words is not None:
+            prompt = self.words.plain(prompt)
         if prompt == "" and self.empty_prompt == "zeros":
             return embeddings
         # `verbose=False` turns off the tokenizer's own warning about lengths.

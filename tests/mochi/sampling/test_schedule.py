@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -95,3 +97,26 @@ def test_another_scheduler_is_refused(key, value):
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True, key: value}
     with pytest.raises(ValueError, match=key):
         check_scheduler(config)
+
+
+def test_defaults_are_genmos():
+    """Source: Genmo `demos/cli.py` and `pipelines.py`; Diffusers `MochiPipeline.__call__` has the same threshold."""
+    from models.mochi.defaults import Defaults
+
+    assert linear_quadratic_schedule(64) == linear_quadratic_schedule(64, 0.025, 32)
+    assert asdict(Defaults()) == {
+        "height": 480,
+        "width": 848,
+        "num_frames": 163,
+        "num_steps": 64,
+        "guidance_scale": 6.0,
+        "threshold_noise": 0.025,
+        "seed": 1710977262,
+        "fps": 30,
+    }
+
+
+@pytest.mark.parametrize("sigmas", [[1.0, 0.5, 0.7, 0.0], [1.0, 0.5, 0.5, 0.0]], ids=["rise", "stay"])
+def test_sigmas_must_fall(sigmas):
+    with pytest.raises(ValueError, match="must fall strictly"):
+        check_sigmas(sigmas)

@@ -1,0 +1,100 @@
+"""A model that knows few words: how it reads a prompt, and what it says of other words."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from models.machine.errors import InputError
+from models.mochi.text.encoder import MeshTextEncoder, load_tokenizer
+from models.mochi.text.words import WORDS_FILE, Words
+from models.tiny.captions import caption, held_out_prompts
+from models.tiny.scenes import random_scene
+from weight_cache.checkpoints import TINY
+from weight_cache.checkpoints.checkpoint import Checkpoint
+
+WORDS = Words.of(TINY / "tokenizer")
+
+
+def captions():
+    rng = random.Random(15)
+    return [caption(random_scene(rng), rng) for _ in range(2000)] + [prompt for prompt, *_ in held_out_prompts()]
+
+
+def test_prompts_of_the_training_are_read_as_they_are():
+    for text in captions():
+        assert Words.plain(text) == text
+        assert WORDS.unknown(text) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("The red ball rolls to the right.", "the red ball rolls to the right"),
+        ("A RED BALL\tMOVES\nLEFT!", "a red ball moves left"),
+        ("“a red ball” - rolls…", "a red ball rolls"),
+        ("a video of a ball that rolls , black background", "a video of a ball that rolls, black background"),
+        ("Réd_ball,, ", "red ball"),
+        ("?!", ""),
+    ],
+)
+def test_prompts_are_read_in_lower_case_without_punctuation(written, read):
+    assert Words.plain(written) == read
+    assert WORDS.unknown(written) == []
+
+
+def test_unknown_words_are_named_once_in_their_order():
+    assert WORDS.unknown("A zebra, an Aardvark and a zebra, 3 balls") == ["zebra", "aardvark", "3", "balls"]
+    assert "does not know the word zebra:" in WORDS.warning("a zebra")
+    assert "does not know the words zebra, aardvark:" in WORDS.warning("a zebra, aardvark")
+    assert WORDS.warning("a red ball") is None
+
+
+def test_each_word_is_one_token():
+    tokenizer = load_tokenizer(Checkpoint.open("tiny"))
+    for word in WORDS.known:
+        assert len(tokenizer(f"a {word} a").input_ids) == 4, word
+
+
+class Model:
+    """Features that are the token ids."""
+
+    config = SimpleNamespace(d_model=1)
+    mesh = SimpleNamespace(download=lambda ids: [torch.tensor(ids)[None, :, None]])
+
+    def __call__(self, ids):
+        return ids
+
+
+def encoder(words):
+    return MeshTextEncoder(load_tokenizer(Checkpoint.open("tiny")), Model(), words=words)
+
+
+def test_the_encoder_reads_the_plain_form_only_where_words_are_declared():
+    plain, other = "the red ball rolls to the right", "The red ball rolls to the right."
+    with_words, without = encoder(WORDS), encoder(None)
+    assert torch.equal(with_words.encode(other).embeds, without.encode(plain).embeds)
+    assert not torch.equal(without.encode(other).embeds, without.encode(plain).embeds)
+    assert with_words.encode("...").num_tokens == 0, "nothing is left: it is the empty prompt"
+
+
+def test_other_checkpoints_declare_none(small_checkpoint, tmp_path):
+    assert Words.of(small_checkpoint / "tokenizer") is None
+    WORDS.write(tmp_path)
+    assert Words.of(tmp_path) == WORDS
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"words": []}', '{"words": [1]}', '{"words": "a b"}', "[" * 10**5])
+def test_a_damaged_list_is_one_line(tmp_path, text):
+    (tmp_path / WORDS_FILE).write_text(text)
+    with pytest.raises(InputError, match=r"words\.json"):
+        Words.of(tmp_path)
+
+
+@pytest.mark.parametrize(("words", "length", "cut"), [(255, 256, 0), (256, 256, 1), (300, 256, 45), (300, 20, 281)])
+def test_the_encoder_on_the_mesh_counts_what_is_cut(words, length, cut):
+    """The end token belongs to the prompt, and stays."""
+    found = encoder(None).encode("a " * words, length)
+    assert (found.num_tokens, found.num_truncated) == (length, cut)
+    assert found.embeds[0, length - 1, 0] == 1

@@ -64,6 +64,27 @@ def test_default_scale_is_that_of_the_padded_head(chips):
     chips.check(out, lambda q, k, v: softmax_attention(q, k, v, 32**-0.5), q, k, v, atol=ATOL)
 
 
+def test_the_scale_between_chunks_has_seven_bits(chips):
+    """The first chunk of keys has score 0, the second 56: exp(-56 x scale) of the first chunk's share is kept.
+
+    The kernel holds the scale of that factor in a bfloat16 tile (`_exact`). The streaming kernel does too, but its sums are too coarse to show it.
+    """
+    scale = 0.09997558593750  # of 8 bits after the 1 and more; bfloat16 cuts it to 0.099609375
+    q, k, v = (torch.zeros(1, 2, rows, 32) for rows in (32, 64, 64))
+    q[..., 0], k[..., 32:, 0], v[..., :32, :] = 1, 56, 1
+    out = ttnn.transformer.scaled_dot_product_attention(
+        *(chips.put([x] * 8) for x in (q, k, v)),
+        is_causal=False,
+        scale=scale,
+        program_config=program(),
+        compute_kernel_config=config(),
+    )
+    found = float(chips.get(out)[0].mean())
+    kept = found / (1 - found)
+    cut, whole = (float(torch.exp(torch.tensor(-56 * s))) for s in (0.099609375, scale))
+    assert abs(kept - cut) < 0.4 * abs(cut - whole)
+
+
 def test_causal_attention_is_refused(chips):
     q, k, v = (chips.put(x) for x in heads(chips, 32, "causal"))
     with pytest.raises(RuntimeError, match="causal attention"):

@@ -83,6 +83,19 @@ def test_reduce_scatter_rounds_at_every_hop(chips):
     assert seen == [1.0 + units * 2.0**-7 for units in (2, 2, 3, 3)]
 
 
+def test_partial_sums_come_from_the_ends_of_a_line(chips):
+    """From either end shard after shard is added; a chip adds its own to what comes from the left, then from the right.
+
+    256 + 1 is rounded up to 258, and 256 + (1 + 1) is 258: who adds in another order has another sum.
+    """
+    values = [0.0, 256.0, 1.0, 1.0]
+    x = [torch.full((1, 1, 32, 128), values[position(i, 1)]) for i in range(8)]
+    out = chips.get(ttnn.reduce_scatter(chips.put(x), dim=3, cluster_axis=1, **LINE))
+    assert [float(part.unique()) for part in out[:4]] == [258.0, 258.0, 260.0, 260.0]
+    out = chips.get(ttnn.all_reduce(chips.put(x), cluster_axis=1, **LINE))
+    assert {float(part.unique()) for part in out} == {260.0}, "all have the sum of the chip behind the middle"
+
+
 @pytest.mark.parametrize("axis", AXES)
 def test_reduce_scatter_async(chips, axis):
     x = [v.round() for v in chips.random(1, 1, 32, 128)]

@@ -67,7 +67,8 @@ def test_default_scale_is_that_of_the_padded_head(chips):
 def test_the_scale_between_chunks_has_seven_bits(chips):
     """The first chunk of keys has score 0, the second 56: exp(-56 x scale) of the first chunk's share is kept.
 
-    The kernel holds the scale of that factor in a bfloat16 tile (`_exact`). The streaming kernel does too, but its sums are too coarse to show it.
+    The kernel holds the scale of that factor in a bfloat16 tile (`_exact`). The streaming kernel does too, but its sums
+    are too coarse to show it.
     """
     scale = 0.09997558593750  # of 8 bits after the 1 and more; bfloat16 cuts it to 0.099609375
     q, k, v = (torch.zeros(1, 2, rows, 32) for rows in (32, 64, 64))

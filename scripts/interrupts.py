@@ -88,7 +88,9 @@ def remembered() -> Iterator[None]:
         yield
     finally:
         _state.active = False
-        os.kill(os.getpid(), _DONE)
+        # To this thread alone: one that was started before the block has the signal unblocked, and would end the process.
+        if waiter.is_alive():
+            signal.pthread_kill(waiter.ident, _DONE)  # type: ignore[arg-type]
         waiter.join()
         # A process that holds the signals until its end has nobody but the guardian to see the next one.
         leftovers.end_hung(bool(watched & blocked))

@@ -88,7 +88,7 @@ def remembered() -> Iterator[None]:
         yield
     finally:
         _state.active = False
-        # To this thread alone: one that was started before the block has the signal unblocked, and would end the process.
+        # To this thread alone: others may have the signal unblocked, and it would end the process.
         if waiter.is_alive():
             signal.pthread_kill(waiter.ident, _DONE)  # type: ignore[arg-type]
         waiter.join()

@@ -30,4 +30,4 @@ def test_a_profile_is_named_in_a_line(tmp_path):
     file = tmp_path / "machine.json"
     Profile(frozenset({"norm"}), capture=False).write(file)
     found = resolve(Request(mode="golden", profile=file))
-    assert about_the_machine(found) == f"machine profile {file}: plain norm, capture off"
+    assert about_the_machine(found) == f"machine profile {file}: plain norm, capture off (written by hand)"

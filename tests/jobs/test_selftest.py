@@ -171,7 +171,10 @@ CRASHES = {
 }
 
 
-@pytest.mark.parametrize("fault", CRASHES)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(name, marks=[pytest.mark.full] if name in ("nonsense", "rule") else []) for name in CRASHES],
+)
 def test_a_process_that_misbehaves_is_a_row(fault, monkeypatch):
     """The case after the one that passed has the trouble, and the one behind it is run."""
     verdict, note = CRASHES[fault]

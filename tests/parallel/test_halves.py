@@ -96,7 +96,9 @@ class _GuideOnly:
         return StepKind.GUIDED if index == self.guided else StepKind.CONDITIONAL
 
 
-@pytest.mark.parametrize("halves", ["1x2cfg1sp0tp1", "2x2cfg0sp0tp1"], indirect=True)
+@pytest.mark.parametrize(
+    "halves", ["1x2cfg1sp0tp1", pytest.param("2x2cfg0sp0tp1", marks=pytest.mark.full)], indirect=True
+)
 def test_a_policy_is_followed_on_halves(halves, open_layout):
     """Only step 1 is guided: the same as scales of 1 in the others, and not the same as guiding all."""
     model, noise = reference(**SMALL), randn(1, 12, 2, 6, 10, seed=4)

@@ -88,7 +88,8 @@ def test_a_layout_that_does_not_fit_fails(tmp_path):
     ("arguments", "message"),
     [
         (["--model-config", "huge"], "model config 'huge' does not exist: choose one of preview"),
-        (["--mesh", "5x5"], "TP=5 does not divide"),
+        (["--mesh", "1x5", "--layout", "sp0tp1"], "TP=5 does not divide"),
+        (["--mesh", "5x5"], "mesh 5x5 does not fit any system that is known"),
         (["--num-frames", "8"], "num_frames 8 must be 6k + 1"),
         (["--json", "report.txt"], "must end with .json"),
         (["--stage", "dream"], "--stage 'dream' does not exist: choose from encode, denoise, decode"),

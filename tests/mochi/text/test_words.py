@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from models.machine.errors import InputError
-from models.mochi.text.encoder import MeshTextEncoder, load_tokenizer
+from models.mochi.text.encoder import MeshTextEncoder
+from models.mochi.text.tokenizer import load_tokenizer
 from models.mochi.text.words import WORDS_FILE, Words
 from models.tiny.captions import caption, held_out_prompts
 from models.tiny.scenes import random_scene

@@ -77,7 +77,7 @@ ARGUMENTS = {
 @pytest.mark.alone
 @pytest.mark.parametrize(
     "policy",
-    [pytest.param(name, marks=[] if name in ("accurate", "fast") else [pytest.mark.full]) for name in BLOCK],
+    [pytest.param(name, marks=[] if name == "fast" else [pytest.mark.full]) for name in BLOCK],
 )
 def test_ten_steps_of_sampling(small_checkpoint, expected, policy):
     with MochiPipeline.from_pretrained(small_checkpoint, "2x4", precision=policy) as pipe:

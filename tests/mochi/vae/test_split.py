@@ -88,7 +88,7 @@ def test_chunks_follow_memory(mesh, split):
         ({"decoder_block_out_channels": (100, 256, 512, 768)}, "multiples of 32"),
         ({"layers_per_block": (3, 3)}, "must have 5 entries"),
         ({"temporal_expansions": (1, 2)}, "must have 3 entries"),
-        ({"latents_mean": (0.0,) * 12}, "must both have 12 entries"),
+        ({"latents_mean": (0.0,) * 11}, "must both have 12 entries"),
         ({"act_fn": "gelu"}, "is not supported"),
     ],
 )

@@ -219,7 +219,7 @@ def test_a_profile_keeps_what_it_held():
     assert Report("hardware", "1x1", "1x1sp0tp1", FUSED, 64, 1.0, [replace(row, verdict="not run")]).is_empty
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.full), signal.SIGKILL])
 def test_no_child_outlives_the_self_test(number, monkeypatch, tmp_path):
     """On a card the next one would meet a busy device."""
     monkeypatch.setenv("LIAR", json.dumps({"open": "stall", "pid": str(tmp_path / "pid")}))

@@ -26,7 +26,7 @@ MODEL = [
 @pytest.mark.parametrize(
     "chosen",
     [
-        pytest.param(["tests/parallel/on_torus.py", *MODEL[:1]], id="block"),
+        pytest.param(["tests/parallel/on_torus.py", *MODEL[:1]], id="block", marks=pytest.mark.full),
         pytest.param(["tests/parallel/test_collectives.py", *MODEL[1:]], id="model", marks=pytest.mark.full),
     ],
 )

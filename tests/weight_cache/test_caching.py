@@ -7,6 +7,7 @@ filled. Without `--model` it fills a temporary one with the random checkpoint of
 
 import pytest
 
+from models.device import cards
 from models.mochi.components import COMPONENTS, Configs, Models
 from models.mochi.precision import Precision
 from models.parallel import Layout
@@ -19,8 +20,17 @@ from weight_cache.store import Store
 LAYOUTS = ("1x1sp0tp1", "1x2sp0tp1", "2x2sp0tp1", "2x4sp0tp1", "2x4sp1tp0", "4x8sp1tp0")
 
 
-@pytest.mark.parametrize("mesh", LAYOUTS, indirect=True)
-@pytest.mark.parametrize("component", COMPONENTS)
+# Where there are cards, who fills a store names the layout.
+PLACES = [
+    pytest.param(
+        mesh, component, marks=[pytest.mark.full] if "4x8" in mesh and component != "vae" and not cards() else []
+    )
+    for mesh in LAYOUTS
+    for component in COMPONENTS
+]
+
+
+@pytest.mark.parametrize(("mesh", "component"), PLACES, indirect=["mesh"])
 @pytest.mark.timeout(4 * 3600)
 def test_fill(mesh, component, request, small_checkpoint, capsys):
     checkpoint = Checkpoint.open(

@@ -74,11 +74,9 @@ ARGUMENTS = {
 
 
 # The whole videos of `test_whole_video` are of the default policy.
+@pytest.mark.full
 @pytest.mark.alone
-@pytest.mark.parametrize(
-    "policy",
-    [pytest.param(name, marks=[] if name == "fast" else [pytest.mark.full]) for name in BLOCK],
-)
+@pytest.mark.parametrize("policy", BLOCK)
 def test_ten_steps_of_sampling(small_checkpoint, expected, policy):
     with MochiPipeline.from_pretrained(small_checkpoint, "2x4", precision=policy) as pipe:
         latents = pipe(**ARGUMENTS, seed=3).frames

@@ -23,7 +23,7 @@ MESHES = ["1x1sp0tp1", "1x2sp0tp1", "2x4sp0tp1", "1x8sp0tp1", "4x8sp1tp0"]
 # Two of the sizes are enough for every day, and one where a decode takes long.
 PLACES = [
     pytest.param(mesh, size, marks=[] if size in daily else [pytest.mark.full])
-    for mesh, daily in zip(MESHES, (SIZES[::2], SIZES[1::2], SIZES[1:3], SIZES[2:3], SIZES[:1]), strict=True)
+    for mesh, daily in zip(MESHES, (SIZES[::2], SIZES[1::2], SIZES[1:3], [], SIZES[:1]), strict=True)
     for size in SIZES
 ]
 
@@ -45,7 +45,7 @@ INVARIANT = [
     ("2x4sp0tp1", "t0h1"),
     pytest.param("2x4sp0tp1", "h0t1", marks=pytest.mark.full),
     pytest.param("2x4sp0tp1", "t0w1", marks=pytest.mark.full),
-    ("2x4sp0tp1", "h0w1"),
+    pytest.param("2x4sp0tp1", "h0w1", marks=pytest.mark.full),
     ("1x8sp0tp1", "h1"),
     pytest.param("4x8sp1tp0", "t0h1", marks=pytest.mark.full),
 ]
@@ -64,7 +64,7 @@ def test_mesh_invariance(mesh, split, open_layout):
         ("1x1sp0tp1", "none", 1),
         pytest.param("1x2sp0tp1", "w1", 1, marks=pytest.mark.full),
         ("1x2sp0tp1", "t1", 4),
-        ("2x4sp0tp1", "t0h1", 4),
+        pytest.param("2x4sp0tp1", "t0h1", 4, marks=pytest.mark.full),
         pytest.param("2x4sp0tp1", "w0h1", 2, marks=pytest.mark.full),
         ("2x4sp0tp1", "h0w1", 3),
     ],

@@ -1,5 +1,7 @@
 """`python -m mochi_tt` and the program `mochi-tt`."""
 
+import contextlib
+import os
 import signal
 import sys
 
@@ -15,7 +17,17 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     from scripts.cli import main as run
 
-    return run()
+    code = run()
+    if code in {128 + number for number in _ENDINGS}:
+        # Where the signal came while ttnn was imported, what is half made crashes when Python takes itself down.
+        from models.machine import leftovers
+
+        leftovers.clear()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

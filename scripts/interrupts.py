@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
+from types import FrameType
 
 from models.machine import leftovers
 from models.machine.guardian import ENDINGS
@@ -30,6 +31,7 @@ _DONE = signal.SIGRTMIN + 4
 # `timeout` and closing terminals send the same signal to a process and to its group: that is one request.
 _SAME_SECONDS = 0.3
 _NOTE_SECONDS = 2.0
+_AGAIN_SECONDS = 0.1
 _NOTE = "mochi-tt: ending when the present call returns; the same signal again ends at once\n"
 _AT_ONCE = "mochi-tt: ended at once\n"
 _SHOW_CURSOR = "\x1b[?25h"
@@ -74,9 +76,20 @@ def remembered() -> Iterator[None]:
             elif monotonic() - first >= _SAME_SECONDS:
                 _end_at_once(number)
 
-    def relay(number: int, frame: object) -> None:
+    def tell() -> None:
         if _state.active:
-            raise KeyboardInterrupt
+            signal.pthread_kill(main.ident, _RELAY)  # type: ignore[arg-type]
+
+    def relay(number: int, frame: FrameType | None) -> None:
+        if not _state.active:
+            return
+        if _is_importing(frame):
+            # An exception in the middle of a C++ module's start ends the process there.
+            again = threading.Timer(_AGAIN_SECONDS, tell)
+            again.daemon = True
+            again.start()
+            return
+        raise KeyboardInterrupt
 
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, watched | {_DONE})
     relayed = signal.signal(_RELAY, relay)
@@ -111,6 +124,15 @@ def check() -> None:
 def received() -> int | None:
     """Return the number of the signal that ended the last `remembered` block; None if there was none."""
     return _state.received
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Return whether a module is being imported."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _next(numbers: set[int], seconds: float | None) -> int | None:

@@ -1,7 +1,7 @@
 """Every mangled file at every command that reads it: success, or exit code 2 and one line; soon, and in little memory.
 
-By default some of each are tried; with the long tests, many. What is accepted is read (weights, tokenizer), and makes no
-video.
+By default some of each are tried; with the long tests, many. What is accepted is read (weights, tokenizer), and makes
+no video.
 """
 
 import json

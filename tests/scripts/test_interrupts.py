@@ -277,5 +277,7 @@ def test_an_interrupt_in_the_first_moments_is_no_traceback(tmp_path):
             shown = process.stderr.read()
         assert "Traceback" not in shown, (moment, shown)
         assert process.returncode in (130, -signal.SIGINT)
-        assert shown in ("", "mochi-tt: interrupted, no file is left half-written\n")
+        # ttnn's import is never broken off: an exception within it would end the process there.
+        waits = "mochi-tt: ending when the present call returns; the same signal again ends at once\n"
+        assert shown.removeprefix(waits) in ("", "mochi-tt: interrupted, no file is left half-written\n")
     assert is_empty_soon(tmp_path / "temporary")

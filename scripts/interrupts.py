@@ -108,6 +108,9 @@ def remembered() -> Iterator[None]:
         # A process that holds the signals until its end has nobody but the guardian to see the next one.
         leftovers.end_hung(bool(watched & blocked))
         signal.signal(_RELAY, relayed)
+        # A signal that came again while the block ended was the same request: unblocked, it would end the process.
+        while _state.received is not None and signal.sigtimedwait(watched, 0) is not None:
+            pass
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 

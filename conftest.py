@@ -1,5 +1,6 @@
 """What the whole suite shares: each test on its own mock system, and meshes by layout name."""
 
+import collections
 import contextlib
 import ctypes
 import gc
@@ -70,11 +71,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):  # type: ignore[no-
 
     from tests.systems import names_galaxy
 
+    config.option.loadscopereorder = False  # `pytest_collection_modifyitems` has ordered them
+
     class ByFileAndSystem(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return "galaxy" if names_galaxy(nodeid) else nodeid.partition("::")[0]
 
     return ByFileAndSystem(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where workers share the files, give out those of few tests first: these are the long ones, whole runs.
+
+    Files of many short tests then end the run, so that no worker waits long for the other.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    from tests.systems import names_galaxy
+
+    counts = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: (not names_galaxy(item.nodeid), counts[item.path], str(item.path)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -19,7 +19,7 @@ PROMPT = "a red ball rolls to the left"
     [
         pytest.param("2x4sp0tp1", None, id="dit_2x4sp0tp1_vae_1x8sp0tp1", marks=pytest.mark.full),
         pytest.param("2x4sp1tp0", "t0w1", id="dit_2x4sp1tp0_vae_t0w1", marks=pytest.mark.full),
-        pytest.param("4x8sp1tp0", None, id="4x8sp1tp0", marks=pytest.mark.system("galaxy")),
+        pytest.param("4x8sp1tp0", None, id="4x8sp1tp0", marks=[pytest.mark.full, pytest.mark.system("galaxy")]),
         pytest.param("1x1sp0tp1", None, id="1x1sp0tp1"),
         pytest.param("2x4cfg1sp0tp1", None, id="2x4cfg1sp0tp1"),
     ],

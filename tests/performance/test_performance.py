@@ -20,9 +20,7 @@ from models.parallel import Layout
 from models.performance.compare import THRESHOLD, ratios, read, regressions
 
 BASELINES = Path(__file__).parent / "baselines"
-# The default layouts, and the one that tt_dit has on 2x4.
 SYSTEMS = {name: str(Layout.default(system(name).mesh, heads=24)) for name in ("quietbox", "galaxy")}
-CASES = [*SYSTEMS.items(), ("quietbox", "2x4sp0tp1")]
 # Seconds. tt_dit's own test ceilings (tt-metal models/tt_dit/tests/models/mochi/test_performance_mochi.py).
 CEILINGS = {
     "quietbox": {"encode": 8, "denoise": 1320, "decode": 55, "total": 1385},
@@ -30,8 +28,7 @@ CEILINGS = {
 }
 
 
-def each(cases):
-    return pytest.mark.parametrize(("name", "layout"), cases, ids=[layout for _, layout in cases])
+DEFAULTS = [pytest.param(name, layout, id=layout) for name, layout in SYSTEMS.items()]
 
 
 @pytest.fixture
@@ -56,7 +53,10 @@ def report(name, layout, request, tmp_path_factory) -> dict:
     return json.loads(path.read_text())
 
 
-@each(CASES)
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [*DEFAULTS, pytest.param("quietbox", "2x4sp0tp1", id="2x4sp0tp1", marks=pytest.mark.full)],  # tt_dit's on 2x4
+)
 def test_performance(name, layout, report):
     """Within the seconds that tt_dit's own test allows itself, measured or projected."""
     middle = "median" if report["mode"] == "hardware" else "expected"
@@ -68,7 +68,7 @@ def test_performance(name, layout, report):
     assert not over, f"{report['note']}: {over} over {CEILINGS[name]}"
 
 
-@each(list(SYSTEMS.items()))
+@pytest.mark.parametrize(("name", "layout"), DEFAULTS)
 @pytest.mark.skipif(bool(cards()), reason="counts are held against the baseline where dry runs make them")
 def test_counts_do_not_grow(name, layout, report):
     """Device calls, FLOPs, bytes and peak memory per chip stay within 2% of the committed baseline."""

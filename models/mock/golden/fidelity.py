@@ -107,10 +107,15 @@ def factors(
 
 def _phases(source_a: torch.Tensor, source_b: torch.Tensor, fidelity: ttnn.MathFidelity) -> Phases:
     """Return the operands of each phase, SrcA first."""
-    a_high, b_high = truncate(source_a, _SRC_A_HIGH), truncate(source_b, _SRC_B_HIGH)
-    a_low, b_low = truncate(source_a, _SRC_A_ALL) - a_high, source_b - b_high
-    phases = ((a_high, b_high), (a_low, b_high), (a_high, b_low), (a_low, b_low))
     count = _FIDELITIES.index(fidelity) + 1
+    a_high, b_high = truncate(source_a, _SRC_A_HIGH), truncate(source_b, _SRC_B_HIGH)
+    phases = [(a_high, b_high)]
+    if count > 1:
+        a_low = truncate(source_a, _SRC_A_ALL) - a_high
+        phases.append((a_low, b_high))
+    if count > 2:
+        b_low = source_b - b_high
+        phases += [(a_high, b_low), (a_low, b_low)]
     return [(x, y, below) for (x, y), below in zip(phases[:count], _BELOW, strict=False)]
 
 

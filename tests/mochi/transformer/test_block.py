@@ -266,6 +266,7 @@ def test_block_without_sp(mesh, grid):
     run_block(mesh, lambda dtype: reference(dtype, **sizes), config_of(reference(**sizes)), 0, 45, grid=grid)
 
 
+@pytest.mark.full
 @pytest.mark.alone
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)
 def test_block_at_real_width(mesh):

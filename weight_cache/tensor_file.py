@@ -11,6 +11,7 @@ computes (bfloat8_b, float32).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,19 +83,19 @@ class TensorWriter:
 def _only_moves(parameter: Parameter, host: torch.Tensor, mesh: Mesh) -> bool:
     """Return whether packing computes nothing.
 
-    This holds for a bfloat16 matrix of which every chip's part is whole tiles.
+    This holds for bfloat16 matrices, one or several, of which every chip's part is whole tiles.
     """
     import torch
 
     if parameter.dtype != ttnn.bfloat16 or parameter.layout != ttnn.TILE_LAYOUT or host.dtype != torch.bfloat16:
         return False
-    return host.ndim == 2 and all(size % TILE == 0 for size in chip_shape(parameter, mesh))
+    return host.ndim >= 2 and all(size % TILE == 0 for size in chip_shape(parameter, mesh)[-2:])
 
 
 def _pieces(parameter: Parameter, host: torch.Tensor, mesh: Mesh) -> Iterator[memoryview]:
     """Yield the packed bytes: each distinct shard once, in the order of the chips that hold it first, tile after tile.
 
-    A tile's values are in four faces of 16 x 16; faces and values are in row order (tt-metal
+    Of several matrices one follows the other. A tile's values are in four faces of 16 x 16; faces and values are in row order (tt-metal
     `tech_reports/tensor_layouts/tensor_layouts.md`).
     """
     import torch
@@ -103,10 +104,11 @@ def _pieces(parameter: Parameter, host: torch.Tensor, mesh: Mesh) -> Iterator[me
     for axis, dim in sorted(((mesh.sp, parameter.sp), (mesh.tp, parameter.tp)), key=lambda pair: pair[0].index):
         if dim is not None:
             shards = [part for shard in shards for part in shard.chunk(axis.size, dim)]
-    for shard in shards:
+    matrices = (shard[index] for shard in shards for index in product(*map(range, shard.shape[:-2])))
+    for matrix in matrices:
         # View [R, C] as [R / 32, C / 32, 2, 2, 16, 16].
-        faces = shard.unflatten(1, (-1, TILE // _FACE, _FACE)).unflatten(0, (-1, TILE // _FACE, _FACE))
+        faces = matrix.unflatten(1, (-1, TILE // _FACE, _FACE)).unflatten(0, (-1, TILE // _FACE, _FACE))
         tiles = faces.permute(0, 3, 1, 4, 2, 5)
-        row_bytes = shard.shape[1] * TILE * shard.element_size()
+        row_bytes = matrix.shape[1] * TILE * matrix.element_size()
         for piece in tiles.split(max(1, _PIECE_BYTES // row_bytes)):
             yield memoryview(piece.contiguous().flatten().view(torch.uint8).numpy())

@@ -52,6 +52,17 @@ def test_alike_parameters_are_written_as_ttnn_would(mesh, placement, tmp_path, w
     assert written_by_ttnn == ["0.tensorbin", "expected.tensorbin", "expected.tensorbin"]
 
 
+@pytest.mark.parametrize("mesh", ["1x1sp0tp1", "2x4sp0tp1", "2x4sp1tp0"], indirect=True)
+@pytest.mark.parametrize("placement", [{"tp": 3}, {"sp": 2, "tp": 3}, {"tp": 2}, {"sp": 0}, {}], ids=str)
+def test_several_matrices_in_one_are_written_as_ttnn_would(mesh, placement, tmp_path, written_by_ttnn):
+    """Such as the four parts of a modulation's weight, which are a view of the checkpoint's tensor."""
+    shape = (4, 1, 128, 256)
+    hosts = [values(1024, 128, seed=seed).unflatten(0, (1, 4, 256)).permute(1, 0, 3, 2) for seed in range(2)]
+    assert hosts[0].shape == shape
+    write_two(mesh, matrix(shape, **placement), hosts, tmp_path)
+    assert written_by_ttnn == ["0.tensorbin", "expected.tensorbin", "expected.tensorbin"]
+
+
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)
 @pytest.mark.parametrize(
     ("shape", "dtype", "layout"),
@@ -61,7 +72,7 @@ def test_alike_parameters_are_written_as_ttnn_would(mesh, placement, tmp_path, w
         ((64, 128), ttnn.bfloat16, ttnn.ROW_MAJOR_LAYOUT),
         ((64, 160), ttnn.bfloat16, ttnn.TILE_LAYOUT),  # shards of 40 columns
         ((48, 128), ttnn.bfloat16, ttnn.TILE_LAYOUT),
-        ((1, 64, 128), ttnn.bfloat16, ttnn.TILE_LAYOUT),
+        ((3, 64, 160), ttnn.bfloat16, ttnn.TILE_LAYOUT),
     ],
     ids=str,
 )

@@ -95,7 +95,9 @@ def _only_moves(parameter: Parameter, host: torch.Tensor, mesh: Mesh) -> bool:
 def _pieces(parameter: Parameter, host: torch.Tensor, mesh: Mesh) -> Iterator[memoryview]:
     """Yield the packed bytes: each distinct shard once, in the order of the chips that hold it first, tile after tile.
 
-    Of several matrices one follows the other. A tile's values are in four faces of 16 x 16; faces and values are in row order (tt-metal
+    Of several matrices one follows the other.
+
+    A tile's values are in four faces of 16 x 16; faces and values are in row order (tt-metal
     `tech_reports/tensor_layouts/tensor_layouts.md`).
     """
     import torch

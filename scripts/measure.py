@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from models.device import cards, open_mesh, quiet_ttnn
+from models.jobs.video import write_mp4
 from models.machine.errors import InputError
 from models.machine.files import check_writable, write_json
 from models.machine.processes import fresh_processes
@@ -52,6 +55,13 @@ def measure(
     scaling: Annotated[
         bool, typer.Option("--scaling", help="Project many videos and meshes of the system instead of one; minutes.")
     ] = False,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="File of a machine's measured times. On hardware it is written, in a projection it is read; none for "
+            "neither. [default: the machine's own]"
+        ),
+    ] = None,
     validation: Annotated[
         bool, typer.Option("--validation", help="Only show the cost model beside published times.")
     ] = False,
@@ -64,15 +74,17 @@ def measure(
         return _compare(*compare, threshold)
     if validation:
         quiet_ttnn()
-        from models.performance.validation import table
+        from models.performance.validation import errors, table
 
-        print("\n".join(table()))
+        print("\n".join([*table(), "", *errors()]))
         return 0
     machine = system_called(system)
     if mode not in MODES:
         raise InputError(f"mode {mode!r} does not exist: choose from {', '.join(MODES)}")
     on_hardware = mode == "hardware" or (mode == "auto" and bool(cards()))
     outputs = {"json": json_file, "baseline": baseline_file, "plot": plot_file}
+    if on_hardware and calibration not in (None, "none"):
+        check_writable(calibration, ".json")
     for name, file in outputs.items():
         if file is not None:
             check_writable(file, check_plot(file).suffix.lower() if name == "plot" else ".json")
@@ -98,7 +110,10 @@ def measure(
     quiet_ttnn()
     if scaling:
         return _scaling(machine, num_steps, setup.precision)
-    report = _measured(setup, machine, num_steps, runs) if on_hardware else _projected(setup, machine, num_steps)
+    if on_hardware:
+        report = _measured(setup, machine, num_steps, runs, calibration)
+    else:
+        report = _projected(setup, machine, num_steps, calibration)
 
     print("\n".join(markdown(report)))
     if json_file is not None:
@@ -137,12 +152,14 @@ def _scaling(system: System, num_steps: int, precision: Precision) -> int:
     return 0
 
 
-def _projected(setup: Setup, system: System, num_steps: int) -> dict:
+def _projected(setup: Setup, system: System, num_steps: int, calibration: str | None) -> dict:
     from models.parallel import place
+    from models.performance.calibration import find
     from models.performance.dry_run import dry_run
     from models.performance.projection import Projection
 
     assert setup.video is not None
+    calibrated = find(calibration, system.name)
     with open_mesh(setup.mesh_shape, "dry-run", system=system.name) as opened:
         run = dry_run(
             place(opened.device, setup.layout, setup.ways),
@@ -153,21 +170,34 @@ def _projected(setup: Setup, system: System, num_steps: int) -> dict:
             chunks=setup.chunks,
             precision=setup.precision,
         )
-    return Projection(system, run, num_steps).to_json()
+    return Projection(system, run, num_steps, calibrated).to_json()
 
 
-def _measured(setup: Setup, system: System, num_steps: int, runs: int) -> dict:
+def _measured(setup: Setup, system: System, num_steps: int, runs: int, calibration: str | None) -> dict:
     from models.mochi.pipeline import MochiPipeline
+    from models.mochi.vae.frames import to_uint8
+    from models.performance.calibration import default_file
     from models.performance.measure import measure as time_videos
+    from models.performance.measure import time_calls
 
     assert setup.video is not None
-    with MochiPipeline.load(setup) as pipe:
-        return time_videos(
+    geometry = setup.video.geometry
+    with MochiPipeline.load(setup) as pipe, tempfile.TemporaryDirectory(prefix="mochi-tt-measure-") as folder:
+        report = time_videos(
             pipe,
             system,
-            setup.video.geometry,
+            geometry,
             num_steps=num_steps,
             runs=runs,
             precision=setup.precision.name,
+            write=lambda frames: write_mp4(to_uint8(frames), Path(folder, "video.mp4")),
             on_message=lambda line: print(line),
         )
+        if calibration != "none":
+            print("timing each call of a step")
+            file = Path(calibration) if calibration is not None else default_file(system.name)
+            step = report["seconds"]["step"]["median"]
+            made = time_calls(pipe, system, geometry, step_seconds=step, precision=setup.precision.name)
+            made.write(file)
+            print(f"wrote {file}, which projections of {system.name} on this machine take from now on")
+    return report

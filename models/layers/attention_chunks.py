@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from models.machine.attention_steps import measured, step_microseconds
 from models.machine.errors import InputError
 from models.parallel import TILE, round_up
 
 # Bytes that circular buffers may take of the 1,499,136 bytes of L1 of a Wormhole core. The rest is room for semaphores.
 L1_BUDGET = 1_490_000
 _TILE_BYTES = 2 * TILE * TILE
-# Costs in units of one 32 x 32 tile of scores. A step processes a chunk of queries against a chunk of keys. Besides its
-# tiles of scores, each step costs `_STEP_TILES` and each of its tiles of keys costs `_KEY_TILES`.
-# For heads of 128, a step takes 8.38 us, a tile of keys 0.651 us and a tile of scores 0.377 us. The times are fitted to
-# tt-metal models/tt_dit/models/minimax_h3_wormhole/sdpa.md (models/performance/cost_model.toml).
-_STEP_TILES, _KEY_TILES = 22, 1.7
+_MEASURED_WIDTH = 128
+# Chunks for heads and sequences that nobody has measured.
 _Q_CHUNKS = (1, 2, 4, 6, 8, 10, 12)
 _K_CHUNKS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32)
 
@@ -87,8 +85,9 @@ def choose_chunks(
 ) -> Chunks:
     """Choose chunks for sequences of `queries` and `keys` rows on one chip. Each sequence is cut on its own.
 
-    The rule, in this order: the chunks fit L1; the time of the busiest core is least; the chunks are smaller. A core
-    gets whole chunks of queries of one head and processes each of them against every chunk of keys.
+    The rule, in this order: the chunks fit L1; somebody has measured them (`models.machine.attention_steps`), unless
+    the sequences are shorter or the heads of another width; the time of the busiest core is least; the chunks are
+    smaller. A core gets whole chunks of queries of one head and processes each of them against every chunk of keys.
 
     Args:
         queries: rows of each sequence of queries, such as visual and text.
@@ -106,18 +105,22 @@ def choose_chunks(
     def time(chunks: Chunks) -> tuple[float, int]:
         units = heads * sum(math.ceil(rows / chunks.q) for rows in queries)
         steps = math.ceil(units / cores) * sum(math.ceil(rows / chunks.k) for rows in keys)
-        tiles = (chunks.q // TILE) * (chunks.k // TILE)
-        return steps * (_STEP_TILES + (tiles + _KEY_TILES * chunks.k / TILE) * width / 128), tiles
+        step = step_microseconds(chunks.q, chunks.k * width / _MEASURED_WIDTH)[1]
+        return steps * step, chunks.q * chunks.k
 
     longest = round_up(max(queries), TILE), round_up(max(keys), TILE)
-    fitting = [
-        chunks
-        for q in _Q_CHUNKS
-        for k in _K_CHUNKS
-        for chunks in [Chunks(q * TILE, k * TILE)]
-        if chunks.q < 2 * longest[0] and chunks.k < 2 * longest[1]
-        if l1_bytes(chunks, width, element_bytes, streaming=streaming) <= L1_BUDGET
-    ]
-    if not fitting:
+
+    def fitting(shapes: Iterable[tuple[int, int]]) -> list[Chunks]:
+        return [
+            chunks
+            for q, k in shapes
+            if q < 2 * longest[0] and k < 2 * longest[1]
+            for chunks in [Chunks(q, k)]
+            if l1_bytes(chunks, width, element_bytes, streaming=streaming) <= L1_BUDGET
+        ]
+
+    known = fitting((step.q, step.k) for step in measured()) if width == _MEASURED_WIDTH else []
+    found = known or fitting((q * TILE, k * TILE) for q in _Q_CHUNKS for k in _K_CHUNKS)
+    if not found:
         raise InputError(f"attention with heads of {width} does not fit the {L1_BUDGET} bytes of L1 in any chunks")
-    return min(fitting, key=time)
+    return min(found, key=time)

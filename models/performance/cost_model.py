@@ -3,8 +3,8 @@
 The time of one call, per chip:
 
 - Matrix time = FLOPs / (peak of the op's cores at its fidelity x efficiency). `_matrix_share` corrects it if the
-  published efficiency is for another fidelity or operand type. For attention in chunks it is steps x cycles per step
-  instead.
+  published efficiency is for another fidelity or operand type. For attention in chunks it is steps x the published
+  time of a step instead (`models.machine.attention_steps`).
 - DRAM time = bytes / (bandwidth x efficiency).
 - Link time = bytes of the busiest link / (links x bandwidth x efficiency).
 - DRAM, L1 and matrix time overlap inside an op (kernels double-buffer), so the longest counts. Plain collectives stream
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.machine.attention_steps import step_microseconds
 from models.machine.systems import System
 from models.performance.counts import Cost
 from models.performance.trace import Record
@@ -32,6 +33,8 @@ from models.performance.trace import Record
 DATA = Path(__file__).with_name("cost_model.toml")
 CASES = ("low", "expected", "high")
 _FALLBACK = "elementwise"
+_HERTZ = 1e9
+TILE = 32
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,22 @@ def _case(record: Record, system: System, kind: dict[str, Any], index: int) -> t
     l1_speed = constants()["l1"]["core_cycle_bytes"][index] * system.cores * chip.clock_hz
     exposed, hidden = _link_seconds(record, system, kind, index)
     work = max(matrix, dram, cost.l1_bytes / l1_speed)
-    shown = kind["exposed"][index] * min(work, hidden) if "exposed" in kind else 0.0
+    shown = _exposed(record, system, kind)[index] * min(work, hidden)
     launch = constants()["launch"]["seconds"][index]
     parts = {"matrix": matrix, "dram": dram, "L1": cost.l1_bytes / l1_speed, "link": exposed + hidden, "launch": launch}
     if kind.get("streams"):
         return max(work, exposed + hidden) + launch, parts
     return max(work, hidden) + shown + exposed + launch, parts
+
+
+def _exposed(record: Record, system: System, kind: dict[str, Any]) -> list[float]:
+    """Return the share of the overlapped link time that adds to the op's time."""
+    several: list[float] = kind.get("exposed", [0.0] * len(CASES))
+    return kind.get("exposed_one_link", several) if _links(record, system, kind) == 1 else several
+
+
+def _links(record: Record, system: System, kind: dict[str, Any]) -> int:
+    return int(record.settings.links or kind.get("links") or min(system.links))
 
 
 def _matrix_seconds(record: Record, system: System, kind: dict[str, Any], index: int) -> float:
@@ -123,8 +136,7 @@ def _matrix_seconds(record: Record, system: System, kind: dict[str, Any], index:
         return 0.0
     share = _matrix_share(settings.fidelity or "HiFi2", settings.operand_bytes or 2.0, system)
     if cost.steps:
-        older = constants()["attention"]["older_kernel"][index] if _takes_older_kernel(record) else 1.0
-        return _attention_seconds(cost, share, system, kind, index) * older
+        return _attention_seconds(cost, system, index) * _attention_factor(record, share, index)
     return cost.flops * share / (system.peak_flops("HiFi2", settings.cores) * kind["matrix"][index])
 
 
@@ -136,11 +148,32 @@ def _takes_older_kernel(record: Record) -> bool:
     return bool(record.settings.float32_sums) or record.name == "ttnn.transformer.joint_scaled_dot_product_attention"
 
 
-def _attention_seconds(cost: Cost, share: float, system: System, kind: dict[str, Any], index: int) -> float:
+def _attention_factor(record: Record, share: float, index: int) -> float:
+    """Return the time of a step of attention against one in HiFi2 on bfloat16 by the streaming kernel."""
+    data, settings = constants()["attention"], record.settings
+    if _takes_older_kernel(record):
+        return data["older_kernel"][index] * _products(share)
+    if settings.fidelity == "LoFi":
+        return float(data["lofi"][index])
+    if (settings.operand_bytes or 2.0) < 2.0:
+        return float(data["bfloat8_b"][index])
+    return _products(share)
+
+
+def _products(share: float) -> float:
     product = constants()["attention"]["matrix_share"]
-    tiles = kind["tile_cycles"][index] * cost.step_tiles + kind["key_cycles"][index] * cost.step_keys
-    step = kind["step_cycles"][index] + tiles * (product * share + 1 - product)
-    return cost.steps * step / system.architecture.clock_hz
+    return float(product * max(share, 1.0) + 1 - product)
+
+
+def _attention_seconds(cost: Cost, system: System, index: int) -> float:
+    """Return the time of the busiest core's steps; their published times are of chips at 1 GHz."""
+    microseconds = step_microseconds(*attention_chunks(cost))[index]
+    return cost.steps * microseconds * 1e-6 * _HERTZ / system.architecture.clock_hz
+
+
+def attention_chunks(cost: Cost) -> tuple[float, float]:
+    """Return the rows of queries and of keys in a step of attention, as of heads of 128."""
+    return TILE * cost.step_tiles / cost.step_keys, TILE * cost.step_keys
 
 
 def _matrix_share(fidelity: str, operand_bytes: float, system: System) -> float:
@@ -159,9 +192,15 @@ def _link_seconds(record: Record, system: System, kind: dict[str, Any], index: i
     cost = record.cost
     if not cost.link_bytes:
         return 0.0, 0.0
-    links = record.settings.links or kind.get("links") or min(system.links)
-    speed = links * system.architecture.link_bytes_per_second * kind.get("link", kind["dram"])[index]
+    speed = (
+        _links(record, system, kind) * system.architecture.link_bytes_per_second * kind.get("link", kind["dram"])[index]
+    )
     return cost.exposed_link_bytes / speed, (cost.link_bytes - cost.exposed_link_bytes) / speed
+
+
+def output(pixels: int) -> Seconds:
+    """Return the host time of the way from decoded frames to an mp4, for all pixels of a video."""
+    return Seconds(*constants()["output"]["pixel_seconds"]) * pixels
 
 
 def dispatch(calls: int, system: System) -> Seconds:

@@ -167,8 +167,14 @@ def _all_gather(call: Call) -> Cost:
 
 @cost_rule("ttnn.reduce_scatter", "ttnn.experimental.reduce_scatter_minimal_async")
 def _reduce_scatter(call: Call) -> Cost:
+    """Count a reduce-scatter: the partial sums that arrive are written to an intermediate buffer and read from there.
+
+    Source: wheel, `ttnn/operations/experimental/ccl/reduce_scatter_minimal_async/device/kernels`, the reader of the
+    ring and of the line.
+    """
     whole, shard = nbytes(call.inputs[0]), nbytes(call.outputs[0])
-    return Cost(dram_bytes=whole + shard, **_exposed(call.hops() * shard))
+    arriving = (call.chips() - 1) * shard
+    return Cost(dram_bytes=whole + shard + 2 * arriving, **_exposed(call.hops() * shard))
 
 
 @cost_rule(SEND)

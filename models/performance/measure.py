@@ -1,15 +1,20 @@
 """Timing of the pipeline on its mesh: whole videos after a warm-up, and one traced video for the counts."""
 
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
+from time import perf_counter
+
+import numpy as np
 
 from models.machine.errors import InputError
 from models.machine.systems import System
 from models.mochi.geometry import Geometry
 from models.mochi.outputs import MochiOutput
 from models.mochi.pipeline import MochiPipeline
-from models.performance.trace import Record, Trace, trace
+from models.performance.calibration import Calibration, calibrate
+from models.performance.trace import Trace, trace
 from weight_cache.store import Progress
 
 NOTES = {
@@ -21,6 +26,8 @@ PROMPT = (
     "A paper boat drifts down a rain-washed street, past reflections of neon signs, seen from just above the water."
 )
 _STAGES = ("encode", "denoise", "decode")
+Write = Callable[[np.ndarray], None]
+"""Writes the frames [F, H, W, C] of a video, floats from 0 to 1, into a file."""
 
 
 @dataclass
@@ -37,16 +44,16 @@ class _Marks:
         elif stage == "denoise":
             self.steps.append(self.made.device_calls)
 
-    def parts(self) -> dict[str, list[Record]]:
+    def parts(self) -> dict[str, Trace]:
         """Return the calls of each stage. Denoising is a second, warm step, and the calls before the first step."""
-        records, starts = self.made.records, self.starts
+        made, starts = self.made, self.starts
         first, second = self.steps[:2]
         step = second - first
         return {
-            "encode": records[starts["encode"] : starts["denoise"]],
-            "prepare": records[starts["denoise"] : first - step],
-            "step": records[first:second],
-            "decode": records[starts["decode"] :],
+            "encode": made.part(starts["encode"], starts["denoise"]),
+            "prepare": made.part(starts["denoise"], first - step),
+            "step": made.part(first, second),
+            "decode": made.part(starts["decode"]),
         }
 
 
@@ -59,6 +66,7 @@ def measure(
     runs: int = 3,
     precision: str,
     prompt: str = PROMPT,
+    write: Write | None = None,
     on_message: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Make videos with a loaded pipeline and time them.
@@ -75,6 +83,7 @@ def measure(
         runs: number of timed videos, at least 1.
         precision: precision of the pipeline, for the report.
         prompt: prompt of the videos; the negative prompt is empty, guidance is on.
+        write: writes each video; its time is the stage `output`, which is left out without it.
         on_message: called with a line before each part of the work.
 
     Returns:
@@ -98,7 +107,12 @@ def measure(
             progress=progress,
         )
         assert isinstance(out, MochiOutput)  # This is the default return type.
-        return {**out.seconds, "total": sum(out.seconds[stage] for stage in _STAGES)}
+        seconds = {stage: out.seconds[stage] for stage in _STAGES}
+        if write is not None:
+            start = perf_counter()
+            write(out.frames[0])
+            seconds["output"] = perf_counter() - start
+        return {**seconds, "total": sum(seconds.values())}
 
     on_message("warm-up")
     cold = video(2)
@@ -110,9 +124,9 @@ def measure(
     with trace(pipe.transformer.mesh.device) as made:
         marks = _Marks(made)
         video(2, marks)
-    seconds = {stage: _range([run[stage] for run in timed]) for stage in (*_STAGES, "total")}
+    seconds = {stage: _range([run[stage] for run in timed]) for stage in timed[0]}
     seconds["step"] = _range([run["denoise"] / num_steps for run in timed])
-    parts = {name: Trace(records, made.dram_peak_bytes) for name, records in marks.parts().items()}
+    parts = marks.parts()
     warm = {"encode": seconds["encode"]["median"], "decode": seconds["decode"]["median"]}
     warm["denoise"] = 2 * seconds["step"]["median"]
     report = {
@@ -138,6 +152,45 @@ def measure(
     if pipe.mode == "hardware":
         report["utilisation"] = utilisation(parts, seconds, num_steps, system)
     return report
+
+
+def time_calls(
+    pipe: MochiPipeline, system: System, geometry: Geometry, *, step_seconds: float, precision: str
+) -> Calibration:
+    """Time every call of a warm denoising step, one after the other, and compare it with the cost model.
+
+    Args:
+        pipe: an open pipeline that has made a video of this size.
+        system: the machine of the mesh.
+        geometry: size of the video.
+        step_seconds: of a whole step, as `measure` has found it.
+        precision: of the pipeline.
+    """
+    capture, pipe.capture = pipe.capture, False
+    try:
+        with trace(pipe.transformer.mesh.device, timed=True) as made:
+            marks = _Marks(made)
+            pipe(
+                PROMPT,
+                height=geometry.height,
+                width=geometry.width,
+                num_frames=geometry.num_frames,
+                num_inference_steps=2,
+                seed=0,
+                output_type="latent",
+                progress=marks,
+            )
+    finally:
+        pipe.capture = capture
+    first, second = marks.steps[:2]
+    return calibrate(
+        made.part(first, second),
+        system,
+        step_seconds=step_seconds,
+        layout=str(pipe.layout),
+        precision=precision,
+        ttnn=importlib.metadata.version("ttnn"),
+    )
 
 
 def utilisation(

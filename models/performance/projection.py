@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from models.machine.attention_steps import is_covered
 from models.machine.systems import System
-from models.performance.cost_model import OpTime, Seconds, dispatch, op_time, total
+from models.mochi.sampling.schedule import NUM_STEPS
+from models.performance.calibration import Calibration
+from models.performance.cost_model import OpTime, Seconds, attention_chunks, dispatch, op_time, output, total
 from models.performance.dry_run import DryRun
 from models.performance.trace import Record, Trace
 
@@ -17,8 +20,8 @@ _PARTS = {
 }
 _CAPTURED = ("denoise", "guide")
 NOT_COUNTED = (
-    "the copy of the frames to the host and the mp4; a second text encoding (an empty negative prompt of zeros needs "
-    "none); compilation; host work outside of op dispatch"
+    "a second text encoding (an empty negative prompt of zeros needs none); compilation; host work outside of op "
+    "dispatch and of the output"
 )
 
 
@@ -44,11 +47,15 @@ class OpRow:
 
 @dataclass(frozen=True)
 class Projection:
-    """Projected seconds of one video with guidance in every step, and their parts."""
+    """Projected seconds of one video with guidance in every step, and their parts.
+
+    With a `calibration` the time of each kind of op is what was measured on the machine.
+    """
 
     system: System
     run: DryRun
     num_steps: int
+    calibration: Calibration | None = None
 
     def repeats(self, part: str) -> int:
         """Return the number of runs of a traced part in one video."""
@@ -66,13 +73,30 @@ class Projection:
         return replace(device, high=sent.high) if part in _CAPTURED else sent
 
     def seconds(self) -> dict[str, Seconds]:
-        """Return the seconds of `encode`, `denoise`, `decode` and `total`, and of one denoising step."""
+        """Return the seconds of `encode`, `denoise`, `decode`, `output` and `total`, and of one denoising step.
+
+        `output` is the way of the frames to the host and into an mp4; it is there if the video is decoded.
+        """
         stages = {
             stage: total(self.part_seconds(part) * self.repeats(part) for part in parts if part in self.run.stages)
             for stage, parts in _PARTS.items()
         }
+        if "decode" in self.run.stages:
+            geometry = self.run.geometry
+            stages["output"] = output(geometry.num_frames * geometry.height * geometry.width)
         step = total(self.part_seconds(part) for part in ("denoise", "guide") if part in self.run.stages)
         return {**stages, "total": total(stages.values()), "step": step}
+
+    def of_steps(self, num_steps: int) -> Seconds:
+        """Return the seconds of a whole video of another number of steps."""
+        return replace(self, num_steps=num_steps).seconds()["total"]
+
+    def unmeasured_chunks(self) -> list[str]:
+        """Return the chunks of attention in a denoising step that no published time is near to, such as `320x512`."""
+        traces = [self.run.stages[part] for part in _CAPTURED if part in self.run.stages]
+        costs = {record.cost for trace in traces for record in trace.records if record.cost.steps}
+        shapes = {attention_chunks(cost) for cost in costs}
+        return [f"{q:g}x{k:g}" for q, k in sorted(shapes) if not is_covered(q, k)]
 
     def rows(self) -> list[OpRow]:
         """Return the time of the whole video by stage and op, longest first."""
@@ -100,6 +124,8 @@ class Projection:
             "mode": "projection",
             "note": FIRST_LINE,
             "not_counted": NOT_COUNTED,
+            "calibration": str(self.calibration) if self.calibration is not None else None,
+            "unmeasured_chunks": self.unmeasured_chunks(),
             "system": self.system.name,
             "verified_system": self.system.verified,
             "layout": self.run.mesh,
@@ -110,6 +136,7 @@ class Projection:
             "num_steps": self.num_steps,
             "guidance": True,
             "seconds": {stage: seconds.to_json() for stage, seconds in self.seconds().items()},
+            "default_steps": {"num_steps": NUM_STEPS, "total": self.of_steps(NUM_STEPS).to_json()},
             "dram_peak_bytes": self.run.dram_peak_bytes,
             "counts": {part: trace.counts() for part, trace in self.run.stages.items()},
             "by_kind": {
@@ -121,7 +148,8 @@ class Projection:
 
     def _times(self, trace: Trace) -> Iterator[tuple[Record, OpTime]]:
         for record in trace.records:
-            yield record, op_time(record, self.system)
+            time = op_time(record, self.system)
+            yield record, time if self.calibration is None else self.calibration.applied(time)
 
 
 def _row(stage: str, op: str, calls: list[tuple[Record, OpTime, int]]) -> OpRow:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Report = Mapping[str, Any]
-STAGES = ("encode", "denoise", "decode", "total")
+STAGES = ("encode", "denoise", "decode", "output", "total")
 _GB = 1e9
 
 
@@ -43,6 +43,17 @@ def _subject(report: Report) -> str:
 
 def _facts(report: Report) -> list[str]:
     facts = [f"Peak DRAM per chip {report['dram_peak_bytes'] / _GB:.2f} GB."]
+    if "default_steps" in report:
+        of = report["default_steps"]
+        seconds = of["total"]
+        facts.append(
+            f"With {of['num_steps']} steps, as generate makes by default: {_time(seconds['expected'])} "
+            f"({_time(seconds['low'])} to {_time(seconds['high'])})."
+        )
+    if report.get("calibration"):
+        facts.append(f"Calibrated: {report['calibration']}.")
+    for chunks in report.get("unmeasured_chunks", []):
+        facts.append(f"Attention in chunks of {chunks}: nobody has published a time near it, so a line stands in.")
     if "not_counted" in report:
         facts.append(f"Not counted: {report['not_counted']}.")
     for stage, seconds in report.get("compile_seconds", {}).items():

@@ -53,6 +53,11 @@ class Trace:
     records: list[Record] = field(default_factory=list)
     dram_peak_bytes: int = 0
     host_seconds: float = 0.0  # of the program itself, without the time that tracing takes
+    seconds: list[float] = field(default_factory=list)  # of each call until its result was there, if it was waited for
+
+    def part(self, start: int, end: int | None = None) -> "Trace":
+        """Return some of the calls, with the peak of all."""
+        return Trace(self.records[start:end], self.dram_peak_bytes, seconds=self.seconds[start:end])
 
     @property
     def device_calls(self) -> int:
@@ -124,23 +129,33 @@ class _DramPeak:
 
 
 @contextmanager
-def trace(device: ttnn.MeshDevice) -> Iterator[Trace]:
-    """Record the outermost ops of this process on `device` while the block runs. It is not re-entrant."""
+def trace(device: ttnn.MeshDevice, *, timed: bool = False) -> Iterator[Trace]:
+    """Record the outermost ops of this process on `device` while the block runs. It is not re-entrant.
+
+    Args:
+        device: the mesh.
+        timed: wait for each call, and keep the seconds since the one before it was there. Nothing may be captured.
+    """
     peak = _DramPeak(device)
     made = Trace(dram_peak_bytes=peak.bytes)
-    tracing = 0.0
+    tracing = before = 0.0
 
     def record(name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
-        nonlocal tracing
+        nonlocal tracing, before
+        if timed:
+            ttnn.synchronize_device(device)
         start = time.perf_counter()
         peak.after(result)
         made.dram_peak_bytes = peak.bytes
         made_record = _record(device, name, args, kwargs, result)
         if made_record is not None:
             made.records.append(made_record)
-        tracing += time.perf_counter() - start
+            if timed:
+                made.seconds.append(start - before)
+        before = time.perf_counter()
+        tracing += before - start
 
-    start = time.perf_counter()
+    start = before = time.perf_counter()
     try:
         with watching(record):
             yield made

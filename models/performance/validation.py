@@ -6,6 +6,7 @@ It states the errors and tunes nothing.
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 from models.machine.systems import system
 from models.performance.cost_model import Seconds, op_time, total
@@ -15,6 +16,7 @@ from models.performance.trace import Record
 
 DATA = Path(__file__).with_name("published.toml")
 _COST = ("flops", "dram_bytes", "link_bytes", "exposed_link_bytes", "steps", "step_tiles", "step_keys")
+_VIDEO = 100.0  # seconds; only whole videos take longer
 _SETTINGS = ("fidelity", "cores", "links", "operand_bytes")
 
 
@@ -68,6 +70,29 @@ def _record(op: dict) -> Record:
         raise ValueError(f"{DATA.name}, {op['name']}: unknown fields {', '.join(sorted(unknown))}")
     cost = Cost(**{key: op[key] for key in _COST if key in op})
     return Record(op["name"], (), cost, Settings(**{key: op[key] for key in _SETTINGS if key in op}))
+
+
+def errors() -> list[str]:
+    """Return the error of the fitted cases and of the others as a Markdown table.
+
+    Whole videos of another program are a third group: their published times hold work that no trace has.
+    """
+    groups: dict[str, list[Case]] = {"independent": [], "fitted": [], "tt_dit's videos": []}
+    for case in cases():
+        group = "fitted" if case.fitted else "tt_dit's videos" if case.published > _VIDEO else "independent"
+        groups[group].append(case)
+    lines = [
+        "| cases | number | mean error | mean of its size | largest | in range |",
+        "|---|---|---|---|---|---|",
+    ]
+    for group, members in groups.items():
+        values = [case.error for case in members]
+        largest = max(values, key=abs)
+        lines.append(
+            f"| {group} | {len(members)} | {mean(values):+.0%} | {mean(map(abs, values)):.0%} | {largest:+.0%} | "
+            f"{sum(case.is_within for case in members)} of {len(members)} |"
+        )
+    return lines
 
 
 def table() -> list[str]:

@@ -8,7 +8,7 @@ from models.device import cards
 from models.machine.systems import system
 from models.mochi.geometry import Geometry
 from models.performance.compare import baseline, ratios
-from models.performance.measure import measure, utilisation
+from models.performance.measure import measure, time_calls, utilisation
 from models.performance.plots import plot
 from models.performance.report import markdown
 from models.performance.trace import Trace
@@ -17,15 +17,29 @@ from scripts.cli import main
 QUIETBOX = system("quietbox")
 
 
+GEOMETRY = Geometry(16, 16, 7)
+CALIBRATIONS = []
+
+
 @pytest.fixture(scope="module")
 def measured(small_checkpoint):
     from models.mochi import MochiPipeline
 
-    lines = []
+    lines, written = [], []
     with MochiPipeline.from_pretrained(small_checkpoint, mesh="1x2", layout="sp1tp0", mode="golden") as pipe:
         report = measure(
-            pipe, QUIETBOX, Geometry(16, 16, 7), num_steps=2, runs=1, precision="default", on_message=lines.append
+            pipe,
+            QUIETBOX,
+            GEOMETRY,
+            num_steps=2,
+            runs=1,
+            precision="default",
+            write=lambda frames: written.append(frames.shape),
+            on_message=lines.append,
         )
+        step = report["seconds"]["step"]["median"]
+        CALIBRATIONS.append(time_calls(pipe, QUIETBOX, GEOMETRY, step_seconds=step, precision="default"))
+    assert written == [(7, 16, 16, 3)] * 3, "warm-up, run, counting"
     assert lines == ["warm-up", "run 1 of 1", "counting"]
     return report
 
@@ -38,7 +52,7 @@ def test_a_golden_run_is_never_taken_for_silicon(measured):
 
 def test_stages_and_total(measured):
     seconds = measured["seconds"]
-    assert set(seconds) == {"encode", "denoise", "decode", "total", "step"}
+    assert set(seconds) == {"encode", "denoise", "decode", "output", "total", "step"}
     for stage in seconds.values():
         assert 0 < stage["min"] <= stage["median"] <= stage["max"]
     assert seconds["step"]["median"] == pytest.approx(seconds["denoise"]["median"] / 2, rel=0.5)
@@ -54,6 +68,14 @@ def test_counts_of_one_step_are_two_forwards(measured):
     assert not any("ring_joint" in row["op"] for row in measured["per_op"] if row["stage"] == "prepare")
     assert {"encode", "prepare", "step", "decode"} == set(measured["counts"])
     assert measured["dram_peak_bytes"] > 0
+
+
+def test_each_call_of_a_step_is_timed(measured):
+    """On golden the times are this host's; what is tested is that every kind of a step has one."""
+    (made,) = CALIBRATIONS
+    assert {"attention", "norm", "elementwise"} <= set(made.ratios)
+    assert all(ratio > 0 for ratio in made.ratios.values())
+    assert (made.system, made.layout, made.precision) == ("quietbox", "1x2sp1tp0", "default")
 
 
 def test_a_measurement_compares_with_itself(measured):

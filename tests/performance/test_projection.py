@@ -7,7 +7,8 @@ import pytest
 from models.machine.systems import system
 from models.mochi.geometry import Geometry
 from models.mochi.precision import PRECISIONS
-from models.performance.cost_model import constants, dispatch, op_time
+from models.mochi.sampling.schedule import NUM_STEPS
+from models.performance.cost_model import constants, dispatch, op_time, output
 from models.performance.counts import Cost
 from models.performance.dry_run import DryRun
 from models.performance.plots import plot
@@ -41,7 +42,7 @@ def test_steps_repeat_and_the_rest_runs_once(whole):
     assert seconds["encode"].expected == pytest.approx(one)
     assert seconds["denoise"].expected == pytest.approx(one * (1 + STEPS * 5))
     assert seconds["step"].expected == pytest.approx(one * 5)
-    parts = (seconds[stage].expected for stage in ("encode", "denoise", "decode"))
+    parts = (seconds[stage].expected for stage in ("encode", "denoise", "decode", "output"))
     assert seconds["total"].expected == pytest.approx(sum(parts))
 
 
@@ -55,9 +56,38 @@ def test_the_host_bounds_a_stage_of_small_calls():
 def test_rows_add_up_to_the_device_time(whole):
     rows = whole.rows()
     assert sum(row.calls for row in rows) == 1 + 1 + STEPS * 5 + 2
-    assert sum(row.seconds.expected for row in rows) == pytest.approx(whole.seconds()["total"].expected)
+    seconds = whole.seconds()
+    on_device = seconds["total"].expected - seconds["output"].expected
+    assert sum(row.seconds.expected for row in rows) == pytest.approx(on_device)
     assert [row.seconds.expected for row in rows] == sorted((row.seconds.expected for row in rows), reverse=True)
     assert (rows[0].stage, rows[0].op, rows[0].kind, rows[0].bound) == ("denoise", "ttnn.linear", "matmul", "matrix")
+
+
+def test_frames_and_mp4_are_counted_by_pixels(whole):
+    """10 s at most for a video of 848x480 and 163 frames."""
+    pixels = 163 * 480 * 848
+    assert whole.seconds()["output"] == output(pixels)
+    assert 2 < output(pixels).low < output(pixels).high < 11
+    assert "output" not in projection(denoise=[PRODUCT], guide=[PRODUCT]).seconds()
+
+
+def test_the_default_number_of_steps_is_shown_beside(whole):
+    report = whole.to_json()
+    step = whole.seconds()["step"].expected
+    more = report["default_steps"]["total"]["expected"] - report["seconds"]["total"]["expected"]
+    assert report["default_steps"]["num_steps"] == NUM_STEPS
+    assert more == pytest.approx((NUM_STEPS - STEPS) * step, rel=1e-4)
+    assert any(line.startswith(f"With {NUM_STEPS} steps") for line in markdown(report))
+
+
+def test_chunks_that_nobody_has_measured_are_named():
+    def attention(q, k):
+        name = "ttnn.transformer.ring_joint_scaled_dot_product_attention"
+        return Record(name, (), Cost(flops=1, steps=9, step_tiles=q * k / 1024, step_keys=k / 32), Settings("HiFi2"))
+
+    made = projection(denoise=[attention(320, 512), attention(256, 512)], guide=[PRODUCT])
+    assert made.unmeasured_chunks() == ["320x512"]
+    assert any("chunks of 320x512" in line for line in markdown(made.to_json()))
 
 
 def test_report_says_first_that_it_is_a_projection(whole):

@@ -26,7 +26,7 @@ TEXT = Record("ttnn.linear", ((1, 1, 256, 768),), Cost(flops=1e12), Settings("Hi
 RING = Record(
     "ttnn.transformer.ring_joint_scaled_dot_product_attention",
     ((1, 6, ROWS, 128),),
-    Cost(flops=1e12, steps=300, step_tiles=96, link_bytes=120e6),
+    Cost(flops=1e12, steps=300, step_tiles=96, step_keys=16, link_bytes=120e6),
     Settings("HiFi2", links=4),
 )
 

@@ -3,8 +3,10 @@
 They have the interface of a `Component`, with canonical names. The mapping of names is strict in both directions: a
 tensor that no canonical name uses is an error, and so is a canonical name without a tensor.
 
-Source of the fp8 arrangement: comfyanonymous/ComfyUI `QUANTIZATION.md` (`X.weight_scale`), and the older one of the
-repackaged Mochi files (`X.scale_weight` and a `scaled_fp8` marker). A weight is its stored value times its scale.
+Source of the fp8 arrangement: comfyanonymous/ComfyUI `QUANTIZATION.md` (`X.weight_scale`, and the format of each layer
+in `X.comfy_quant` or in the file's metadata), and the older one of the repackaged Mochi files (`X.scale_weight` and a
+`scaled_fp8` marker). A weight is its stored value times its scale. A file with any of these marks has scales, so one
+that lost them is refused; fp8 without any mark is taken as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.machine.checks import json_object, short
 from models.machine.errors import InputError
 from weight_cache.checkpoints.component import Component, check_weight_type, fingerprint, open_safetensors
 from weight_cache.checkpoints.held import HeldFile, HeldTensors
@@ -36,10 +39,16 @@ if TYPE_CHECKING:
     import torch
 
 _SCALES = ("scale_weight", "weight_scale")
-# Names of fp8 arithmetic, which this project does not do: scales of activations, and markers of the format.
-_IGNORED = ("scale_input", "input_scale", "comfy_quant")
-_MARKER = "scaled_fp8"
-_FP8 = ("F8_E4M3", "F8_E5M2")
+# Scales of activations, for fp8 arithmetic, which this project does not do.
+_INPUT_SCALES = ("scale_input", "input_scale")
+# Marks of scaled fp8: a tensor of the file, a JSON text of a layer in a tensor, and that of all layers in the metadata.
+_MARKER, _LAYER_MARK, _FILE_MARK = "scaled_fp8", "comfy_quant", "_quantization_metadata"
+_LONGEST_MARK = 1 << 16
+# ComfyUI's name of a format that is read -> its stored type.
+_FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+_FP8 = tuple(_FORMATS.values())
+# Settings of a layer's format that change nothing of its values.
+_HARMLESS = ("format", "full_precision_matrix_mult", "orig_dtype", "orig_shape")
 # What ComfyUI stores beside a text encoder's weights and this project does not need.
 _BESIDE_TEXT = ("logit_scale", "spiece_model")
 _TEXT_PREFIX, _TEXT_PARENT = "text_encoders.t5xxl.transformer.", "text_encoders."
@@ -59,8 +68,9 @@ class GenmoFile:
             neighbours: prefixes of names that belong to other models.
 
         Raises:
-            ValueError: it is not a safetensors file, has fp8 weights without scales although it has other scales, has
-                scales of blocks, or has weights of a type that weights do not have.
+            ValueError: it is not a safetensors file, has fp8 weights without scales although it has other scales or a
+                mark of scales, has scales that are no positive numbers or are of blocks, is in a format that is not
+                read, or has weights of a type that weights do not have.
         """
         self.path = path
         self._stored = {
@@ -69,33 +79,84 @@ class GenmoFile:
             if name.startswith(prefix) or not name.startswith(neighbours)
         }
         names = set(self._stored)
-        self.scales = {}
-        for name in names:
+        self.scales: dict[str, str] = {}
+        for name in sorted(names):
             module, _, last = name.rpartition(".")
-            if last in _SCALES:
-                self.scales[f"{module}.weight"] = name
-        ignored = {n for n in names if n == _MARKER or n.rpartition(".")[2] in (*_IGNORED, *_BESIDE_TEXT)}
-        self.keys = names - set(self.scales.values()) - ignored
+            if last in _SCALES and self.scales.setdefault(f"{module}.weight", name) != name:
+                raise InputError(f"{path} has two scales for {module}.weight: download it again")
+        marks = {n for n in names if n == _MARKER or n.rpartition(".")[2] in (*_INPUT_SCALES, _LAYER_MARK)}
+        beside = {n for n in names if n.rpartition(".")[2] in _BESIDE_TEXT}
+        self.keys = names - set(self.scales.values()) - marks - beside
         orphans = sorted(set(self.scales) - self.keys)
         if orphans:
             raise InputError(f"{path} has a scale for {orphans[0]}, which it lacks: download it again")
         bare = sorted(k for k in self.keys if self.dtype(k) in _FP8 and k not in self.scales)
-        if bare and self.scales:
-            raise InputError(f"{path} has no scale for the fp8 tensor {bare[0]}: download it again")
+        if bare and (self.scales or marks):
+            raise InputError(
+                f"{path} has no scale for the fp8 tensor {bare[0]}, although it has "
+                f"{min([*marks, *self.scales.values()])}: download it again"
+            )
+        if _MARKER in marks and not self.scales:
+            raise InputError(f"{path} says that it is scaled ({_MARKER}), and has no scales: download it again")
         for key in sorted(self.keys):
             check_weight_type(path, key, self.dtype(key))
         self._check_scales()
+        self._check_formats(prefix, [name for name in marks if name.rpartition(".")[2] == _LAYER_MARK])
 
     def _check_scales(self) -> None:
-        """Check that every scale is one number, or one for each row."""
+        """Check that every scale is one positive number, or one for each row."""
         for key, name in sorted(self.scales.items()):
-            check_weight_type(self.path, name, str(self._handle.get_slice(self._stored[name]).get_dtype()))
+            check_weight_type(self.path, name, str(self._slice(name).get_dtype()))
             shape, rows = tuple(self._slice(name).get_shape()), self.shape(key)[:1]
             if prod(shape) != 1 and (shape[:1] != rows or prod(shape) != shape[0]):
                 raise InputError(
                     f"{self.path}: {name} has shape {list(shape)} for a weight of {list(self.shape(key))}: scales of "
                     "blocks are not read, only one scale for a tensor or for each row"
                 )
+            values = self._get(name).float().flatten()
+            wrong = values[~((values > 0) & values.isfinite())]
+            if wrong.numel():
+                raise InputError(
+                    f"{self.path}: {name} has the scale {float(wrong[0]):g}, but scales are above 0 and finite: "
+                    "download it again"
+                )
+
+    def _check_formats(self, prefix: str, marks: list[str]) -> None:
+        """Check that every layer with a mark of its own is in a format that is read, and has the scale it needs."""
+        for name in sorted(marks):
+            entry = self._slice(name)
+            if entry.get_dtype() != "U8" or not 0 < prod(entry.get_shape()) <= _LONGEST_MARK:
+                raise InputError(f"{self.path}: {name} is no JSON text in bytes: download it again")
+            text = bytes(self._get(name).flatten().tolist())
+            self._check_format(name.removesuffix(f".{_LAYER_MARK}"), json_object(text, f"{self.path}: {name}"))
+        stated = (self._handle.metadata() or {}).get(_FILE_MARK)
+        if stated is None:
+            return
+        where = f"the metadata {_FILE_MARK} of {self.path}"
+        layers = json_object(stated, where).get("layers")
+        if not isinstance(layers, dict):
+            raise InputError(f"{where} has no table of layers: download it again")
+        for layer, settings in layers.items():
+            module = layer.removeprefix(prefix)
+            if f"{module}.weight" in self.keys:
+                if not isinstance(settings, dict):
+                    raise InputError(f"{where} says {short(settings)} of {layer[:80]}, but must say its format")
+                self._check_format(module, settings)
+
+    def _check_format(self, module: str, settings: Mapping[str, Any]) -> None:
+        kind, key = settings.get("format"), f"{module}.weight"
+        if not isinstance(kind, str) or kind not in _FORMATS:
+            raise InputError(
+                f"{self.path}: {module} is in the format {short(kind)}, which is not read: only {', '.join(_FORMATS)}"
+            )
+        others = sorted(n for n, value in settings.items() if n not in _HARMLESS and value not in (None, False))
+        if others:
+            raise InputError(f"{self.path}: {module} has the setting {short(others[0])} of its format: it is not read")
+        if key not in self.keys or self.dtype(key) != _FORMATS[kind]:
+            found = self.dtype(key) if key in self.keys else "not there"
+            raise InputError(f"{self.path}: {key} is {found}, and its mark says {kind}: download it again")
+        if key not in self.scales:
+            raise InputError(f"{self.path} has no scale for {key}, and its mark says {kind}: download it again")
 
     @cached_property
     def _handle(self) -> HeldTensors:

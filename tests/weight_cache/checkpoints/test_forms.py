@@ -1,5 +1,6 @@
 """Genmo's and ComfyUI's files against Diffusers' of the same weights."""
 
+import json
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from models.machine.errors import InputError
 from tests.support import randn, reference
 from tests.weight_cache.checkpoints.genmo import decoder_to_genmo, transformer_to_genmo
 from tests.weight_cache.helpers import assert_same, declared, from_store, in_memory
@@ -327,6 +329,69 @@ def test_fp8_without_scales_is_taken_as_it_is(tmp_path, dit):
     component = open_transformer(tmp_path / "fp8.safetensors")
     name = "transformer_blocks.1.attn1.to_k.weight"
     assert torch.equal(component.tensor(name), stored["blocks.1.attn.qkv_x.weight"].float().chunk(3)[1])
+
+
+def mark(text):
+    """ComfyUI's JSON text of a layer's format, as a tensor."""
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])
+def test_the_formats_that_are_read_may_be_marked(tmp_path, dit, kind):
+    stored, meant = quantised(dit, "weight_scale", marker=False)
+    name = "blocks.1.attn.qkv_x"
+    if kind == "float8_e5m2":
+        stored[f"{name}.weight"] = stored[f"{name}.weight"].to(torch.float8_e5m2)
+        meant[f"{name}.weight"] = stored[f"{name}.weight"].float() * stored[f"{name}.weight_scale"]
+    stored[f"{name}.comfy_quant"] = mark(f'{{"format": "{kind}", "full_precision_matrix_mult": true}}')
+    layers = {"layers": {name: {"format": kind}, "text.of.another": {"format": "nvfp4"}}}
+    save_file(stored, tmp_path / "fp8.safetensors", {"_quantization_metadata": json.dumps(layers)})
+    component = open_transformer(tmp_path / "fp8.safetensors")
+    assert torch.equal(
+        component.tensor("transformer_blocks.1.attn1.to_k.weight"), meant[f"{name}.weight"].float().chunk(3)[1]
+    )
+
+
+X = "blocks.0.attn.qkv_x"
+
+
+@pytest.mark.parametrize(
+    ("scales", "change", "metadata", "message"),
+    [
+        (False, {"scaled_fp8": torch.zeros(2)}, None, r"no scale for the fp8 tensor .* although it has scaled_fp8"),
+        (False, {f"{X}.comfy_quant": mark('{"format": "float8_e4m3fn"}')}, None, "no scale for the fp8 tensor"),
+        (False, {f"{X}.scale_input": torch.ones(())}, None, rf"no scale for the fp8 tensor .* it has {X}\.scale_input"),
+        (False, {}, {X: {"format": "float8_e4m3fn"}}, f"no scale for {X}.weight, and its mark says float8_e4m3fn"),
+        (True, {}, {X: {"format": "nvfp4"}}, "in the format 'nvfp4', which is not read"),
+        (True, {}, {X: {"format": "float8_e5m2"}}, "weight is F8_E4M3, and its mark says float8_e5m2"),
+        (True, {}, {X: {"format": "float8_e4m3fn", "group_size": 128}}, "setting 'group_size'"),
+        (True, {}, {X: 5}, "says 5 of"),
+        (True, {}, [X], "no table of layers"),
+        (True, {f"{X}.comfy_quant": mark('{"format": "mxfp8"}')}, None, "in the format 'mxfp8'"),
+        (True, {f"{X}.comfy_quant": mark("{")}, None, "is not valid JSON"),
+        (True, {f"{X}.comfy_quant": torch.ones(3)}, None, "is no JSON text"),
+        (True, {"nowhere.comfy_quant": mark('{"format": "float8_e4m3fn"}')}, None, "nowhere.weight is not there"),
+        (True, {f"{X}.weight_scale": torch.tensor(1.0)}, None, "two scales"),
+        *[
+            (True, {f"{X}.scale_weight": torch.tensor(value)}, None, "scales are above 0 and finite")
+            for value in (0.0, -1.0, float("nan"), float("inf"))
+        ],
+        (True, {f"{X}.scale_weight": torch.tensor([1.0] * 5 + [0.0] + [1.0] * 762)}, None, "has the scale 0"),
+    ],
+)
+def test_scaled_fp8_without_its_scales_is_refused(tmp_path, dit, scales, change, metadata, message):
+    stored = {n: t for n, t in quantised(dit, "scale_weight", marker=False)[0].items() if scales or "scale" not in n}
+    described = None if metadata is None else {"_quantization_metadata": json.dumps({"layers": metadata})}
+    save_file(stored | change, tmp_path / "fp8.safetensors", described)
+    with pytest.raises(InputError, match=message) as caught:
+        open_transformer(tmp_path / "fp8.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mark_of_scales_alone_is_refused(tmp_path, dit):
+    save_file(dit | {"scaled_fp8": torch.zeros(0).to(torch.float8_e4m3fn)}, tmp_path / "fp8.safetensors")
+    with pytest.raises(InputError, match=r"says that it is scaled .* has no scales"):
+        open_transformer(tmp_path / "fp8.safetensors")
 
 
 def without(state, *names):

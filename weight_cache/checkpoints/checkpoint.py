@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from models.machine.checks import short
 from models.machine.errors import InputError, MissingInputError
 from weight_cache.checkpoints import TINY
 from weight_cache.checkpoints.component import Component, read_json
@@ -32,6 +33,11 @@ CLASSES = {
     "transformer": "MochiTransformer3DModel",
     "vae": "AutoencoderKLMochi",
     "text_encoder": "T5EncoderModel",
+}
+# Part without weights -> classes that the pipeline's index may name.
+_OTHER_CLASSES = {
+    "tokenizer": ("T5Tokenizer", "T5TokenizerFast"),
+    "scheduler": ("FlowMatchEulerDiscreteScheduler",),
 }
 # Classes that contain one of these -> beginnings of the names of their other tensors.
 _LARGER = {"text_encoder": {"T5ForConditionalGeneration": ("decoder.", "lm_head.")}}
@@ -64,7 +70,8 @@ class Checkpoint:
 
         Raises:
             FileNotFoundError: the directory, its `model_index.json` or a component folder is missing.
-            ValueError: it is a pipeline or model of another class, or no component has `variant`.
+            ValueError: it is a pipeline of another class, or one with parts of other classes, or no component has
+                `variant`.
         """
         self.directory = Path(directory)
         self.variant = variant
@@ -84,6 +91,7 @@ class Checkpoint:
         for name in (*CLASSES, "tokenizer", "scheduler"):
             if not (self.directory / name).is_dir():
                 raise MissingInputError(f"checkpoint {self.directory} lacks its component folder {name}/")
+        self._check_index()
         self.transformer: Component = self._component("transformer")
         self.vae: Component = self._component("vae")
         self.text_encoder: Component = self._component("text_encoder")
@@ -150,6 +158,17 @@ class Checkpoint:
 
     def _folder(self, name: str) -> Path:
         return self.directory / name
+
+    def _check_index(self) -> None:
+        """Check that the index names Mochi's class of each part that it names, as `[library, class]`."""
+        allowed = {name: (kind, *_LARGER.get(name, ())) for name, kind in CLASSES.items()} | _OTHER_CLASSES
+        for name, kinds in allowed.items():
+            stated = self.index.get(name, (None, kinds[0]))
+            if not isinstance(stated, list | tuple) or len(stated) != 2 or stated[1] not in kinds:
+                raise InputError(
+                    f"{self.directory / 'model_index.json'} says {short(stated)} of {name}, but Mochi's is a "
+                    f"{' or a '.join(kinds)}: it is another model, or download it again"
+                )
 
     def _component(self, name: str) -> Component:
         component = Component(self._folder(name), variant=self.variant)

@@ -46,7 +46,7 @@ class Component:
 
         Raises:
             FileNotFoundError: there is no `config.json`.
-            ValueError: the configuration is not a JSON object.
+            ValueError: the configuration is not a JSON object, or says that the weights are quantised.
         """
         self.directory = Path(directory)
         self.name = self.directory.name
@@ -57,6 +57,11 @@ class Component:
         if not path.is_file():
             raise MissingInputError(f"checkpoint component {self.name} has no config.json in {self.directory}")
         self.config = read_json(path)
+        if self.config.get("quantization_config") is not None:
+            raise InputError(
+                f"{path} says that the weights are quantised (quantization_config), which is not read: use the weights "
+                "in bfloat16 or float32, or ComfyUI's fp8 form"
+            )
 
     @property
     def class_name(self) -> str:

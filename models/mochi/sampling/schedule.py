@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from models.machine.checks import number, numbers, whole
+from models.machine.checks import number, numbers, short, whole
 from models.machine.errors import InputError
 
 THRESHOLD_NOISE = 0.025
 TIMESTEPS = 1000
 NUM_STEPS = 64
+_CORRECT = "correct scheduler/scheduler_config.json"
 MOST_GUIDANCE = 100.0
 """Larger scales are mistakes: Mochi is sampled with about 4 to 8, and numbers overflow at some thousands."""
 MOST_STEPS = TIMESTEPS
@@ -142,7 +143,8 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
     """Check that a scheduler configuration has the sigmas that this schedule computes.
 
     Raises:
-        ValueError: the scheduler class, the shift, the spacing or the convention is not Mochi's.
+        ValueError: the scheduler class, the shift, the spacing or the convention is not Mochi's, or a setting has a
+            value that its class does not know.
     """
     required = {
         "_class_name": ("FlowMatchEulerDiscreteScheduler", None),
@@ -158,11 +160,22 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
     }
     for name, (wanted, default) in required.items():
         value = config.get(name, default)
-        if (value or None) != (wanted or None):
+        # Null counts as false, as in the reference's code. True is no number.
+        empty = not wanted and value is None
+        if not empty and (isinstance(value, bool) != isinstance(wanted, bool) or value != wanted):
             raise InputError(
-                f"the checkpoint's scheduler has {name}={value!r}, but Mochi is sampled with {wanted!r}: "
-                "correct scheduler/scheduler_config.json"
+                f"the checkpoint's scheduler has {name}={short(value)}, but Mochi is sampled with {wanted!r}: "
+                f"{_CORRECT}"
             )
+    kind = config.get("time_shift_type", "exponential")
+    if kind not in ("exponential", "linear"):
+        raise InputError(
+            f"the checkpoint's scheduler has time_shift_type={short(kind)}, but it is exponential or linear: {_CORRECT}"
+        )
+    # Of dynamic shifting, which Mochi does without: only their types matter.
+    for name in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"):
+        if config.get(name) is not None:
+            number(f"the checkpoint's scheduler: {name}", config[name])
 
 
 def _check_steps(num_steps: int) -> None:

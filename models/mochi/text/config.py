@@ -6,8 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from models.machine.checks import typed
+from models.machine.checks import short, typed
 from models.machine.errors import InputError
+
+# Settings of the gated-GELU form of T5 v1.1, the only one that is implemented, and transformers' default of each.
+# A config that states the activation or the gate itself overrides what `feed_forward_proj` says of them.
+_FIXED = {
+    "feed_forward_proj": ("gated-gelu", "relu"),
+    "dense_act_fn": ("gelu_new", "gelu_new"),
+    "is_gated_act": (True, True),
+    "model_type": ("t5", "t5"),
+}
+# Other names of sizes, which win over the usual ones (transformers `T5Config.attribute_map`).
+_ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+}
 
 
 @dataclass(frozen=True)
@@ -29,12 +45,16 @@ class T5Config:
         """Read the dictionary of a `config.json`.
 
         Raises:
-            ValueError: the model does not have the gated-GELU form of T5 v1.1. Only this form is implemented.
+            ValueError: the model does not have the gated-GELU form of T5 v1.1, or a size has the wrong type.
         """
-        kind = config.get("feed_forward_proj", "relu")
-        if kind != "gated-gelu":
-            raise InputError(f"text encoder config: feed_forward_proj is {kind!r}, only 'gated-gelu' is implemented")
-        return typed(cls, config, "text encoder config")
+        for name, (wanted, default) in _FIXED.items():
+            value = config.get(name, default)
+            if value is not wanted and (isinstance(wanted, bool) or value != wanted):
+                raise InputError(f"text encoder config: {name} is {short(value)}, only {wanted!r} is implemented")
+        if config.get("pruned_heads"):
+            raise InputError("text encoder config: pruned_heads is not implemented: use the encoder with all its heads")
+        stated = {_ALIASES[name]: value for name, value in config.items() if name in _ALIASES}
+        return typed(cls, {**config, **stated}, "text encoder config")
 
 
 # Sizes of the text encoder of Mochi 1 preview, T5 v1.1 XXL.

@@ -92,11 +92,39 @@ def test_guidance_is_one_scale_or_one_per_step():
             guidance_schedule(guidance, 3)
 
 
-@pytest.mark.parametrize(("key", "value"), [("shift", 3.0), ("invert_sigmas", False), ("use_karras_sigmas", True)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("shift", 3.0),
+        ("shift", True),
+        ("shift", None),
+        ("invert_sigmas", False),
+        ("invert_sigmas", 1),
+        ("use_karras_sigmas", True),
+        ("use_dynamic_shifting", "no"),
+        ("stochastic_sampling", 0.0),
+        ("shift_terminal", 0.1),
+        ("num_train_timesteps", "1000"),
+        ("time_shift_type", "banana"),
+        ("time_shift_type", None),
+        ("base_shift", "x"),
+        ("max_image_seq_len", True),
+        ("_class_name", ["FlowMatchEulerDiscreteScheduler"]),
+    ],
+)
 def test_another_scheduler_is_refused(key, value):
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True, key: value}
     with pytest.raises(ValueError, match=key):
         check_scheduler(config)
+
+
+def test_what_the_reference_means_the_same_by_passes():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}
+    check_scheduler(config)
+    check_scheduler(config | {"shift": 1, "use_karras_sigmas": None, "time_shift_type": "linear", "later": "unknown"})
+    check_scheduler(dict(FlowMatchEulerDiscreteScheduler(invert_sigmas=True).config) | config)
 
 
 def test_defaults_are_genmos():

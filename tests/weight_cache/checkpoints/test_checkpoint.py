@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from models.machine.errors import InputError
 from weight_cache.checkpoints.checkpoint import Checkpoint, resolve
 from weight_cache.checkpoints.component import Component
 from weight_cache.host import load_module
@@ -311,6 +312,71 @@ def test_another_model_is_refused(small_copy):
     (small_copy / "model_index.json").write_text("{")
     with pytest.raises(ValueError, match=r"model_index\.json is not valid JSON"):
         Checkpoint(small_copy)
+
+
+@pytest.mark.parametrize(
+    ("part", "stated"),
+    [
+        ("scheduler", ["diffusers", "DDIMScheduler"]),
+        ("tokenizer", ["transformers", "CLIPTokenizer"]),
+        ("text_encoder", ["transformers", "UMT5EncoderModel"]),
+        ("vae", ["diffusers", "AutoencoderKLWan"]),
+        ("transformer", [None, None]),
+        ("transformer", "MochiTransformer3DModel"),
+        ("vae", 5),
+    ],
+)
+def test_an_index_of_other_parts_is_refused(small_copy, part, stated):
+    index = json.loads((small_copy / "model_index.json").read_text())
+    (small_copy / "model_index.json").write_text(json.dumps(index | {part: stated}))
+    with pytest.raises(InputError, match=rf"model_index\.json says .* of {part}, but Mochi's is"):
+        Checkpoint(small_copy)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_quantised_weights_are_refused_by_their_config(small_copy, part):
+    edit(small_copy / part / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(InputError, match=r"config\.json says that the weights are quantised"):
+        Checkpoint(small_copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dense_act_fn", "relu"),
+        ("dense_act_fn", "gelu"),
+        ("dense_act_fn", None),
+        ("is_gated_act", False),
+        ("is_gated_act", 1),
+        ("model_type", "umt5"),
+        ("model_type", None),
+        ("feed_forward_proj", ["gated-gelu"]),
+        ("pruned_heads", {"0": [1]}),
+    ],
+)
+def test_another_form_of_t5_is_refused(key, value):
+    from models.mochi.text.config import T5Config
+
+    with pytest.raises(InputError, match=f"text encoder config: {key}"):
+        T5Config.from_dict({"feed_forward_proj": "gated-gelu", key: value})
+
+
+@pytest.mark.parametrize("alias", ["hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim"])
+def test_other_names_of_sizes_mean_what_transformers_means(alias):
+    from transformers import T5Config as TheirT5
+
+    from models.mochi.text.config import T5Config
+
+    whole = T5Config().__dict__ | {"feed_forward_proj": "gated-gelu"}
+    name = TheirT5.attribute_map[alias]
+    assert set(TheirT5.attribute_map) == {"hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim"}
+    for config in (
+        whole | {alias: 96},
+        {alias: 96} | whole,
+        {n: v for n, v in whole.items() if n != name} | {alias: 96},
+    ):
+        ours, theirs = T5Config.from_dict(config), TheirT5.from_dict(dict(config))
+        assert getattr(ours, name) == getattr(theirs, name) == 96
 
 
 def test_the_identity_changes_with_a_weight(small_copy):

@@ -6,6 +6,7 @@ import json
 import math
 import operator
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from models.machine.errors import InputError, MissingInputError
 JSON_BYTES, JSON_DEPTH = 16 << 20, 64
 """Most bytes and levels of a JSON text: the largest of a true checkpoint, T5's tokenizer.json, has 2.4 MB."""
 _FOREIGN = "the file is damaged or of another kind"
+
+_WRITTEN = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -64,6 +67,17 @@ def numbers(name: str, values: Any) -> list[float]:
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
         raise InputError(f"{name} {short(values)} must be a list of numbers")
     return [number(name, value) for value in values]
+
+
+def stated_number(name: str, text: str) -> float:
+    """Return the number that a user wrote, such as `-0.5` or `1e-3`.
+
+    Raises:
+        InputError: it is not written in the digits 0 to 9 (Python itself reads `1_0` as 10), or not finite.
+    """
+    if not _WRITTEN.fullmatch(text.strip()):
+        raise InputError(f"{name} {short(text)} must be a number such as 0.8")
+    return number(name, float(text))
 
 
 def whole(name: str, value: Any, least: int, most: int) -> int:
@@ -145,6 +159,24 @@ def read_bytes(path: str | Path, what: str, mend: str, most: int) -> bytes:
     if len(read) > most:
         raise InputError(f"{_named(what, path)} has more than {most / 1e6:.0f} MB, the most that is read: {mend}")
     return read
+
+
+def is_there(path: str | Path, what: str, mend: str) -> bool:
+    """Return whether anything has this name: a broken link, a folder or a pipe are there, and not what is wanted.
+
+    Whoever takes a default for an absent file asks this, so that a file that cannot be read is never called absent.
+
+    Raises:
+        InputError: the system does not tell, its folder being closed or its name too long.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or _first_line(error)
+        raise InputError(f"{_named(what, path)} cannot be looked for ({why}): {mend}") from error
+    return True
 
 
 def _named(what: str, path: str | Path) -> str:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.machine.checks import number
+from models.machine.checks import number, stated_number
 from models.machine.errors import InputError, MissingInputError
-from weight_cache.checkpoints.lora_names import PEFT_PREFIX, Modules, other_kind, role_of
-from weight_cache.checkpoints.lora_scale import GenmoSettings, PeftSettings, final_scale, settings_of
+from weight_cache.checkpoints.lora_names import PEFT_PREFIX, LoraName, Modules, other_kind, role_of
+from weight_cache.checkpoints.lora_scale import final_scale, settings_of
 from weight_cache.checkpoints.names import Piece
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # What PEFT and Diffusers call the file in a folder.
 FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+# Two statements of a scale are the same up to this part of it: alpha may be stored in bfloat16.
+_SAME = 4e-3
 _WANTED = "give a .safetensors file, a folder with adapter_model.safetensors, or FILE:STRENGTH"
 
 
@@ -49,9 +51,9 @@ class LoraRequest:
         if not path.exists() and ":" in text:
             name, _, stated = text.rpartition(":")
             try:
-                strength = float(stated)
-            except ValueError as error:
-                raise InputError(f"LoRA {text!r}: {stated!r} is no strength; write FILE or FILE:0.8") from error
+                strength = stated_number("the strength", stated)
+            except InputError as error:
+                raise InputError(f"LoRA {text!r}: {error}; write FILE or FILE:0.8") from error
             path = Path(name)
         return cls.of((path, strength))
 
@@ -223,11 +225,14 @@ class _File:
         names = list(self._handle.keys())
         self._tensors: dict[str, dict[str, str]] = {}  # module -> role -> tensor
         self._stated: dict[str, str] = {}  # module -> the file's name of it
+        self._forms: dict[str, LoraName] = {}  # module -> form of the first of its two matrices
+        self._adapter: str | None = None  # PEFT's name of the LoRA, which all names in a file share
         for name in sorted(names):
             self._place(name)
         if not any(set(found) - {"alpha"} for found in self._tensors.values()):
             raise InputError(f"{self._where} holds no lora_A and lora_B, nor lora_down and lora_up: it is not a LoRA")
-        self._settings = settings_of(lora.path, self._handle.metadata() or {})
+        complete = all("alpha" in found for found in self._tensors.values())
+        self._settings = settings_of(lora.path, self._handle.metadata() or {}, complete)
         self._note(notes)
 
     def check(self) -> None:
@@ -246,18 +251,35 @@ class _File:
             if kind:
                 raise InputError(f"{self._where} is a {kind} ({name[:80]}), which is not supported: use a plain LoRA")
             raise InputError(f"{self._where} holds {name[:200]}, which is neither a lora_A nor a lora_B: not supported")
-        stated, role = found
+        stated, role = found.module, found.role
         module = self._modules.find(stated)
         if module is None:
             raise InputError(f"{self._where} changes {stated}, which this model lacks: it is for another model")
         if self._stated.setdefault(module, stated) != stated or role in self._tensors.get(module, {}):
             raise InputError(f"{self._where} changes {module} twice ({name}): several LoRAs in one file are not read")
+        if role != "alpha":
+            self._check_halves(module, name, found)
         self._tensors.setdefault(module, {})[role] = name
+
+    def _check_halves(self, module: str, name: str, found: LoraName) -> None:
+        """Check that a matrix is of the same LoRA, and in the same spelling, as those before it."""
+        if self._adapter is None:
+            self._adapter = found.adapter
+        if found.adapter != self._adapter:
+            raise InputError(
+                f"{self._where} holds matrices of {found.adapter!r} and of {self._adapter!r} ({name[:80]}): several "
+                "LoRAs in one file are not read"
+            )
+        if self._forms.setdefault(module, found).form != found.form:
+            raise InputError(
+                f"{self._where} has the two matrices of {found.module} in different spellings ({name[:80]}): they are "
+                "not of one LoRA"
+            )
 
     def _note(self, notes: list[str]) -> None:
         """Say what is assumed where a form leaves the scale to other files."""
         silent = [m for m, found in self._tensors.items() if "alpha" not in found]
-        if self._settings is not None or not silent:
+        if self._settings or not silent:
             return
         if any(self._stated[module].startswith(PEFT_PREFIX) for module in silent):
             lacking = "adapter_config.json is not beside it"
@@ -305,30 +327,40 @@ class _File:
         return made
 
     def _scale(self, stated: str, rank: int, names: Mapping[str, str]) -> float:
-        """Return alpha / rank, from the tensor or the settings; both must say the same."""
-        said = None
-        if self._settings is not None and not (isinstance(self._settings, GenmoSettings) and "alpha" in names):
-            said = self._settings.scale(stated, rank)
-        if "alpha" not in names:
-            return 1.0 if said is None else said
-        value = self._read(names["alpha"], (*_FLOATS, "I64", "I32", "I16", "I8", "U8"))
+        """Return alpha / rank: 1 where nothing states it. All that state it must say the same.
+
+        Raises:
+            InputError: they do not, or a statement is not valid.
+        """
+        said = {settings.where: settings.scale(stated, rank) for settings in self._settings}
+        known = {where: value for where, value in said.items() if value is not None}
+        if "alpha" in names:
+            known = {names["alpha"]: self._alpha(names["alpha"]) / rank, **known}
+        if not known:
+            if said:
+                raise InputError(f"{self._where} changes {stated}: its metadata gives no alpha for that")
+            return 1.0
+        (first, scale), *others = known.items()
+        for where, value in others:
+            if abs(value - scale) > _SAME * max(abs(value), abs(scale)):
+                raise InputError(
+                    f"{self._where}: {first} says alpha/rank {scale:g} for {stated}, {where} says {value:g}: remove "
+                    "the one that is wrong"
+                )
+        return scale
+
+    def _alpha(self, name: str) -> float:
+        """Return the number in a tensor of alpha."""
+        value = self._read(name, (*_FLOATS, "I64", "I32", "I16", "I8", "U8"))
         if value.numel() != 1:
-            raise InputError(f"{self._where}: {names['alpha']} has shape {list(value.shape)}, but must be one number")
+            raise InputError(f"{self._where}: {name} has shape {list(value.shape)}, but must be one number")
         alpha = float(value)
         if alpha == 0:
             raise InputError(
-                f"{self._where}: {names['alpha']} is 0, which some programs take for the rank and others for 0: "
+                f"{self._where}: {name} is 0, which some programs take for the rank and others for 0: "
                 "write the alpha that is meant"
             )
-        if (
-            isinstance(self._settings, PeftSettings)
-            and said is not None
-            and abs(said - alpha / rank) > 1e-3 * abs(said)
-        ):
-            raise InputError(
-                f"{self._where}: {names['alpha']} says alpha/rank {alpha / rank:g}, the file's settings say {said:g}"
-            )
-        return alpha / rank
+        return alpha
 
     def _matrix(self, name: str) -> torch.Tensor:
         value = self._read(name, _FLOATS)

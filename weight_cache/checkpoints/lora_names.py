@@ -28,7 +28,7 @@ from weight_cache.checkpoints.names import Piece, genmo_lora_targets
 # Longest name that is looked at; names of Mochi's tensors have less than 100 characters.
 MOST_CHARACTERS = 400
 _ROLES = (
-    re.compile(r"(?P<module>.+)\.lora_(?P<role>[AB])(?:\.[^.]+)?\.weight"),
+    re.compile(r"(?P<module>.+)\.lora_(?P<role>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"),
     re.compile(r"(?P<module>.+)\.lora_(?P<role>[AB])"),
     re.compile(r"(?P<module>.+)\.lora_(?P<role>down|up)\.weight"),
     re.compile(r"(?P<module>.+)\.lora\.(?P<role>down|up)\.weight"),
@@ -81,14 +81,32 @@ _TEXT_ENCODERS = (
 Targets = list[tuple[str, Piece]]
 
 
-def role_of(name: str) -> tuple[str, str] | None:
-    """Return the module that a tensor's name begins with and its role: `down`, `up` or `alpha`; None for another."""
+@dataclass(frozen=True)
+class LoraName:
+    """A tensor's name in its parts.
+
+    Attributes:
+        module: as the file calls it.
+        role: `down`, `up` or `alpha`.
+        adapter: PEFT's name of the LoRA, `""` where the tensor's name has none.
+        form: which spelling of suffixes it has; the two matrices of a module have the same.
+    """
+
+    module: str
+    role: str
+    adapter: str
+    form: int
+
+
+def role_of(name: str) -> LoraName | None:
+    """Return the parts of a tensor's name; None for a name in no known form."""
     if len(name) > MOST_CHARACTERS:
         return None
-    for form in _ROLES:
-        match = form.fullmatch(name)
+    for form, pattern in enumerate(_ROLES):
+        match = pattern.fullmatch(name)
         if match:
-            return match["module"], _DOWN.get(match["role"], match["role"])
+            role = _DOWN.get(match["role"], match["role"])
+            return LoraName(match["module"], role, match.groupdict().get("adapter") or "", form)
     return None
 
 

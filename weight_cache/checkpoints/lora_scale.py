@@ -1,10 +1,11 @@
 """The scale of each product of a LoRA: alpha / rank, or alpha / sqrt(rank) where it is rank-stabilised.
 
-What a file states comes from one of these, in this order:
+What a file states comes from these. Where several speak, they must say the same:
 
 - a tensor `<module>.alpha`;
-- PEFT's settings: `adapter_config.json` beside `adapter_model.safetensors`, or Diffusers' metadata key
-  `lora_adapter_metadata`. A setting that is absent has PEFT's default (huggingface/peft `tuners/lora/config.py`);
+- PEFT's settings: `adapter_config.json` beside the file, or Diffusers' metadata key `lora_adapter_metadata`. A setting
+  that is absent has PEFT's default (huggingface/peft `tuners/lora/config.py`). The JSON belongs to
+  `adapter_model.safetensors`, or to the only safetensors file in its folder, whatever that is called;
 - Genmo's metadata key `kwargs`: a rank and an alpha for q, k and v, and for the output (genmoai/mochi
   `demos/fine_tuner/train.py`).
 
@@ -20,7 +21,7 @@ from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
-from models.machine.checks import json_object, number, whole
+from models.machine.checks import JSON_BYTES, is_there, json_object, number, read_bytes, whole
 from models.machine.errors import InputError
 from weight_cache.checkpoints.lora_names import DIFFUSERS_PREFIX, PEFT_PREFIX
 from weight_cache.checkpoints.patterns import Patterns
@@ -55,6 +56,9 @@ _HARMLESS = frozenset(
 _READ = frozenset({"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"})
 # Ways to begin the training that leave the base model as it is; the others (pissa, olora, ...) change it.
 _BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")
+# Name of PEFT's settings, beside the weights.
+_BESIDE = "adapter_config.json"
+_MEND_BESIDE = "correct it, or remove it if it is not of this LoRA"
 # Part of a Genmo module's name -> prefix of its pair of rank and alpha in `kwargs`.
 _GENMO_KINDS = (("attn.qkv_", "qkv_proj"), ("attn.proj_", "out_proj"))
 
@@ -63,12 +67,12 @@ _GENMO_KINDS = (("attn.qkv_", "qkv_proj"), ("attn.proj_", "out_proj"))
 class PeftSettings:
     """What PEFT's settings say of the scale, checked.
 
-    `where` names their place, for messages. `prefix` is what stands before the names that the patterns are matched
-    with, which are those of the model that PEFT wrapped.
+    `where` names their place, for messages. `prefixes` may stand before the names that the patterns are matched with,
+    which are those of the model that PEFT wrapped; the first that fits is taken away.
     """
 
     where: str
-    prefix: str
+    prefixes: tuple[str, ...]
     rank: int
     alpha: float
     rslora: bool
@@ -76,7 +80,7 @@ class PeftSettings:
     alphas: Patterns
 
     @classmethod
-    def read(cls, config: Mapping[str, Any], where: str, prefix: str) -> PeftSettings:
+    def read(cls, config: Mapping[str, Any], where: str, *prefixes: str) -> PeftSettings:
         """Check a dictionary of `LoraConfig`.
 
         Raises:
@@ -100,7 +104,7 @@ class PeftSettings:
         most = 1 << 24
         return cls(
             where,
-            prefix,
+            prefixes,
             whole(f"{where}: r", config.get("r", DEFAULT_RANK), 1, most),
             number(f"{where}: lora_alpha", config.get("lora_alpha", DEFAULT_ALPHA)),
             rslora,
@@ -114,7 +118,7 @@ class PeftSettings:
         Raises:
             InputError: the settings say another rank.
         """
-        name = stated.removeprefix(self.prefix)
+        name = stated.removeprefix(next((prefix for prefix in self.prefixes if stated.startswith(prefix)), ""))
         wanted = self.ranks.first(name, self.rank)
         if wanted != rank:
             raise InputError(f"{self.where} says rank {wanted} for {stated}, whose tensors have rank {rank}")
@@ -128,11 +132,11 @@ class GenmoSettings:
     where: str
     values: Mapping[str, Any]
 
-    def scale(self, stated: str, rank: int) -> float:
-        """Return alpha / rank of the kind of module that `stated` is.
+    def scale(self, stated: str, rank: int) -> float | None:
+        """Return alpha / rank of the kind of module that `stated` is; None if nothing is said of such modules.
 
         Raises:
-            InputError: another rank is stated, alpha is no number, or nothing is said of such modules.
+            InputError: another rank is stated, or alpha is no number.
         """
         for part, kind in _GENMO_KINDS:
             if part in stated:
@@ -140,26 +144,63 @@ class GenmoSettings:
                 if isinstance(said, bool) or said != rank:
                     raise InputError(f"{self.where}: {stated} has rank {rank}, its metadata says {_short(said)}")
                 return number(f"{self.where}: {kind}_lora_alpha", alpha) / rank
-        raise InputError(f"{self.where} changes {stated}: Genmo's metadata gives no alpha for that")
+        return None
 
 
-def settings_of(path: Path, metadata: Mapping[str, str]) -> PeftSettings | GenmoSettings | None:
-    """Return what a file's metadata and the JSON beside it say; None if they say nothing.
+def settings_of(path: Path, metadata: Mapping[str, str], complete: bool) -> list[PeftSettings | GenmoSettings]:
+    """Return all that a file's metadata and the JSON beside it say.
+
+    Args:
+        path: the file.
+        metadata: of its header.
+        complete: whether it has a tensor of alpha for each module.
 
     Raises:
-        InputError: it is no JSON of a LoRA's settings, or of something that is not supported.
+        InputError: it is no JSON of a LoRA's settings, or of something that is not supported; or nothing but a JSON
+            that may belong to another file states a scale.
     """
-    beside = path.with_name("adapter_config.json")
-    if path.name == "adapter_model.safetensors" and beside.is_file():
-        return PeftSettings.read(_json(_text(beside), str(beside)), str(beside), PEFT_PREFIX)
-    where = f"LoRA {path}"
+    found: list[PeftSettings | GenmoSettings] = []
     if "lora_adapter_metadata" in metadata:
-        stated = _json(metadata["lora_adapter_metadata"], f"the metadata of {where}")
+        where = f"the metadata lora_adapter_metadata of LoRA {path}"
+        stated = _json(metadata["lora_adapter_metadata"], where)
         own = {k.removeprefix(DIFFUSERS_PREFIX): v for k, v in stated.items() if not k.startswith("text_encoder")}
-        return PeftSettings.read(own, where, DIFFUSERS_PREFIX) if own else None
+        if own:
+            found.append(PeftSettings.read(own, where, DIFFUSERS_PREFIX))
     if "kwargs" in metadata:
-        return GenmoSettings(where, _json(metadata["kwargs"], f"the metadata of {where}"))
-    return None
+        where = f"the metadata kwargs of LoRA {path}"
+        values = _json(metadata["kwargs"], where)
+        if any("_lora_" in name for name in values) or not (found or complete):
+            found.append(GenmoSettings(where, values))
+    for place in dict.fromkeys((path, _target(path))):
+        beside = place.with_name(_BESIDE)
+        if not is_there(beside, "", _MEND_BESIDE):
+            continue
+        if place.name == "adapter_model.safetensors" or _is_alone(place):
+            settings = _json(read_bytes(beside, "", _MEND_BESIDE, JSON_BYTES), str(beside))
+            found.append(PeftSettings.read(settings, str(beside), PEFT_PREFIX, DIFFUSERS_PREFIX))
+        elif not (found or complete):
+            raise InputError(
+                f"LoRA {path} states no alpha, and {beside} may be of another LoRA in that folder: put the two that "
+                "belong together into a folder of their own"
+            )
+        break
+    return found
+
+
+def _target(path: Path) -> Path:
+    """Return the file that a link leads to, at whose place the JSON may be as well; another path as it is."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path
+
+
+def _is_alone(path: Path) -> bool:
+    """Return whether a file is the only one of its kind in its folder; False if the folder cannot be listed."""
+    try:
+        return [found.name for found in path.parent.iterdir() if found.suffix == path.suffix] == [path.name]
+    except OSError:
+        return False
 
 
 def final_scale(where: str, strength: float, scale: float) -> float:
@@ -172,13 +213,6 @@ def final_scale(where: str, strength: float, scale: float) -> float:
     if not isfinite(product) or abs(product) > 3e38:
         raise InputError(f"{where}: strength {strength:g} times alpha/rank {scale:g} is too large for float32")
     return product
-
-
-def _text(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): correct its permissions") from error
 
 
 def _json(text: str | bytes, where: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """LoRAs: every form merged as its authors' own programs merge it, and refused where it does not fit."""
 
 import json
+import os
 from math import prod, sqrt
 
 import pytest
@@ -387,7 +388,7 @@ def test_a_checkpoint_that_changes_while_it_is_merged(mesh, small_checkpoint, tm
 
 def rename(old, new):
     def change(tensors):
-        tensors[new] = tensors.pop(old)
+        tensors[new.replace("__", ".")] = tensors.pop(old.replace("__", "."))
 
     return change
 
@@ -458,7 +459,10 @@ ONE = torch.ones(1)
         (lambda p: peft_file(p, metadata=settings(init_lora_weights="pissa")), "pissa.* changes the base model"),
         (lambda p: peft_file(p, metadata=settings(layer_replication=[[0, 4]])), "layer_replication"),
         (lambda p: peft_file(p, metadata=settings(use_rslora="yes")), "use_rslora"),
-        (lambda p: peft_file(p, metadata=settings(lora_alpha=4), alpha=2), "says alpha/rank 0.5, .* settings say 1"),
+        (
+            lambda p: peft_file(p, metadata=settings(lora_alpha=4), alpha=2),
+            "says alpha/rank 0.5 .* lora_adapter_metadata .* 1:",
+        ),
         (lambda p: peft_file(p, alpha=float("nan")), "not finite"),
         (lambda p: peft_file(p, alpha=0), "alpha is 0"),
         (lambda p: peft_file(p, alpha=3e38, change=lambda t: [v.mul_(99) for v in t.values() if v.ndim]), "not finite"),
@@ -488,7 +492,30 @@ ONE = torch.ones(1)
             lambda p: peft_file(p, change=add(lora_unet_down_blocks_0_to_k__lora_down__weight=ONE)),
             "changes lora_unet_down_blocks_0_to_k, which this model lacks",
         ),
-        (lambda p: peft_file(p, change=add(**{f"{K}lora_A__second__weight": torch.ones(4, 256)})), "twice"),
+        (lambda p: peft_file(p, change=add(**{f"{K}lora_A__second__weight": torch.ones(4, 256)})), "several LoRAs"),
+        (
+            lambda p: peft_file(p, change=rename(f"{K}lora_B__weight", f"{K}lora_B__other__weight")),
+            "matrices of 'other' and of '' .* several LoRAs",
+        ),
+        (
+            lambda p: peft_file(
+                p,
+                change=lambda t: t.update(
+                    {n.replace("A.w", "A.a.w").replace("B.w", "B.b.w"): t.pop(n) for n in list(t) if "to_k" in n}
+                ),
+            ),
+            "several LoRAs",
+        ),
+        (
+            lambda p: peft_file(p, change=rename(f"{K}lora_B__weight", f"{K}lora_up__weight")),
+            "two matrices of .* in different spellings",
+        ),
+        (
+            lambda p: genmo_file(
+                p, metadata={"kwargs": json.dumps(KWARGS), "lora_adapter_metadata": json.dumps({"r": 4})}
+            ),
+            "lora_adapter_metadata .* says alpha/rank 2 for .* kwargs .* says 0.5",
+        ),
         (lambda p: peft_file(p, change=add(**{f"diffusion_model__{K}lora_A__weight": torch.ones(4, 256)})), "twice"),
         (lambda p: peft_file(p, change=add(**{"x" * 100000 + "__lora_A__weight": ONE})), "neither a lora_A"),
         (lambda p: peft_file(p, change=dict.clear), "it is not a LoRA"),
@@ -532,6 +559,61 @@ def test_a_bad_adapter_config_is_named(component, tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
+def adapter(folder, name, content='{"r": 4, "lora_alpha": 16}', prefix="base_model.model."):
+    """A LoRA without an alpha of its own, beside PEFT's settings."""
+    path, deltas = peft_file(folder / name, prefix)
+    (folder / "adapter_config.json").write_text(content)
+    return path, deltas
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "transformer.", ""])
+@pytest.mark.parametrize("name", ["my.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.safetensors"])
+def test_settings_beside_a_file_of_any_name_are_read(component, tmp_path, name, prefix):
+    path, deltas = adapter(tmp_path, name, prefix=prefix)
+    check(component, [LoraRequest(path)], [(deltas, 4.0)])
+    link = tmp_path / "elsewhere" / "x.safetensors"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    check(component, [LoraRequest(link)], [(deltas, 4.0)])
+
+
+def test_settings_that_may_be_anothers_are_not_guessed_at(component, tmp_path):
+    path, _ = adapter(tmp_path, "my.safetensors")
+    peft_file(tmp_path / "adapter_model.safetensors", "base_model.model.")
+    with pytest.raises(InputError, match=r"states no alpha, and .*adapter_config\.json may be of another"):
+        LoraSource(component, [LoraRequest(path)])
+    # One that says its scale itself does not need them.
+    stated, deltas = peft_file(tmp_path / "own.safetensors", alpha=2)
+    check(component, [LoraRequest(stated)], [(deltas, 1.0)])
+    stated, deltas = peft_file(tmp_path / "own.safetensors", metadata=settings(lora_alpha=8))
+    check(component, [LoraRequest(stated)], [(deltas, 2.0)])
+
+
+@pytest.mark.parametrize("name", ["my.safetensors", "adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.symlink_to("nowhere"), "does not exist"),
+        (lambda path: path.mkdir(), "cannot be read"),
+        (os.mkfifo, "is no plain file"),
+        (lambda path: (path.touch(), os.truncate(path, 3 << 30)), "has more than 17 MB"),
+    ],
+    ids=["dangling", "folder", "pipe", "huge"],
+)
+def test_settings_that_cannot_be_read_are_not_called_absent(component, tmp_path, name, make, message):
+    path, _ = peft_file(tmp_path / name, "base_model.model.")
+    make(tmp_path / "adapter_config.json")
+    with pytest.raises(InputError, match=f"adapter_config.json {message}"):
+        LoraSource(component, [LoraRequest(path)])
+
+
+def test_settings_that_contradict_each_other_are_refused(component, tmp_path):
+    path, _ = peft_file(tmp_path / "my.safetensors", alpha=2)
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 16}')
+    with pytest.raises(InputError, match=r"alpha says alpha/rank 0\.5 for .*, .*adapter_config\.json says 4"):
+        LoraSource(component, [LoraRequest(path)])
+
+
 def test_rank_stabilised_scale(component, tmp_path):
     path, deltas = peft_file(tmp_path / "lora.safetensors", metadata=settings(lora_alpha=3, use_rslora=True))
     check(component, [LoraRequest(path)], [(deltas, 3 / sqrt(RANK))])
@@ -546,7 +628,11 @@ def test_a_request_is_a_file_and_a_strength(tmp_path):
     pickle = tmp_path / "x.bin"
     pickle.touch()
     for text, error, message in [
-        (f"{path}:much", ValueError, "'much' is no strength"),
+        (f"{path}:much", ValueError, "strength 'much' must be a number"),
+        *[
+            (f"{path}:{text}", ValueError, "must be a number such as 0.8")
+            for text in ("1_0", "\u0663", "0x1", "\uff11", "")
+        ],
         (f"{path}:nan", ValueError, "finite"),
         (f"{path}:1e999", ValueError, "finite"),
         (str(tmp_path / "nothing"), FileNotFoundError, "no LoRA file"),

@@ -5,45 +5,53 @@ A checkpoint declares them in a file of its tokenizer's folder. T5's own tokeniz
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.machine.checks import json_object
+from models.machine.checks import is_there, json_object, read_bytes, short
 from models.machine.errors import InputError
 from models.machine.files import write_json
 
 WORDS_FILE = "words.json"
 _LARGEST_FILE = 1 << 20
+_MEND = "make it readable, or download it again"
 
 
 @dataclass(frozen=True)
 class Words:
-    """All words of a checkpoint, in lower case."""
+    """All words of a checkpoint, in lower case.
+
+    `tokenizer` is the SHA-256 of the `spiece.model` that makes one token of each; None if none is stated.
+    """
 
     known: tuple[str, ...]
+    tokenizer: str | None = None
 
     @classmethod
     def of(cls, tokenizer: Path) -> Words | None:
         """Return the words that a tokenizer's folder declares; None if it declares none.
 
         Raises:
-            InputError: the file does not hold a list of words.
+            InputError: the file cannot be read, or does not hold a list of words.
         """
         path = tokenizer / WORDS_FILE
-        if not path.is_file():
+        if not is_there(path, "", _MEND):
             return None
-        if path.stat().st_size > _LARGEST_FILE:
-            raise InputError(f"{path} has {path.stat().st_size} bytes: a list of words has at most {_LARGEST_FILE}")
-        known = json_object(path.read_bytes(), str(path)).get("words")
+        stated = json_object(read_bytes(path, "", _MEND, _LARGEST_FILE), str(path))
+        known, digest = stated.get("words"), stated.get("tokenizer_sha256")
         if not isinstance(known, list) or not known or not all(isinstance(word, str) and word for word in known):
             raise InputError(f"{path} must hold a list of words under the name words")
-        return cls(tuple(known))
+        if digest is not None and not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
+            raise InputError(f"{path}: tokenizer_sha256 {short(digest)} must be 64 hex digits in lower case")
+        return cls(tuple(known), digest)
 
     def write(self, tokenizer: Path) -> None:
-        """Declare the words in a tokenizer's folder."""
-        write_json({"words": list(self.known)}, tokenizer / WORDS_FILE)
+        """Declare the words in a tokenizer's folder, with the digest of its `spiece.model`."""
+        digest = hashlib.sha256((tokenizer / "spiece.model").read_bytes()).hexdigest()
+        write_json({"words": list(self.known), "tokenizer_sha256": digest}, tokenizer / WORDS_FILE)
 
     @staticmethod
     def plain(prompt: str) -> str:

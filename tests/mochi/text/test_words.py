@@ -1,6 +1,8 @@
 """A model that knows few words: how it reads a prompt, and what it says of other words."""
 
+import os
 import random
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -82,6 +84,7 @@ def test_the_encoder_reads_the_plain_form_only_where_words_are_declared():
 
 def test_other_checkpoints_declare_none(small_checkpoint, tmp_path):
     assert Words.of(small_checkpoint / "tokenizer") is None
+    shutil.copy(TINY / "tokenizer" / "spiece.model", tmp_path)
     WORDS.write(tmp_path)
     assert Words.of(tmp_path) == WORDS
 
@@ -90,6 +93,29 @@ def test_other_checkpoints_declare_none(small_checkpoint, tmp_path):
 def test_a_damaged_list_is_one_line(tmp_path, text):
     (tmp_path / WORDS_FILE).write_text(text)
     with pytest.raises(InputError, match=r"words\.json"):
+        Words.of(tmp_path)
+
+
+@pytest.mark.parametrize("digest", ["5", '"abc"', "[]", f'"{"A" * 64}"'])
+def test_a_digest_is_one_or_a_line(tmp_path, digest):
+    (tmp_path / WORDS_FILE).write_text(f'{{"words": ["a"], "tokenizer_sha256": {digest}}}')
+    with pytest.raises(InputError, match=r"words\.json: tokenizer_sha256"):
+        Words.of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.symlink_to("nowhere"), "does not exist"),
+        (lambda path: path.mkdir(), "cannot be read"),
+        (os.mkfifo, "is no plain file"),
+        (lambda path: (path.touch(), os.truncate(path, 3 << 30)), "has more than 1 MB"),
+    ],
+    ids=["dangling", "folder", "pipe", "huge"],
+)
+def test_words_that_cannot_be_read_are_not_called_absent(tmp_path, make, message):
+    make(tmp_path / WORDS_FILE)
+    with pytest.raises(InputError, match=f"words.json {message}"):
         Words.of(tmp_path)
 
 

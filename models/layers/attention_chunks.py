@@ -53,7 +53,7 @@ class Chunks:
         Raises:
             ValueError: the text does not have this form.
         """
-        match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
+        match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text.strip())
         if match is None:
             raise InputError(f"attention chunks {text!r} are not QUERIESxKEYS: write e.g. 256x384")
         return cls(int(match[1]), int(match[2]))

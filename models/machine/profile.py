@@ -46,7 +46,7 @@ class Profile:
             InputError: a value breaks its rule.
         """
         Ways(self.plain, self.links)
-        if self.attention_chunks is not None and not re.fullmatch(r"\d{1,5}x\d{1,5}", self.attention_chunks):
+        if self.attention_chunks is not None and not re.fullmatch(r"[0-9]{1,5}x[0-9]{1,5}", self.attention_chunks):
             raise InputError(f"attention_chunks {self.attention_chunks[:20]!r} must be such as 256x384")
         if self.topology is not None and self.topology not in TOPOLOGIES:
             raise InputError(f"topology {self.topology!r} must be one of {', '.join(TOPOLOGIES)}")

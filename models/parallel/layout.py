@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from models.machine.errors import InputError
 
-_PATTERN = re.compile(r"(?:(\d+)x(\d+))?(?:cfg([01]))?sp([01])tp([01])(fsdp)?")
+_PATTERN = re.compile(r"(?:([0-9]{1,6})x([0-9]{1,6}))?(?:cfg([01]))?sp([01])tp([01])(fsdp)?")
 _FORM = "write it as sp0tp1 or sp1tp0, if need be with mesh and cfg in front and fsdp behind (4x8cfg1sp1tp0fsdp)"
 
 

@@ -74,7 +74,8 @@ def test_heads_that_fit_nowhere():
 
 def test_chunks_by_name():
     assert str(Chunks.parse("256x384")) == "256x384"
-    with pytest.raises(ValueError, match="are not QUERIESxKEYS"):
-        Chunks.parse("256")
+    for text in ("256", "\u0663\u0662x32", "9" * 5000 + "x32"):
+        with pytest.raises(ValueError, match="are not QUERIESxKEYS"):
+            Chunks.parse(text)
     with pytest.raises(ValueError, match="attention chunks 100x384: 100 must be a positive multiple of 32"):
         Chunks.parse("100x384")

@@ -40,6 +40,8 @@ def test_a_branch_has_half_of_the_mesh():
         ("0x4sp0tp1", None, "both sides must be at least 1"),
         ("1x4cfg0sp0tp1", None, "axis 0 of mesh 1x4 has 1 chips, which do not halve"),
         ("2x4sp0tp1cfg0", None, "is not a layout"),
+        ("\u0662x4sp0tp1", None, "is not a layout"),
+        ("9" * 5000 + "x1sp0tp1", None, "is not a layout"),
     ],
 )
 def test_parse_errors(text, mesh, message):

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from models.machine.checks import short
+from models.machine.checks import is_there, short
 from models.machine.errors import InputError, MissingInputError
 from weight_cache.checkpoints import TINY
 from weight_cache.checkpoints.component import Component, read_json
@@ -41,6 +41,7 @@ _OTHER_CLASSES = {
 }
 # Classes that contain one of these -> beginnings of the names of their other tensors.
 _LARGER = {"text_encoder": {"T5ForConditionalGeneration": ("decoder.", "lm_head.")}}
+_MEND = "download it again"
 GENMO_TRANSFORMER, GENMO_DECODER = "dit.safetensors", "decoder.safetensors"
 # Scheduler settings that Mochi is sampled with (huggingface/diffusers `scripts/convert_mochi_to_diffusers.py`).
 _SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}
@@ -148,7 +149,7 @@ class Checkpoint:
     def optional_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file beside `model_index.json`; return `{}` if there is none."""
         path = self.directory / name
-        return read_json(path) if path.is_file() else {}
+        return read_json(path) if is_there(path, "", _MEND) else {}
 
     def identity(self) -> dict[str, Any]:
         """Return the facts that distinguish this checkpoint from others: its source and a fingerprint per component."""
@@ -212,16 +213,16 @@ class Repackaged(Checkpoint):
         inside = has_decoder(file)
         if inside is not None:
             self.vae = open_decoder(file, inside)
-        elif (self.directory / GENMO_DECODER).is_file():
+        elif is_there(self.directory / GENMO_DECODER, "", _MEND):
             self.vae = open_decoder(self.directory / GENMO_DECODER)
-        elif not (self.directory / "vae" / "config.json").is_file() and (found := beside(file, "vae")):
+        elif not is_there(self.directory / "vae" / "config.json", "", _MEND) and (found := beside(file, "vae")):
             self.vae = open_decoder(found)
         else:
             self.vae = self._component("vae")
         text = has_text_encoder(file)
         if text is not None:
             self.text_encoder = open_text_encoder(file, text)
-        elif not (self.directory / "text_encoder").is_dir() and (found := beside(file, "text_encoder")):
+        elif not is_there(self.directory / "text_encoder", "", _MEND) and (found := beside(file, "text_encoder")):
             self.text_encoder = open_text_encoder(found)
         else:
             self.text_encoder = self._component("text_encoder")
@@ -231,10 +232,12 @@ class Repackaged(Checkpoint):
     def scheduler(self) -> dict[str, Any]:
         """The scheduler's configuration, or Mochi's own if there is none beside the files."""
         path = self.directory / "scheduler" / "scheduler_config.json"
-        return read_json(path) if path.is_file() else dict(_SCHEDULER)
+        return read_json(path) if is_there(path, "", _MEND) else dict(_SCHEDULER)
 
     def _folder(self, name: str) -> Path:
-        if (self.directory / name).is_dir():
+        if is_there(self.directory / name, "", _MEND):
+            if not (self.directory / name).is_dir():
+                raise MissingInputError(f"{self.directory / name} is no folder, or a link to none: {_MEND}")
             return self.directory / name
         try:
             folder = resolve(self._base if self._base is not None else DEFAULT_BASE) / name

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from models.machine.checks import json_file
+from models.machine.checks import is_there, json_file
 from models.machine.errors import InputError, MissingInputError
 from models.machine.headers import read_header
 from weight_cache.checkpoints.held import HeldFile, HeldTensors
@@ -167,7 +167,8 @@ class Component:
                     f"{stem}.{variant}.safetensors",
                 ]
             for name in names:
-                if (self.directory / name).is_file():
+                # A link to nothing is a file that is missing, and no reason to read another.
+                if is_there(self.directory / name, "", "download it again"):
                     return self.directory / name
         return None
 

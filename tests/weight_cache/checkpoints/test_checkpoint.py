@@ -314,6 +314,23 @@ def test_another_model_is_refused(small_copy):
         Checkpoint(small_copy)
 
 
+@pytest.mark.parametrize("end", ["safetensors.index.json", "safetensors", "bf16.safetensors"])
+def test_a_link_to_nothing_is_no_reason_to_read_another_file(component, end):
+    """The component's own index is there, and would be taken without a word."""
+    name = f"diffusion_pytorch_model.{end}"
+    (component / name).symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match=rf"{name} does not exist"):
+        Component(component, "bf16" if "bf16" in end else None).check()
+
+
+@pytest.mark.parametrize("name", ["generation_defaults.json", "model_index.json"])
+def test_a_setting_that_cannot_be_read_is_not_called_absent(small_copy, name):
+    (small_copy / name).unlink(missing_ok=True)
+    (small_copy / name).symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match=name):
+        Checkpoint(small_copy).optional_json(name)
+
+
 @pytest.mark.parametrize(
     ("part", "stated"),
     [

@@ -450,6 +450,20 @@ def test_missing_parts_are_named(genmo, small_checkpoint, tmp_path, decoder, mon
         Checkpoint.open(genmo, base=small_checkpoint)
 
 
+@pytest.mark.parametrize(
+    "name", ["decoder.safetensors", "vae/config.json", "text_encoder", "tokenizer", "scheduler/scheduler_config.json"]
+)
+def test_a_link_to_nothing_is_not_filled_from_the_base(genmo, small_checkpoint, name):
+    if name != "decoder.safetensors" and name.startswith("vae"):
+        (genmo / "decoder.safetensors").unlink()
+    path = genmo / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match=name.split("/")[-1]):
+        _ = Checkpoint.open(genmo, base=small_checkpoint).scheduler
+
+
 def test_arguments_that_do_not_go_with_a_form_are_refused(genmo, small_checkpoint):
     with pytest.raises(ValueError, match="base is for Genmo's"):
         Checkpoint.open(small_checkpoint, base=small_checkpoint)

@@ -13,6 +13,7 @@ from models.jobs.generate import FLAT, check_mode, check_outputs, check_own, tel
 from models.machine.checks import typed
 from models.machine.errors import MissingInputError
 from models.machine.files import Reservation, write_json
+from models.machine.paths import is_file, shown
 from models.mochi.conventions import check_keep_all_frames
 from models.mochi.geometry import FPS, Geometry
 from models.mochi.setup import Request, Setup, check_fps, resolve
@@ -68,8 +69,10 @@ def plan(request: DecodeRequest) -> DecodeJob:
         MissingInputError: the latents, or parts of the checkpoint, are missing.
     """
     check_mode(request.request.mode)
-    if not Path(request.latents).is_file():  # before torch is imported
-        raise MissingInputError(f"latents {request.latents} do not exist: give a file made by generate --save-latents")
+    if not is_file(request.latents):  # before torch is imported
+        raise MissingInputError(
+            f"latents {shown(request.latents)} do not exist: give a file made by generate --save-latents"
+        )
     from models.jobs.latents import load_latents
 
     latents, kept = load_latents(request.latents)
@@ -139,7 +142,7 @@ def _run(job: DecodeJob, report: Callable[[str, int, int], None], on_message: Ca
     from models.device import open_mesh
     from models.jobs.video import write_mp4
     from models.machine.watchdog import Watchdog, operation_seconds
-    from models.mochi.vae import MochiVaeDecoder
+    from models.mochi.vae.decoder import MochiVaeDecoder
     from models.mochi.vae.frames import are_flat, to_uint8
     from models.parallel import Mesh
     from weight_cache.store import Store

@@ -16,7 +16,10 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from models.machine.errors import InputError, MissingInputError
+from models.machine.paths import refused
 
+MOST_WHOLE, MOST_PARTS = 1 << 20, 256
+"""Largest whole number and longest list that a record of `typed` takes, where its fields do not name others."""
 JSON_BYTES, JSON_DEPTH = 16 << 20, 64
 """Most bytes and levels of a JSON text: the largest of a true checkpoint, T5's tokenizer.json, has 2.4 MB."""
 _FOREIGN = "the file is damaged or of another kind"
@@ -39,6 +42,41 @@ def check_text(name: str, text: str) -> str:
             f"{name} has a byte that is no UTF-8 text at character {error.start + 1}: type it again or save it as UTF-8"
         ) from None
     return text
+
+
+def text(name: str, value: Any) -> str:
+    """Return a text that a caller gave.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"{name} {short(value)} must be text")
+    return check_text(name, value)
+
+
+def path_text(name: str, value: Any) -> str:
+    """Return a text or a path that a caller gave, as text.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if not isinstance(value, (str, Path)):
+        raise InputError(f"{name} {short(value)} must be a path or text")
+    if not str(value).strip():
+        raise InputError(f"{name} is empty: name one, or leave it out")
+    return str(value)
+
+
+def function[Given](name: str, value: Given) -> Given:
+    """Return a function that a caller gave, or None for none.
+
+    Raises:
+        InputError: it cannot be called.
+    """
+    if value is not None and not callable(value):
+        raise InputError(f"{name} {short(value)} must be a function, or None for none")
+    return value
 
 
 def number(name: str, value: Any) -> float:
@@ -86,15 +124,24 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
     Raises:
         InputError: it is no whole number, or not from `least` to `most`.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InputError(f"{name} {short(value)} must be a whole number from {least} to {most}")
-    try:
-        made = operator.index(value)
-    except TypeError as error:
-        raise InputError(f"{name} {short(value)} must be a whole number from {least} to {most}") from error
+    made = integer(name, value, f"a whole number from {least} to {most}")
     if not least <= made <= most:
         raise InputError(f"{name} {short(made)} must be from {least} to {most}")
     return made
+
+
+def integer(name: str, value: Any, rule: str = "a whole number") -> int:
+    """Return a Python, NumPy or torch whole number as an int; `rule` is what it must be, for the message.
+
+    Raises:
+        InputError: it is no whole number.
+    """
+    try:
+        if not isinstance(value, bool) and hasattr(value, "__index__"):
+            return operator.index(value)
+    except TypeError:  # a tensor of several, or of others than whole numbers
+        pass
+    raise InputError(f"{name} {short(value)} must be {rule}")
 
 
 def json_object(text: str | bytes, where: str, mend: str = _FOREIGN) -> dict[str, Any]:
@@ -153,30 +200,13 @@ def read_bytes(path: str | Path, what: str, mend: str, most: int) -> bytes:
             read = file.read(most + 1)
     except FileNotFoundError as error:
         raise MissingInputError(f"{_named(what, path)} does not exist: {mend}") from error
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or _first_line(error)
-        raise InputError(f"{_named(what, path)} cannot be read ({why}): {mend}") from error
+    except OSError as error:
+        raise refused(_named(what, path), error) from error
+    except ValueError as error:
+        raise InputError(f"{_named(what, path)} cannot be read ({_first_line(error)}): {mend}") from error
     if len(read) > most:
         raise InputError(f"{_named(what, path)} has more than {most / 1e6:.0f} MB, the most that is read: {mend}")
     return read
-
-
-def is_there(path: str | Path, what: str, mend: str) -> bool:
-    """Return whether anything has this name: a broken link, a folder or a pipe are there, and not what is wanted.
-
-    Whoever takes a default for an absent file asks this, so that a file that cannot be read is never called absent.
-
-    Raises:
-        InputError: the system does not tell, its folder being closed or its name too long.
-    """
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or _first_line(error)
-        raise InputError(f"{_named(what, path)} cannot be looked for ({why}): {mend}") from error
-    return True
 
 
 def _named(what: str, path: str | Path) -> str:
@@ -186,6 +216,14 @@ def _named(what: str, path: str | Path) -> str:
 def _without_waiting(path: str, flags: int) -> int:
     """Open a file; a pipe that nobody writes to is not waited for."""
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _is_unicode(part: str) -> bool:
+    try:
+        part.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -218,8 +256,8 @@ def _check_tree(value: dict[str, Any], where: str, mend: str) -> None:
                 below += part.values()
             elif isinstance(part, list):
                 below += part
-            elif isinstance(part, str) and not part.isascii():
-                check_text(where, part)
+            elif isinstance(part, str) and not _is_unicode(part):
+                raise InputError(f"{where} holds text that is no UTF-8: {mend}")
         if not below:
             return
         level = below
@@ -229,8 +267,8 @@ def _check_tree(value: dict[str, Any], where: str, mend: str) -> None:
 def typed[Record](record: type[Record], values: Mapping[str, Any], where: str) -> Record:
     """Make a dataclass of the values that it knows, and check each against its annotation.
 
-    Whole numbers are at least 1 and numbers above 0, if the field's metadata does not name another `least` (None for
-    no bound). Lists become tuples. Values of other names are left out.
+    Whole numbers are from 1 to `MOST_WHOLE` and numbers above 0, if the field's metadata does not name another `least`
+    or `most` (None for no bound). Lists become tuples of at most `MOST_PARTS`. Values of other names are left out.
 
     Args:
         record: a dataclass with annotations of int, float, bool, str, tuples of these, and None.
@@ -238,7 +276,7 @@ def typed[Record](record: type[Record], values: Mapping[str, Any], where: str) -
         where: for messages, such as "transformer config".
 
     Raises:
-        InputError: a value is missing, of another type, not finite, or too small.
+        InputError: a value is missing, of another type, not finite, too small or too large.
     """
     hints = get_type_hints(record)
     made = {}
@@ -260,7 +298,9 @@ def _value(value: Any, hint: Any, field: Field, where: str) -> Any:
         hint = kinds[0]
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{where} is {value!r}, but must be a list")
+            raise InputError(f"{where} is {short(value)}, but must be a list")
+        if len(value) > MOST_PARTS:
+            raise InputError(f"{where} has {len(value)} entries, but must have at most {MOST_PARTS}")
         return tuple(_value(part, get_args(hint)[0], field, where) for part in value)
     right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -269,11 +309,18 @@ def _value(value: Any, hint: Any, field: Field, where: str) -> Any:
         raise InputError(f"{where} is {short(value)}, but must be {_KINDS[hint]}")
     if hint not in (int, float):
         return value
-    if not math.isfinite(value):
-        raise InputError(f"{where} is {value}, but must be finite")
+    try:
+        finite = hint is int or math.isfinite(value)
+    except OverflowError:  # a whole number where a float is meant
+        finite = False
+    if not finite:
+        raise InputError(f"{where} is {short(value)}, but must be finite")
     least = field.metadata.get("least", 1 if hint is int else 0.0)
     if least is not None and (value < least or (hint is float and value == least)):
-        raise InputError(f"{where} is {value}, but must be {'at least' if hint is int else 'above'} {least:g}")
+        raise InputError(f"{where} is {short(value)}, but must be {'at least' if hint is int else 'above'} {least:g}")
+    most = field.metadata.get("most", MOST_WHOLE if hint is int else None)
+    if most is not None and value > most:
+        raise InputError(f"{where} is {short(value)}, but must be at most {most}")
     return value
 
 

@@ -6,13 +6,16 @@ genmoai/mochi).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from models.machine.checks import short, whole
+from models.machine.checks import integer, short
 from models.machine.errors import InputError
+
+if TYPE_CHECKING:
+    from models.mochi.config import TransformerConfig
+    from models.mochi.vae.config import DecoderConfig
 
 FPS = 30
 # H.264 has no larger pictures (ITU-T H.264, table A-1 and A.3.1: 139264 macroblocks at level 6.2, and along one side at
@@ -39,24 +42,22 @@ class Scales:
     channels: int = 12
 
     @classmethod
-    def from_configs(cls, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Scales:
-        """Read the scales from Diffusers' configurations of the two models.
+    def from_configs(cls, transformer: TransformerConfig, vae: DecoderConfig) -> Scales:
+        """Take the scales from the configurations of the two models.
 
         Raises:
-            ValueError: the two disagree on the number of latent channels.
+            InputError: the two disagree on the number of latent channels.
         """
-        true = cls()
-        channels = transformer.get("in_channels", true.channels)
-        if vae.get("latent_channels", true.channels) != channels:
+        if vae.latent_channels != transformer.in_channels:
             raise InputError(
-                f"the transformer has {channels} latent channels and the VAE {vae.get('latent_channels')}: "
+                f"the transformer has {transformer.in_channels} latent channels and the VAE {vae.latent_channels}: "
                 "they are not of one checkpoint"
             )
         return cls(
-            temporal=prod(vae.get("temporal_expansions", (true.temporal,))),
-            spatial=prod(vae.get("spatial_expansions", (true.spatial,))),
-            patch=transformer.get("patch_size", true.patch),
-            channels=channels,
+            temporal=prod(vae.temporal_expansions),
+            spatial=prod(vae.spatial_expansions),
+            patch=transformer.patch_size,
+            channels=transformer.in_channels,
         )
 
 
@@ -141,12 +142,12 @@ def _checked(name: str, given: Any, step: int, offset: int, rule: str, most: int
     Raises:
         ValueError: it is not.
     """
-    if isinstance(given, bool) or not hasattr(given, "__index__"):
-        raise InputError(f"{name} {short(given)} must be an integer ({rule})")
-    value = whole(name, given, -most, most)
+    value = integer(name, given, f"an integer ({rule})")
+    if value > most:
+        raise InputError(f"{name} {short(value)} must be {rule}, and at most {most}")
     if value > 0 and value % step == offset % step:
         return value
     smallest = offset if offset > 0 else step
     below = max(smallest, (value - offset) // step * step + offset)
     nearest = f"{below}" if value < smallest else f"{below} or {below + step}"
-    raise InputError(f"{name} {value} must be {rule}: the nearest valid is {nearest}")
+    raise InputError(f"{name} {short(value)} must be {rule}: the nearest valid is {nearest}")

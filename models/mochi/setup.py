@@ -12,27 +12,28 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.device import MODES, REAL, choose_mode, parse_mesh
-from models.machine.checks import whole
+from models.device import MODES, REAL, OpenMesh, choose_mode, parse_mesh
+from models.machine.checks import integer, path_text, short, text, whole
 from models.machine.errors import InputError
 from models.machine.headers import read_header
 from models.machine.host import quiet_ttnn
 from models.machine.profile import Profile, find
 from models.machine.systems import block_within, systems
-from models.machine.ways import FUSED, Ways, parse_plain
-from models.mochi.config import config_named
+from models.machine.ways import FUSED, MOST_LINKS, Ways, parse_plain
+from models.mochi.config import TransformerConfig, config_named
 from models.mochi.conventions import Conventions
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import Precision
 from models.mochi.sampling.schedule import check_scheduler, guidance_schedule, linear_quadratic_schedule
 from models.mochi.text.config import T5Config
+from models.mochi.text.words import Words
+from models.mochi.vae.config import DecoderConfig
 from weight_cache.checkpoints.checkpoint import Checkpoint
 from weight_cache.checkpoints.lora import LoraRequest, LoraSource
 from weight_cache.location import store_directory
 
 if TYPE_CHECKING:
-    from models.device import OpenMesh
     from models.layers import Chunks
     from models.mochi.components import Configs
     from models.mochi.size import Subject
@@ -91,9 +92,9 @@ def check_fps(fps: Any) -> int:
     Raises:
         InputError: it is none.
     """
-    made = whole("fps", fps, -(2**63), 2**63 - 1)
+    made = integer("fps", fps)
     if not 1 <= made <= MOST_FPS:
-        raise InputError(f"fps {made} must be at least 1 and at most {MOST_FPS} (Mochi's is 30)")
+        raise InputError(f"fps {short(made)} must be at least 1 and at most {MOST_FPS} (Mochi's is 30)")
     return made
 
 
@@ -216,8 +217,9 @@ def resolve(request: Request) -> Setup:
         MissingInputError: the checkpoint, a part of it or a LoRA is missing.
         MachineError: mode `hardware` without cards.
     """
+    _check_types(request)
     precision = Precision.named(request.precision)
-    opened = None if isinstance(request.mesh, (str, tuple)) else request.mesh
+    opened = request.mesh if isinstance(request.mesh, OpenMesh) else None
     mesh_shape = opened.shape if opened is not None else parse_mesh(request.mesh)  # type: ignore[arg-type]
     if opened is not None and request.mode not in ("auto", opened.mode):
         raise InputError(f"mode {request.mode!r} was asked, but the open mesh is in mode {opened.mode!r}")
@@ -243,13 +245,14 @@ def resolve(request: Request) -> Setup:
     # Layouts, chunks and splits are ttnn's business, whose import takes seconds.
     quiet_ttnn()
     from models.layers import Chunks
-    from models.mochi.components import Configs, choose_layout
+    from models.mochi.components import Configs, check_weights, choose_layout
     from models.mochi.size import Subject, check_size
     from models.mochi.text.tokenizer import check_files
     from models.mochi.vae.split import Split
 
     if checkpoint is not None:
         configs = Configs.of(checkpoint)
+        configs.check_blocks(checkpoint, request.components)
     else:
         configs = Configs(transformer=config_named(request.model_config or "preview"))
     layout = choose_layout(configs, mesh_shape, precision, request.layout)
@@ -259,11 +262,10 @@ def resolve(request: Request) -> Setup:
     check_size(subject, video.geometry if video is not None else None)
     chunks = Chunks.parse(wanted.attention_chunks) if wanted.attention_chunks is not None else None
     if checkpoint is not None:
-        for component in checkpoint.components:
-            if component.name in request.components:
-                component.check()
+        check_weights(configs, checkpoint, layout, request.components)
         if "text_encoder" in request.components:
             check_files(checkpoint)
+            Words.of(checkpoint.tokenizer)
     return Setup(
         request,
         checkpoint,
@@ -284,6 +286,40 @@ def resolve(request: Request) -> Setup:
         wanted.capture is not False,
         subject,
     )
+
+
+_TEXTS = (
+    "variant",
+    "model_config",
+    "layout",
+    "mode",
+    "system",
+    "precision",
+    "vae_split",
+    "attention_chunks",
+    "first_frames",
+    "empty_prompt",
+    "plain",
+    "topology",
+)
+_PATHS = ("model", "base", "cache_dir", "profile")
+
+
+def _check_types(request: Request) -> None:
+    """Check that the parts of a request are of the types that it names; None stands for a default.
+
+    Raises:
+        InputError: one is not.
+    """
+    for names, check in ((_TEXTS, text), (_PATHS, path_text)):
+        for name in names:
+            value = getattr(request, name)
+            if value is not None and not (name == "model" and isinstance(value, Checkpoint)):
+                check(name, value)
+    if request.links is not None:
+        whole("links", request.links, 1, MOST_LINKS)
+    if request.capture not in (None, True, False):
+        raise InputError(f"capture {short(request.capture)} must be true or false, or None for the default")
 
 
 def check_mesh(shape: tuple[int, int], mode: str) -> None:
@@ -351,14 +387,14 @@ def check_configs(checkpoint: Checkpoint) -> Scales:
         InputError: they do not fit; the message names both sides.
     """
     check_scheduler(checkpoint.scheduler)
-    wanted = checkpoint.transformer.config.get("text_embed_dim", 4096)
-    found = checkpoint.text_encoder.config.get("d_model", T5Config.d_model)
-    if wanted != found:
+    transformer = TransformerConfig.from_dict(checkpoint.transformer.config)
+    text = T5Config.from_dict(checkpoint.text_encoder.config)
+    if transformer.text_embed_dim != text.d_model:
         raise InputError(
-            f"the transformer takes text features of width {wanted}, the text encoder gives {found}: "
-            f"they are not of one checkpoint ({checkpoint.directory})"
+            f"the transformer takes text features of width {transformer.text_embed_dim}, the text encoder gives "
+            f"{text.d_model}: they are not of one checkpoint ({checkpoint.directory})"
         )
-    return Scales.from_configs(checkpoint.transformer.config, checkpoint.vae.config)
+    return Scales.from_configs(transformer, DecoderConfig.from_dict(checkpoint.vae.config))
 
 
 def as_arguments(request: Request) -> dict[str, Any]:

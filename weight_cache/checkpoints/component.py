@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from models.machine.checks import is_there, json_file
+from models.machine.checks import JSON_BYTES, json_file, read_bytes
 from models.machine.errors import InputError, MissingInputError
 from models.machine.headers import read_header
+from models.machine.paths import exists, is_file, is_taken, listed
 from weight_cache.checkpoints.held import HeldFile, HeldTensors
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _STEMS = ("diffusion_pytorch_model", "model")
 _FINGERPRINT_BYTES = 1 << 20
 _NAME_LENGTH = 200
+_MEND = "download it again"
 # Stored types of weights, in safetensors' notation. What has another type has a scale, or is no weight.
 WEIGHT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _VARIANT = r"[A-Za-z0-9_]+"
@@ -54,7 +56,7 @@ class Component:
         # Beginnings of names that belong to other parts of a larger model.
         self.left_out: tuple[str, ...] = ()
         path = self.directory / "config.json"
-        if not path.is_file():
+        if not is_file(path):
             raise MissingInputError(f"checkpoint component {self.name} has no config.json in {self.directory}")
         self.config = read_json(path)
         if self.config.get("quantization_config") is not None:
@@ -148,7 +150,7 @@ class Component:
 
         See the function `fingerprint`.
         """
-        return fingerprint(self.files, (self.directory / "config.json").read_bytes())
+        return fingerprint(self.files, read_bytes(self.directory / "config.json", "", _MEND, JSON_BYTES))
 
     def _handle(self, key: str) -> HeldTensors:
         if key not in self._locations:
@@ -168,7 +170,7 @@ class Component:
                 ]
             for name in names:
                 # A link to nothing is a file that is missing, and no reason to read another.
-                if is_there(self.directory / name, "", "download it again"):
+                if is_taken(self.directory / name):
                     return self.directory / name
         return None
 
@@ -178,7 +180,7 @@ class Component:
         form = re.compile(
             rf"(?:{stems})\.(?:safetensors\.index\.({_VARIANT})\.json|({_VARIANT})\.safetensors(?:\.index\.json)?)"
         )
-        found = (form.fullmatch(path.name) for path in self.directory.iterdir())
+        found = (form.fullmatch(path.name) for path in listed(self.directory))
         return sorted({match[1] or match[2] for match in found if match})
 
     @cached_property
@@ -208,7 +210,7 @@ class Component:
         for shard in sorted(set(weight_map.values())):
             if Path(shard).name != shard or len(shard) > _NAME_LENGTH:
                 raise InputError(f"{entry} names a shard outside its folder: {shard[:_NAME_LENGTH]!r}")
-            if not (self.directory / shard).is_file():
+            if not is_file(self.directory / shard):
                 raise MissingInputError(
                     f"checkpoint component {self.name} lacks the shard {shard} that {entry.name} names, "
                     f"in {self.directory}: download it again"
@@ -281,7 +283,7 @@ def open_safetensors(path: Path) -> HeldTensors:
     except InputError:
         raise
     except (SafetensorError, OSError) as error:
-        size = path.stat().st_size if path.exists() else 0
+        size = path.stat().st_size if exists(path) else 0
         raise InputError(
             f"{path} ({size} bytes) is truncated or not a safetensors file ({one_line(error)}): download it again"
         ) from error
@@ -311,7 +313,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file cannot be read, is not JSON, or is not an object.
     """
-    return json_file(path, "", "download it again")
+    return json_file(path, "", _MEND)
 
 
 def one_line(error: Exception) -> str:

@@ -21,8 +21,9 @@ from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
-from models.machine.checks import JSON_BYTES, is_there, json_object, number, read_bytes, whole
+from models.machine.checks import JSON_BYTES, json_object, number, read_bytes, whole
 from models.machine.errors import InputError
+from models.machine.paths import is_taken
 from weight_cache.checkpoints.lora_names import DIFFUSERS_PREFIX, PEFT_PREFIX
 from weight_cache.checkpoints.patterns import Patterns
 
@@ -173,7 +174,7 @@ def settings_of(path: Path, metadata: Mapping[str, str], complete: bool) -> list
             found.append(GenmoSettings(where, values))
     for place in dict.fromkeys((path, _target(path))):
         beside = place.with_name(_BESIDE)
-        if not is_there(beside, "", _MEND_BESIDE):
+        if not is_taken(beside):
             continue
         if place.name == "adapter_model.safetensors" or _is_alone(place):
             settings = _json(read_bytes(beside, "", _MEND_BESIDE, JSON_BYTES), str(beside))

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.machine.checks import JSON_BYTES, is_there, json_file, read_bytes, short, whole
+from models.machine.checks import JSON_BYTES, json_file, read_bytes, short, whole
 from models.machine.errors import InputError, MissingInputError
+from models.machine.paths import is_taken
 from models.mochi.text.config import T5Config
 from models.mochi.text.words import Words
 
@@ -51,7 +52,7 @@ def check_files(checkpoint: Checkpoint) -> None:
             T5 gives it.
     """
     directory = checkpoint.tokenizer
-    found = [name for name in FILES if is_there(directory / name, "", _MEND)]
+    found = [name for name in FILES if is_taken(directory / name)]
     if not found:
         raise MissingInputError(
             f"checkpoint component tokenizer in {directory} has neither spiece.model nor tokenizer.json"
@@ -93,7 +94,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     if tokenizer.truncation_side != "right":
         raise InputError(f"{where} cuts long prompts at their beginning (truncation_side): T5 cuts the end")
     file = checkpoint.tokenizer / "spiece.model"
-    if is_there(file, "", _MEND):
+    if is_taken(file):
         _check_agreement(where, tokenizer, _open(file, read_bytes(file, "the tokenizer", _MEND, _LARGEST_BYTES)))
     return tokenizer
 

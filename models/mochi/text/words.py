@@ -11,9 +11,10 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.machine.checks import is_there, json_object, read_bytes, short
+from models.machine.checks import json_object, read_bytes, short
 from models.machine.errors import InputError
 from models.machine.files import write_json
+from models.machine.paths import is_taken
 
 WORDS_FILE = "words.json"
 _LARGEST_FILE = 1 << 20
@@ -38,7 +39,7 @@ class Words:
             InputError: the file cannot be read, or does not hold a list of words.
         """
         path = tokenizer / WORDS_FILE
-        if not is_there(path, "", _MEND):
+        if not is_taken(path):
             return None
         stated = json_object(read_bytes(path, "", _MEND, _LARGEST_FILE), str(path))
         known, digest = stated.get("words"), stated.get("tokenizer_sha256")

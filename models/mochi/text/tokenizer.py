@@ -36,6 +36,7 @@ _LEAST_SCORE = -1000.0
 _SPECIAL = {"pad_token": ("<pad>", PAD), "eos_token": ("</s>", END), "unk_token": ("<unk>", UNKNOWN)}
 _IDS = dict(_SPECIAL.values())
 _SPAN = re.compile(r"<extra_id_\d{1,4}>", re.ASCII)
+_INDEX = re.compile("[0-9]{1,9}")
 _CLASSES = (None, "T5Tokenizer", "T5TokenizerFast")
 _SENTENCE = "a red ball"
 # Sentences that the tokenizer must cut as its pieces say; capitals would show one that changes them.
@@ -130,7 +131,7 @@ def _declared(path: Path, settings: Mapping[str, Any]) -> Iterator[tuple[Any, An
     if path.name in ("tokenizer_config.json", "special_tokens_map.json"):
         entries = settings.get("added_tokens_decoder") or {}
         for index, entry in entries.items() if isinstance(entries, dict) else [(None, entries)]:
-            yield _content(entry), int(index) if str(index).isascii() and str(index).isdigit() else index
+            yield _content(entry), int(index) if index and _INDEX.fullmatch(index) else index
         for name in ("additional_special_tokens", "extra_special_tokens"):
             entries = settings.get(name) or []
             if isinstance(entries, dict):

@@ -121,6 +121,7 @@ def test_pieces_that_t5_cannot_have_are_refused(copy, change, message):
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "<extra_id_0>"}}}),
         ("tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": "<extra_id_0>"}}}),
         ("tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": "<pad>"}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 5000: {"content": "<extra_id_0>"}}}),
         ("special_tokens_map.json", {"unk_token": "ball"}),
         ("special_tokens_map.json", {"additional_special_tokens": [{"content": "red"}]}),
         ("added_tokens.json", {"red": 40}),

@@ -32,12 +32,12 @@ class TensorRecord:
 
     name: str
     file: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = field(metadata={"most": None})
     dtype: str
     layout: str
     sp: int | None = field(metadata={"least": 0})
     tp: int | None = field(metadata={"least": 0})
-    bytes: int
+    bytes: int = field(metadata={"most": None})
     checksum: str
 
     @classmethod

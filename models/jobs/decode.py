@@ -139,7 +139,7 @@ def _run(job: DecodeJob, report: Callable[[str, int, int], None], on_message: Ca
     from models.device import open_mesh
     from models.jobs.video import write_mp4
     from models.machine.watchdog import Watchdog, operation_seconds
-    from models.mochi.vae import MochiVaeDecoder
+    from models.mochi.vae.decoder import MochiVaeDecoder
     from models.mochi.vae.frames import are_flat, to_uint8
     from models.parallel import Mesh
     from weight_cache.store import Store

@@ -16,6 +16,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from models.machine.errors import InputError, MissingInputError
 
+MOST_WHOLE, MOST_PARTS = 1 << 20, 256
+"""Largest whole number and longest list that a record of `typed` takes, where its fields do not name others."""
 JSON_BYTES, JSON_DEPTH = 16 << 20, 64
 """Most bytes and levels of a JSON text: the largest of a true checkpoint, T5's tokenizer.json, has 2.4 MB."""
 _FOREIGN = "the file is damaged or of another kind"
@@ -197,8 +199,8 @@ def _check_tree(value: dict[str, Any], where: str, mend: str) -> None:
 def typed[Record](record: type[Record], values: Mapping[str, Any], where: str) -> Record:
     """Make a dataclass of the values that it knows, and check each against its annotation.
 
-    Whole numbers are at least 1 and numbers above 0, if the field's metadata does not name another `least` (None for
-    no bound). Lists become tuples. Values of other names are left out.
+    Whole numbers are from 1 to `MOST_WHOLE` and numbers above 0, if the field's metadata does not name another `least`
+    or `most` (None for no bound). Lists become tuples of at most `MOST_PARTS`. Values of other names are left out.
 
     Args:
         record: a dataclass with annotations of int, float, bool, str, tuples of these, and None.
@@ -206,7 +208,7 @@ def typed[Record](record: type[Record], values: Mapping[str, Any], where: str) -
         where: for messages, such as "transformer config".
 
     Raises:
-        InputError: a value is missing, of another type, not finite, or too small.
+        InputError: a value is missing, of another type, not finite, too small or too large.
     """
     hints = get_type_hints(record)
     made = {}
@@ -228,7 +230,9 @@ def _value(value: Any, hint: Any, field: Field, where: str) -> Any:
         hint = kinds[0]
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{where} is {value!r}, but must be a list")
+            raise InputError(f"{where} is {short(value)}, but must be a list")
+        if len(value) > MOST_PARTS:
+            raise InputError(f"{where} has {len(value)} entries, but must have at most {MOST_PARTS}")
         return tuple(_value(part, get_args(hint)[0], field, where) for part in value)
     right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -237,11 +241,18 @@ def _value(value: Any, hint: Any, field: Field, where: str) -> Any:
         raise InputError(f"{where} is {short(value)}, but must be {_KINDS[hint]}")
     if hint not in (int, float):
         return value
-    if not math.isfinite(value):
-        raise InputError(f"{where} is {value}, but must be finite")
+    try:
+        finite = hint is int or math.isfinite(value)
+    except OverflowError:  # a whole number where a float is meant
+        finite = False
+    if not finite:
+        raise InputError(f"{where} is {short(value)}, but must be finite")
     least = field.metadata.get("least", 1 if hint is int else 0.0)
     if least is not None and (value < least or (hint is float and value == least)):
-        raise InputError(f"{where} is {value}, but must be {'at least' if hint is int else 'above'} {least:g}")
+        raise InputError(f"{where} is {short(value)}, but must be {'at least' if hint is int else 'above'} {least:g}")
+    most = field.metadata.get("most", MOST_WHOLE if hint is int else None)
+    if most is not None and value > most:
+        raise InputError(f"{where} is {short(value)}, but must be at most {most}")
     return value
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from models.layers import Chunks
+from models.machine.errors import InputError
 from models.machine.systems import chip_dram
 from models.mochi.config import CONFIGS, TransformerConfig
 from models.mochi.conventions import FirstFrames
@@ -14,8 +15,8 @@ from models.mochi.precision import PRECISIONS, Precision
 from models.mochi.sampling.branches import GuidanceParallel
 from models.mochi.text.t5 import T5_XXL, T5Config, T5Encoder
 from models.mochi.transformer import MochiTransformer
-from models.mochi.vae import MochiVaeDecoder
 from models.mochi.vae.config import DecoderConfig
+from models.mochi.vae.decoder import MochiVaeDecoder
 from models.parallel import Halves, Layout
 from weight_cache.checkpoints.lora import checked_source
 from weight_cache.plan import NamedMesh, plan
@@ -53,6 +54,40 @@ class Configs:
             DecoderConfig.from_dict(checkpoint.vae.config),
             TransformerConfig.from_dict(checkpoint.transformer.config),
         )
+
+    def check_blocks(self, checkpoint: Checkpoint, components: Sequence[str] = COMPONENTS) -> None:
+        """Compare the numbers of blocks with what the headers of the weights hold, before any block is declared.
+
+        Raises:
+            MissingInputError: there are no weights.
+            InputError: there are more or fewer, or a file is damaged.
+        """
+        for component in checkpoint.components:
+            if component.name not in components:
+                continue
+            component.check()
+            for beginning, wanted in getattr(self, component.name).blocks.items():
+                rests = (key.removeprefix(beginning) for key in component.keys() if key.startswith(beginning))  # noqa: SIM118 (not a mapping)
+                found = len({rest.partition(".")[0] for rest in rests})
+                if found != wanted:
+                    raise InputError(
+                        f"{component.name} config: it says {wanted} blocks {beginning}*, the weights have {found}: "
+                        "check config.json and the files"
+                    )
+
+
+def check_weights(
+    configs: Configs, checkpoint: Checkpoint, layout: Layout, components: Sequence[str] = COMPONENTS
+) -> None:
+    """Compare names and shapes of a checkpoint's tensors with what its configurations ask for, from headers alone.
+
+    Raises:
+        InputError: tensors are missing, unexpected or of another shape.
+    """
+    declared = Models.declare(configs, NamedMesh(layout.branch)).by_component()
+    for component in checkpoint.components:
+        if component.name in components:
+            checked_source(declared[component.name], component)
 
 
 def choose_layout(

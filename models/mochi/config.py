@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from models.machine.checks import typed
@@ -12,6 +12,8 @@ from models.machine.errors import InputError
 # Number of heads of the caption pool, which the architecture fixes (Diffusers `MochiCombinedTimestepCaptionEmbedding`
 # call).
 POOL_HEADS = 8
+MOST_LAYERS, MOST_CHANNELS = 256, 256
+"""Far more than a mesh holds or a VAE has; declaring so many still takes no more than seconds."""
 # Settings of the reference that the port does not vary.
 _FIXED = {"qk_norm": "rms_norm", "activation_fn": "swiglu"}
 
@@ -20,15 +22,15 @@ _FIXED = {"qk_norm": "rms_norm", "activation_fn": "swiglu"}
 class TransformerConfig:
     """Sizes of the AsymmDiT. Names and defaults are those of Diffusers; the defaults are Mochi 1 preview's."""
 
-    patch_size: int = 2
-    num_attention_heads: int = 24
-    attention_head_dim: int = 128
-    num_layers: int = 48
-    pooled_projection_dim: int = 1536
-    in_channels: int = 12
-    out_channels: int | None = None
-    text_embed_dim: int = 4096
-    time_embed_dim: int = 256
+    patch_size: int = field(default=2, metadata={"most": 16})
+    num_attention_heads: int = field(default=24, metadata={"most": 256})
+    attention_head_dim: int = field(default=128, metadata={"most": 1024})
+    num_layers: int = field(default=48, metadata={"most": MOST_LAYERS})
+    pooled_projection_dim: int = field(default=1536, metadata={"most": 1 << 16})
+    in_channels: int = field(default=12, metadata={"most": MOST_CHANNELS})
+    out_channels: int | None = field(default=None, metadata={"most": MOST_CHANNELS})
+    text_embed_dim: int = field(default=4096, metadata={"most": 1 << 16})
+    time_embed_dim: int = field(default=256, metadata={"most": 1 << 16})
     max_sequence_length: int = 256
 
     @classmethod
@@ -51,7 +53,19 @@ class TransformerConfig:
             raise InputError(
                 f"transformer config: attention_head_dim {made.attention_head_dim} is odd; RoPE needs pairs"
             )
+        if made.time_embed_dim % 2:
+            raise InputError(f"transformer config: time_embed_dim {made.time_embed_dim} is odd; sines need cosines")
+        if made.text_embed_dim % POOL_HEADS:
+            raise InputError(
+                f"transformer config: text_embed_dim {made.text_embed_dim} is no multiple of {POOL_HEADS}, the heads "
+                "of the caption pool"
+            )
         return made
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """Numbers of blocks by what their tensors' names begin with."""
+        return {"transformer_blocks.": self.num_layers}
 
     @property
     def output_channels(self) -> int:

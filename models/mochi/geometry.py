@@ -6,13 +6,16 @@ genmoai/mochi).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.machine.checks import short, whole
 from models.machine.errors import InputError
+
+if TYPE_CHECKING:
+    from models.mochi.config import TransformerConfig
+    from models.mochi.vae.config import DecoderConfig
 
 FPS = 30
 # H.264 has no larger pictures (ITU-T H.264, table A-1 and A.3.1: 139264 macroblocks at level 6.2, and along one side at
@@ -39,24 +42,22 @@ class Scales:
     channels: int = 12
 
     @classmethod
-    def from_configs(cls, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Scales:
-        """Read the scales from Diffusers' configurations of the two models.
+    def from_configs(cls, transformer: TransformerConfig, vae: DecoderConfig) -> Scales:
+        """Take the scales from the configurations of the two models.
 
         Raises:
-            ValueError: the two disagree on the number of latent channels.
+            InputError: the two disagree on the number of latent channels.
         """
-        true = cls()
-        channels = transformer.get("in_channels", true.channels)
-        if vae.get("latent_channels", true.channels) != channels:
+        if vae.latent_channels != transformer.in_channels:
             raise InputError(
-                f"the transformer has {channels} latent channels and the VAE {vae.get('latent_channels')}: "
+                f"the transformer has {transformer.in_channels} latent channels and the VAE {vae.latent_channels}: "
                 "they are not of one checkpoint"
             )
         return cls(
-            temporal=prod(vae.get("temporal_expansions", (true.temporal,))),
-            spatial=prod(vae.get("spatial_expansions", (true.spatial,))),
-            patch=transformer.get("patch_size", true.patch),
-            channels=channels,
+            temporal=prod(vae.temporal_expansions),
+            spatial=prod(vae.spatial_expansions),
+            patch=transformer.patch_size,
+            channels=transformer.in_channels,
         )
 
 

@@ -20,13 +20,15 @@ from models.machine.host import quiet_ttnn
 from models.machine.profile import Profile, find
 from models.machine.systems import block_within, systems
 from models.machine.ways import FUSED, Ways, parse_plain
-from models.mochi.config import config_named
+from models.mochi.config import TransformerConfig, config_named
 from models.mochi.conventions import Conventions
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import Precision
 from models.mochi.sampling.schedule import check_scheduler, guidance_schedule, linear_quadratic_schedule
 from models.mochi.text.config import T5Config
+from models.mochi.text.words import Words
+from models.mochi.vae.config import DecoderConfig
 from weight_cache.checkpoints.checkpoint import Checkpoint
 from weight_cache.checkpoints.lora import LoraRequest, LoraSource
 from weight_cache.location import store_directory
@@ -243,13 +245,14 @@ def resolve(request: Request) -> Setup:
     # Layouts, chunks and splits are ttnn's business, whose import takes seconds.
     quiet_ttnn()
     from models.layers import Chunks
-    from models.mochi.components import Configs, choose_layout
+    from models.mochi.components import Configs, check_weights, choose_layout
     from models.mochi.size import Subject, check_size
     from models.mochi.text.tokenizer import check_files
     from models.mochi.vae.split import Split
 
     if checkpoint is not None:
         configs = Configs.of(checkpoint)
+        configs.check_blocks(checkpoint, request.components)
     else:
         configs = Configs(transformer=config_named(request.model_config or "preview"))
     layout = choose_layout(configs, mesh_shape, precision, request.layout)
@@ -259,11 +262,10 @@ def resolve(request: Request) -> Setup:
     check_size(subject, video.geometry if video is not None else None)
     chunks = Chunks.parse(wanted.attention_chunks) if wanted.attention_chunks is not None else None
     if checkpoint is not None:
-        for component in checkpoint.components:
-            if component.name in request.components:
-                component.check()
+        check_weights(configs, checkpoint, layout, request.components)
         if "text_encoder" in request.components:
             check_files(checkpoint)
+            Words.of(checkpoint.tokenizer)
     return Setup(
         request,
         checkpoint,
@@ -351,14 +353,14 @@ def check_configs(checkpoint: Checkpoint) -> Scales:
         InputError: they do not fit; the message names both sides.
     """
     check_scheduler(checkpoint.scheduler)
-    wanted = checkpoint.transformer.config.get("text_embed_dim", 4096)
-    found = checkpoint.text_encoder.config.get("d_model", T5Config.d_model)
-    if wanted != found:
+    transformer = TransformerConfig.from_dict(checkpoint.transformer.config)
+    text = T5Config.from_dict(checkpoint.text_encoder.config)
+    if transformer.text_embed_dim != text.d_model:
         raise InputError(
-            f"the transformer takes text features of width {wanted}, the text encoder gives {found}: "
-            f"they are not of one checkpoint ({checkpoint.directory})"
+            f"the transformer takes text features of width {transformer.text_embed_dim}, the text encoder gives "
+            f"{text.d_model}: they are not of one checkpoint ({checkpoint.directory})"
         )
-    return Scales.from_configs(checkpoint.transformer.config, checkpoint.vae.config)
+    return Scales.from_configs(transformer, DecoderConfig.from_dict(checkpoint.vae.config))
 
 
 def as_arguments(request: Request) -> dict[str, Any]:

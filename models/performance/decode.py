@@ -8,8 +8,9 @@ import ttnn
 
 from models.mochi.conventions import FirstFrames
 from models.mochi.geometry import Geometry
-from models.mochi.vae import MochiVaeDecoder, Split
 from models.mochi.vae.config import DecoderConfig
+from models.mochi.vae.decoder import MochiVaeDecoder
+from models.mochi.vae.split import Split
 from models.parallel import Mesh
 from models.performance.counts import Call, Cost, cost_rule, elementwise, moved, nbytes, traffic
 from models.performance.trace import Trace, dram_allocated, trace

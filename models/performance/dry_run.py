@@ -16,8 +16,8 @@ from models.mochi.precision import PRECISIONS, Precision
 from models.mochi.sampling.branches import BranchesInTurn, BranchesOnHalves, GuidanceParallel, Schedule
 from models.mochi.text.t5 import T5_XXL, T5Encoder
 from models.mochi.transformer import MochiTransformer
-from models.mochi.vae import MochiVaeDecoder
 from models.mochi.vae.config import DecoderConfig
+from models.mochi.vae.decoder import MochiVaeDecoder
 from models.parallel import Halves, Mesh
 from models.performance.decode import trace_decode
 from models.performance.trace import Trace, dram_allocated, trace

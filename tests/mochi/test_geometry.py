@@ -1,6 +1,8 @@
 import pytest
 
+from models.mochi.config import TransformerConfig
 from models.mochi.geometry import Geometry, Scales
+from models.mochi.vae.config import DecoderConfig
 
 
 def test_the_full_size_video():
@@ -19,8 +21,8 @@ def test_a_picture_is_one_latent_frame():
 
 
 def test_scales_come_from_the_configs():
-    vae = {"temporal_expansions": [1, 2, 2], "spatial_expansions": [2, 2, 1], "latent_channels": 8}
-    scales = Scales.from_configs({"in_channels": 8, "patch_size": 4}, vae)
+    vae = DecoderConfig(temporal_expansions=(1, 2, 2), spatial_expansions=(2, 2, 1), latent_channels=8)
+    scales = Scales.from_configs(TransformerConfig(in_channels=8, patch_size=4), vae)
     assert scales == Scales(temporal=4, spatial=4, patch=4, channels=8)
     assert Geometry(32, 16, 9, scales).latent_shape == (1, 8, 3, 8, 4)
     with pytest.raises(ValueError, match=r"height 24 .* multiple of 16"):
@@ -29,7 +31,7 @@ def test_scales_come_from_the_configs():
 
 def test_configs_of_two_checkpoints_are_refused():
     with pytest.raises(ValueError, match="12 latent channels and the VAE 16"):
-        Scales.from_configs({"in_channels": 12}, {"latent_channels": 16})
+        Scales.from_configs(TransformerConfig(in_channels=12), DecoderConfig(latent_channels=16))
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from models.machine.ways import ALL_PLAIN
 from models.mochi.components import Configs, Models
 from models.mochi.text.t5 import T5Encoder
 from models.mochi.transformer.rope import RotaryEmbedding
-from models.mochi.vae import MochiVaeDecoder
 from models.mochi.vae.blocks import Shared, UpBlock
+from models.mochi.vae.decoder import MochiVaeDecoder
 from models.parallel import Layout
 from tests.weight_cache import conversions
 from tests.weight_cache.conversions import CASES, CONFIGS, FORMAT, Formula, problem, renewed

@@ -9,10 +9,13 @@ from typing import Any
 
 from models.machine.checks import typed
 from models.machine.errors import InputError
+from models.mochi.config import MOST_CHANNELS
 from weight_cache.checkpoints.names import LATENTS_MEAN, LATENTS_STD
 
 # Least scale of latents, and the inverse of the largest: beyond, the weights that they are folded into overflow.
 _SMALLEST = 1e-6
+_COLOURS = 3
+_MOST_STAGES = 8  # Each is an upsampling: more would make a picture of one latent pixel.
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,12 @@ class DecoderConfig:
     `scaling_factor`.
     """
 
-    latent_channels: int = 12
+    latent_channels: int = field(default=12, metadata={"most": MOST_CHANNELS})
     out_channels: int = 3
-    decoder_block_out_channels: tuple[int, ...] = (128, 256, 512, 768)
-    layers_per_block: tuple[int, ...] = field(default=(3, 3, 4, 6, 3), metadata={"least": 0})
-    temporal_expansions: tuple[int, ...] = (1, 2, 3)
-    spatial_expansions: tuple[int, ...] = (2, 2, 2)
+    decoder_block_out_channels: tuple[int, ...] = field(default=(128, 256, 512, 768), metadata={"most": 1 << 14})
+    layers_per_block: tuple[int, ...] = field(default=(3, 3, 4, 6, 3), metadata={"least": 0, "most": 64})
+    temporal_expansions: tuple[int, ...] = field(default=(1, 2, 3), metadata={"most": 16})
+    spatial_expansions: tuple[int, ...] = field(default=(2, 2, 2), metadata={"most": 16})
     scaling_factor: float = 1.0
     latents_mean: tuple[float, ...] = field(default=(), metadata={"least": None})
     latents_std: tuple[float, ...] = field(default=())
@@ -40,6 +43,13 @@ class DecoderConfig:
             ValueError: they do not.
         """
         channels = self.decoder_block_out_channels
+        if self.out_channels != _COLOURS:
+            raise InputError(f"vae config: out_channels {self.out_channels} must be {_COLOURS}, the colours of a pixel")
+        if not 1 <= len(channels) <= _MOST_STAGES + 1:
+            raise InputError(
+                f"vae config: decoder_block_out_channels has {len(channels)} entries, but must have 1 to "
+                f"{_MOST_STAGES + 1}"
+            )
         if any(width % 32 for width in channels):
             raise InputError(
                 f"decoder_block_out_channels {list(channels)} must be multiples of 32, the number of groups"
@@ -80,6 +90,14 @@ class DecoderConfig:
         if config.get("act_fn", "silu") not in ("silu", "swish"):
             raise InputError(f"act_fn {config['act_fn']!r} is not supported: the decoder knows silu")
         return typed(cls, {**config, **statistics}, "vae config")
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """Numbers of blocks by what their tensors' names begin with."""
+        last, *ups, first = reversed(self.layers_per_block)
+        return {"decoder.block_in.resnets.": last, "decoder.block_out.resnets.": first} | {
+            f"decoder.up_blocks.{index}.resnets.": layers for index, layers in enumerate(ups)
+        }
 
     @property
     def time_factor(self) -> int:

@@ -4,8 +4,8 @@ import functools
 
 import torch
 
-from models.mochi.vae import MochiVaeDecoder
 from models.mochi.vae.config import DecoderConfig
+from models.mochi.vae.decoder import MochiVaeDecoder
 from models.reference.genmo_vae import decode_by_formulas
 from models.reference.metrics import relative_rmse
 from models.reference.random_weights import randomize_

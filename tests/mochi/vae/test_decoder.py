@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from models.mochi.vae import MochiVaeDecoder
+from models.mochi.vae.decoder import MochiVaeDecoder
 from models.reference.vae import HostVaeDecoder
 from tests.mochi.vae.support import Component, check_frames, check_same, decoder, latents, reference
 

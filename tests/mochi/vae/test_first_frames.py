@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.machine.errors import InputError
-from models.mochi.vae import MochiVaeDecoder
+from models.mochi.vae.decoder import MochiVaeDecoder
 from models.mochi.vae.frames import denormalise
 from models.reference.genmo_vae import decode_by_formulas
 from models.reference.metrics import relative_rmse

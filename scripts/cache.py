@@ -12,6 +12,7 @@ from models.device import quiet_ttnn
 from models.jobs.weights_benchmark import run_benchmark
 from models.machine.errors import InputError, MissingInputError
 from models.machine.files import check_writable, write_json
+from models.machine.paths import is_dir
 from models.mochi.precision import Precision
 from models.mochi.setup import Request, resolve
 from scripts.options import HELP
@@ -158,7 +159,7 @@ def benchmark(
 ) -> None:
     """Measure conversion and loading on a synthetic checkpoint made on the spot: memory, and rates as ratios."""
     _check(json_file)
-    if folder is not None and not Path(folder).is_dir():
+    if folder is not None and not is_dir(folder):
         raise MissingInputError(f"--folder {folder} is no directory: make it, or name another")
     quiet_ttnn()
     weights = Precision.named(precision).weights

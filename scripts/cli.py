@@ -21,14 +21,15 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from models.machine.errors import Cancelled, InputError
+from models.machine import paths
+from models.machine.errors import Cancelled, InputError, MachineError
 from models.machine.host import ensure_home, wait_passively
 from models.machine.version import __version__
-from scripts import interrupts
+from scripts import interrupts, streams
 
 FAULT, BAD_INPUT, INTERRUPTED = 1, 2, 130
-# What the operating system refuses because of the user's machine, not because of this program.
-_MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE})
+# What libraries' errors say of a limit of the operating system, where they are no OSError.
+_LIMITS = {os.strerror(number): number for number in (errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.ENOSPC)}
 _WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 _EPILOG = "--debug, with any command, shows the traceback of an error."
 
@@ -124,14 +125,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments[:own]
     options = [_home_expanded(_decoded(argument)) for argument in arguments[:own] if argument != "--debug"]
     arguments = options + [_decoded(argument) for argument in arguments[own:]]
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # A prompt may have what the terminal cannot show.
+    streams.settle()
     try:
         with interrupts.remembered():
+            _check_folder()
             ensure_home()
             wait_passively()
             code = app(arguments, prog_name="mochi-tt", standalone_mode=False)
+            sys.stdout.flush()
     except (KeyboardInterrupt, Cancelled):
         code = INTERRUPTED
     except Exception as error:
@@ -180,6 +181,33 @@ def _failed(error: Exception) -> int:
     return FAULT
 
 
+def _limit(error: BaseException | None) -> int | None:
+    """Return the number of what the operating system refuses, where that is the user's machine's; else None.
+
+    Libraries hide it in an error of their own.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in paths.MENDS:
+            return error.errno
+        for said, number in _LIMITS.items():
+            if isinstance(error, (RuntimeError, ImportError)) and said in str(error):
+                return number
+        error = error.__cause__
+    return None
+
+
+def _check_folder() -> None:
+    """See that the working folder is there: libraries take it for granted, and end the process without it.
+
+    Raises:
+        MachineError: it was deleted.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise MachineError(f"the working folder is gone ({error.strerror}): change to another, with cd") from error
+
+
 def _user_error(error: Exception) -> str | None:
     """What the user can mend, as text; None for a fault of ours."""
     if isinstance(error, typer.TyperException):
@@ -190,8 +218,11 @@ def _user_error(error: Exception) -> str | None:
         return text
     if isinstance(error, InputError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in _MACHINE:
-        return str(error)
+    number = _limit(error)
+    if number is not None:
+        where = getattr(error, "filename", None) or getattr(error, "filename2", None)
+        said = os.strerror(number)
+        return f"{f'{paths.shown(where)}: {said}' if where else said}: {paths.MENDS[number]}"
     memory = re.search("Out of Memory: .*", str(error)) if isinstance(error, RuntimeError) else None
     if memory is not None:
         return (

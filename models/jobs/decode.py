@@ -13,6 +13,7 @@ from models.jobs.generate import FLAT, check_mode, check_outputs, check_own, tel
 from models.machine.checks import typed
 from models.machine.errors import MissingInputError
 from models.machine.files import Reservation, write_json
+from models.machine.paths import is_file, shown
 from models.mochi.conventions import check_keep_all_frames
 from models.mochi.geometry import FPS, Geometry
 from models.mochi.setup import Request, Setup, check_fps, resolve
@@ -68,8 +69,10 @@ def plan(request: DecodeRequest) -> DecodeJob:
         MissingInputError: the latents, or parts of the checkpoint, are missing.
     """
     check_mode(request.request.mode)
-    if not Path(request.latents).is_file():  # before torch is imported
-        raise MissingInputError(f"latents {request.latents} do not exist: give a file made by generate --save-latents")
+    if not is_file(request.latents):  # before torch is imported
+        raise MissingInputError(
+            f"latents {shown(request.latents)} do not exist: give a file made by generate --save-latents"
+        )
     from models.jobs.latents import load_latents
 
     latents, kept = load_latents(request.latents)

@@ -23,6 +23,7 @@ from models.device import MODES, choose_mode
 from models.machine.checks import check_text, json_file
 from models.machine.errors import Cancelled, InputError
 from models.machine.files import Reservation, Taken, check_writable, write_json
+from models.machine.paths import is_taken
 from models.mochi.setup import Request, Setup, Video, as_arguments, resolve
 
 if TYPE_CHECKING:
@@ -138,11 +139,11 @@ def check_own(out: Path, *, latents: bool) -> None:
     """
     record = out.with_suffix(".json")
     ours = False
-    if record.exists():
+    if is_taken(record):
         with suppress(InputError):
             ours = json_file(record, "", "").get("video") == out.name
     others = [out, record, *([latents_beside(out)] if latents else [])]
-    foreign = [path for path in others if path.exists()]
+    foreign = [path for path in others if is_taken(path)]
     if foreign and not ours:
         raise InputError(
             f"{foreign[0]} exists and is not of an earlier video of this name, so it is not replaced: choose another "
@@ -370,7 +371,7 @@ def _names(prompt: str, seed: int, folder: Path) -> Iterator[Path]:
 
 
 def _is_free(path: Path) -> bool:
-    return not any(file.exists() for file in (path, path.with_suffix(".json"), latents_beside(path)))
+    return not any(is_taken(file) for file in (path, path.with_suffix(".json"), latents_beside(path)))
 
 
 def version_of(package: str) -> str:

@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from models.machine.errors import InputError, MissingInputError
+from models.machine.paths import refused
 
 MOST_WHOLE, MOST_PARTS = 1 << 20, 256
 """Largest whole number and longest list that a record of `typed` takes, where its fields do not name others."""
@@ -141,9 +142,10 @@ def read_bytes(path: str | Path, what: str, mend: str, most: int) -> bytes:
             read = file.read(most + 1)
     except FileNotFoundError as error:
         raise MissingInputError(f"{_named(what, path)} does not exist: {mend}") from error
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or _first_line(error)
-        raise InputError(f"{_named(what, path)} cannot be read ({why}): {mend}") from error
+    except OSError as error:
+        raise refused(_named(what, path), error) from error
+    except ValueError as error:
+        raise InputError(f"{_named(what, path)} cannot be read ({_first_line(error)}): {mend}") from error
     if len(read) > most:
         raise InputError(f"{_named(what, path)} has more than {most / 1e6:.0f} MB, the most that is read: {mend}")
     return read

@@ -28,7 +28,8 @@ def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
     """Make the folder of `path` and see that a file can be made there, before any long work.
 
     Raises:
-        InputError: the name does not end with `suffix`, `path` is a directory, or its folder cannot be made or written.
+        InputError: the name does not end with `suffix`, `path` is a directory or a link to nothing, or its folder
+            cannot be made or written.
     """
     path = Path(path)
     if path.suffix.lower() != suffix:
@@ -38,6 +39,8 @@ def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
     try:
         if path.is_dir():
             raise InputError(f"output {path} is a directory: give a file name")
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"output {path} is a link to nothing, which would be replaced: remove it, or name another")
         made += [p for p in (path.parent, *path.parent.parents) if not p.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -147,9 +150,9 @@ def renamed_when_done(path: Path, mode: int = 0o666) -> Iterator[Path]:
     Its permissions are `mode` less the umask, which are those of any new file by default.
     """
     scratch = path.with_name(f"{SCRATCH}{os.getpid()}-{token_hex(8)}{path.suffix}.part")
-    os.close(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
-    leftovers.guard(scratch)
+    leftovers.guard(scratch)  # before it is there: a kill in between would leave it
     try:
+        os.close(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
         permissions = S_IMODE(scratch.stat().st_mode)
         yield scratch
         # Whoever writes it may have put a file of its own there.

@@ -17,12 +17,13 @@ import shutil
 import signal
 import sys
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, sleep
 
 # Our process waits for these in a thread. One that stays pending for so long is not waited for any more.
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 1.0
 _POLL = 0.25
+_TRIES = 240  # A minute.
 _SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -96,7 +97,12 @@ def main() -> None:
             if sys.stdout is not None and sys.stdout.isatty():
                 print(_SHOW_CURSOR, end="", flush=True)
             os.kill(process, signal.SIGKILL)
-    delete(list(paths))
+    # What the process had started may still write for a moment, and a folder that fills again is not deleted.
+    for _ in range(_TRIES):
+        delete(list(paths))
+        if not any(os.path.lexists(path) for path in paths):
+            break
+        sleep(_POLL)
 
 
 if __name__ == "__main__":

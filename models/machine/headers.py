@@ -14,6 +14,7 @@ from typing import Any
 
 from models.machine.checks import json_object
 from models.machine.errors import InputError, MissingInputError
+from models.machine.paths import exists, is_file, refused
 
 # A header of Mochi 1 has 0.2 MB; all models in one file, with metadata, stay below 1 MB.
 HEADER_BYTES = 16 << 20
@@ -61,8 +62,8 @@ def read_header(path: str | Path, what: str = "", mend: str = "download it again
     path = Path(path)
     named = f"{what} {path}".strip()
     try:
-        if not path.is_file():
-            if not path.exists():
+        if not is_file(path):
+            if not exists(path):
                 raise MissingInputError(f"{named} does not exist: {mend}")
             raise InputError(f"{named} is no plain file: {mend}")
         size = path.stat().st_size
@@ -70,7 +71,7 @@ def read_header(path: str | Path, what: str = "", mend: str = "download it again
     except OSError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{named} cannot be read ({error.strerror}): {mend}") from error
+        raise refused(named, error) from error
     except _Broken as error:
         raise InputError(f"{named} ({size} bytes) is truncated or not a safetensors file ({error}): {mend}") from error
 

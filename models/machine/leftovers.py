@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import IO
 
 from models.machine import guardian
@@ -63,8 +64,9 @@ def guarded(path: str | Path) -> Iterator[None]:
 
 def temporary_folder(prefix: str) -> Path:
     """Make a folder in the system's temporary folder that is deleted at the end of this process, however it ends."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
-    guard(folder)
+    folder = Path(tempfile.gettempdir(), prefix + token_hex(8))
+    guard(folder)  # before it is there: a kill in between would leave it
+    folder.mkdir(0o700)
     return folder
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from models.machine.checks import json_file
 from models.machine.errors import InputError
 from models.machine.files import write_json
+from models.machine.paths import exists
 from models.machine.ways import Ways, parse_plain
 
 VERSION = 1
@@ -141,7 +142,7 @@ def find(named: str | Path | None, mode: str) -> Profile | None:
     if named is not None:
         return read(Path(named))
     file = default_file()
-    return read(file) if mode == "hardware" and file.exists() else None
+    return read(file) if mode == "hardware" and exists(file) else None
 
 
 def _plain(names: list[Any]) -> frozenset[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from models.machine.errors import InputError, MissingInputError
+from models.machine.paths import exists, is_dir, is_file, is_taken
 from weight_cache.checkpoints import TINY
 from weight_cache.checkpoints.component import Component, read_json
 from weight_cache.checkpoints.forms import (
@@ -69,9 +70,9 @@ class Checkpoint:
         self.directory = Path(directory)
         self.variant = variant
         self.source = source or str(directory)
-        if not self.directory.is_dir():
+        if not is_dir(self.directory):
             raise MissingInputError(f"no checkpoint directory at {self.directory}")
-        if not (self.directory / "model_index.json").is_file():
+        if not is_file(self.directory / "model_index.json"):
             hint = _what_it_is(self.directory)
             raise MissingInputError(
                 f"{self.directory} has no model_index.json{hint}: expected a Diffusers-layout directory "
@@ -82,7 +83,7 @@ class Checkpoint:
         if named != PIPELINE_CLASS:
             raise InputError(f"{self.directory} is a checkpoint of {named}, not of {PIPELINE_CLASS}")
         for name in (*CLASSES, "tokenizer", "scheduler"):
-            if not (self.directory / name).is_dir():
+            if not is_dir(self.directory / name):
                 raise MissingInputError(f"checkpoint {self.directory} lacks its component folder {name}/")
         self.transformer: Component = self._component("transformer")
         self.vae: Component = self._component("vae")
@@ -108,11 +109,11 @@ class Checkpoint:
             ValueError: it is a checkpoint of another model, or an argument does not go with its form.
         """
         path = resolve(source)
-        if path.is_dir() and not (path / "model_index.json").is_file():
+        if is_dir(path) and not is_file(path / "model_index.json"):
             path = transformer_in(path) or path
-        genmo = path.is_file() or ((path / GENMO_TRANSFORMER).is_file() and not (path / "model_index.json").is_file())
+        genmo = is_file(path) or (is_file(path / GENMO_TRANSFORMER) and not is_file(path / "model_index.json"))
         if not genmo:
-            if base is not None and (path / "model_index.json").is_file():
+            if base is not None and is_file(path / "model_index.json"):
                 raise InputError(f"base is for Genmo's and ComfyUI's forms, and {source} is in Diffusers layout")
             return cls(path, variant, str(source))
         if variant is not None:
@@ -133,14 +134,14 @@ class Checkpoint:
     def scheduler(self) -> dict[str, Any]:
         """The scheduler's configuration."""
         path = self._folder("scheduler") / "scheduler_config.json"
-        if not path.is_file():
+        if not is_file(path):
             raise MissingInputError(f"checkpoint component scheduler has no {path.name} in {path.parent}")
         return read_json(path)
 
     def optional_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file beside `model_index.json`; return `{}` if there is none."""
         path = self.directory / name
-        return read_json(path) if path.is_file() else {}
+        return read_json(path) if is_taken(path) else {}
 
     def identity(self) -> dict[str, Any]:
         """Return the facts that distinguish this checkpoint from others: its source and a fingerprint per component."""
@@ -179,30 +180,30 @@ class Repackaged(Checkpoint):
             ValueError: a file is of another model, or incomplete.
         """
         path = Path(path)
-        self.directory = path if path.is_dir() else path.parent
+        self.directory = path if is_dir(path) else path.parent
         self.variant = None
         self.source = source or str(path)
         self.index = {}
         self._base = base
         # A single file is ComfyUI's, unless it is the one that Genmo's layout has.
-        self.home = "genmo" if path.is_dir() or path.name == GENMO_TRANSFORMER else "comfyui"
-        file = path / GENMO_TRANSFORMER if path.is_dir() else path
-        if not file.is_file():
+        self.home = "genmo" if is_dir(path) or path.name == GENMO_TRANSFORMER else "comfyui"
+        file = path / GENMO_TRANSFORMER if is_dir(path) else path
+        if not is_file(file):
             raise MissingInputError(f"{path} has no {GENMO_TRANSFORMER}")
         self.transformer = open_transformer(file)
         inside = has_decoder(file)
         if inside is not None:
             self.vae = open_decoder(file, inside)
-        elif (self.directory / GENMO_DECODER).is_file():
+        elif is_file(self.directory / GENMO_DECODER):
             self.vae = open_decoder(self.directory / GENMO_DECODER)
-        elif not (self.directory / "vae" / "config.json").is_file() and (found := beside(file, "vae")):
+        elif not is_file(self.directory / "vae" / "config.json") and (found := beside(file, "vae")):
             self.vae = open_decoder(found)
         else:
             self.vae = self._component("vae")
         text = has_text_encoder(file)
         if text is not None:
             self.text_encoder = open_text_encoder(file, text)
-        elif not (self.directory / "text_encoder").is_dir() and (found := beside(file, "text_encoder")):
+        elif not is_dir(self.directory / "text_encoder") and (found := beside(file, "text_encoder")):
             self.text_encoder = open_text_encoder(found)
         else:
             self.text_encoder = self._component("text_encoder")
@@ -212,10 +213,10 @@ class Repackaged(Checkpoint):
     def scheduler(self) -> dict[str, Any]:
         """The scheduler's configuration, or Mochi's own if there is none beside the files."""
         path = self.directory / "scheduler" / "scheduler_config.json"
-        return read_json(path) if path.is_file() else dict(_SCHEDULER)
+        return read_json(path) if is_taken(path) else dict(_SCHEDULER)
 
     def _folder(self, name: str) -> Path:
-        if (self.directory / name).is_dir():
+        if is_dir(self.directory / name):
             return self.directory / name
         try:
             folder = resolve(self._base if self._base is not None else DEFAULT_BASE) / name
@@ -224,23 +225,23 @@ class Repackaged(Checkpoint):
                 f"{self.source} lacks {name}/, and so does its base: {error}; copy the folder beside it, or name a "
                 "Diffusers-layout checkpoint as base"
             ) from error
-        if not folder.is_dir():
+        if not is_dir(folder):
             raise MissingInputError(f"{self.source} lacks {name}/, and its base {folder.parent} has none either")
         return folder
 
 
 def _what_it_is(directory: Path) -> str:
     """Return what a directory without `model_index.json` seems to be, in brackets; "" if it is unknown."""
-    if (directory / GENMO_TRANSFORMER).exists():
+    if exists(directory / GENMO_TRANSFORMER):
         return " (it looks like Genmo's own layout: use Checkpoint.open)"
-    if (directory / "dit.pt").exists():
+    if exists(directory / "dit.pt"):
         return (
             " (it has dit.pt, Genmo's weights as a pickle, which may run programs and is not read: download "
             f"{GENMO_TRANSFORMER} in its place, `mochi-tt download --genmo`)"
         )
-    if (directory / "adapter_config.json").exists() or (directory / "pytorch_lora_weights.safetensors").exists():
+    if exists(directory / "adapter_config.json") or exists(directory / "pytorch_lora_weights.safetensors"):
         return " (it is a LoRA: give it with --lora, beside a model)"
-    if (directory / "config.json").exists():
+    if exists(directory / "config.json"):
         return " (it is one component: give the directory above it)"
     return ""
 
@@ -260,7 +261,7 @@ def resolve(source: str | Path) -> Path:
     text = str(source)
     if source == "tiny":
         return TINY
-    if Path(source).is_dir() or (Path(source).is_file() and Path(source).suffix == ".safetensors"):
+    if is_dir(source) or (is_file(source) and Path(source).suffix == ".safetensors"):
         return Path(source)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
         from huggingface_hub import snapshot_download

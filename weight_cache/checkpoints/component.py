@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from models.machine.checks import json_file
 from models.machine.errors import InputError, MissingInputError
 from models.machine.headers import read_header
+from models.machine.paths import exists, is_file, listed
 from weight_cache.checkpoints.held import HeldFile, HeldTensors
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Component:
         # Beginnings of names that belong to other parts of a larger model.
         self.left_out: tuple[str, ...] = ()
         path = self.directory / "config.json"
-        if not path.is_file():
+        if not is_file(path):
             raise MissingInputError(f"checkpoint component {self.name} has no config.json in {self.directory}")
         self.config = read_json(path)
 
@@ -162,7 +163,7 @@ class Component:
                     f"{stem}.{variant}.safetensors",
                 ]
             for name in names:
-                if (self.directory / name).is_file():
+                if is_file(self.directory / name):
                     return self.directory / name
         return None
 
@@ -172,7 +173,7 @@ class Component:
         form = re.compile(
             rf"(?:{stems})\.(?:safetensors\.index\.({_VARIANT})\.json|({_VARIANT})\.safetensors(?:\.index\.json)?)"
         )
-        found = (form.fullmatch(path.name) for path in self.directory.iterdir())
+        found = (form.fullmatch(path.name) for path in listed(self.directory))
         return sorted({match[1] or match[2] for match in found if match})
 
     @cached_property
@@ -202,7 +203,7 @@ class Component:
         for shard in sorted(set(weight_map.values())):
             if Path(shard).name != shard or len(shard) > _NAME_LENGTH:
                 raise InputError(f"{entry} names a shard outside its folder: {shard[:_NAME_LENGTH]!r}")
-            if not (self.directory / shard).is_file():
+            if not is_file(self.directory / shard):
                 raise MissingInputError(
                     f"checkpoint component {self.name} lacks the shard {shard} that {entry.name} names, "
                     f"in {self.directory}: download it again"
@@ -275,7 +276,7 @@ def open_safetensors(path: Path) -> HeldTensors:
     except InputError:
         raise
     except (SafetensorError, OSError) as error:
-        size = path.stat().st_size if path.exists() else 0
+        size = path.stat().st_size if exists(path) else 0
         raise InputError(
             f"{path} ({size} bytes) is truncated or not a safetensors file ({one_line(error)}): download it again"
         ) from error

@@ -16,6 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.machine.errors import InputError
+from models.machine.paths import is_dir, is_file, listed
 
 _FOLDERS = {
     "transformer": ("diffusion_models", "unet"),
@@ -36,7 +37,7 @@ def transformer_in(directory: Path) -> Path | None:
     Raises:
         InputError: there are several.
     """
-    if (directory / "dit.safetensors").is_file():
+    if is_file(directory / "dit.safetensors"):
         return None
     found = [path for root in (directory, directory / "split_files") for path in _in(root, "transformer")]
     if len(found) > 1:
@@ -61,7 +62,7 @@ def beside(transformer: Path, kind: str) -> Path | None:
 
 def _in(root: Path, kind: str) -> list[Path]:
     folders = (root, *(root / name for name in _FOLDERS[kind]))
-    return [path for folder in folders if folder.is_dir() for path in sorted(folder.glob(_FILES[kind]))]
+    return [path for folder in folders if is_dir(folder) for path in listed(folder) if path.match(_FILES[kind])]
 
 
 def _order(path: Path) -> tuple[bool, bool, str]:

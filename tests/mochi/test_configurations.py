@@ -96,7 +96,7 @@ def test_weights_that_lack_a_tensor_are_refused_in_the_plan(small_copy, weights)
     else:
         tensors["decoder.conv_in.scale"] = tensors["decoder.conv_in.weight"].clone()
     save_file(tensors, path)
-    with pytest.raises(InputError, match="the weights have 0|weights do not fit the model: 1 (missing|unexpected)"):
+    with pytest.raises(InputError, match=r"the weights have 0|weights do not fit the model: 1 (missing|unexpected)"):
         plan(small_copy)
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from loguru import logger
 
 from models.machine import simulator
+from models.machine.checks import short
 from models.machine.errors import InputError, MachineError
-from models.machine.host import CARD_DIRECTORY, bind_process, cards, environment, log_level, quiet_ttnn
+from models.machine.host import CARD_DIRECTORY, bind_process, cards, check_limits, environment, log_level, quiet_ttnn
 from models.machine.systems import block_within
 from models.machine.systems import system as system_named
 
@@ -116,11 +117,13 @@ def parse_mesh(mesh: str | tuple[int, int]) -> tuple[int, int]:
     Raises:
         InputError: `mesh` is not two positive numbers.
     """
-    text = mesh if isinstance(mesh, str) else "x".join(map(str, mesh))
+    if not isinstance(mesh, (str, tuple, list)):
+        raise InputError(f"mesh {short(mesh)} is not ROWSxCOLUMNS: write e.g. 2x4, or give an open mesh")
+    text = mesh if isinstance(mesh, str) else "x".join(map(short, mesh[:3]))
     match = re.fullmatch(r"\s*([0-9]{1,6})\s*[xX]\s*([0-9]{1,6})\s*", text)
     rows, cols = (int(match[1]), int(match[2])) if match else (0, 0)
     if rows < 1 or cols < 1:
-        raise InputError(f"mesh {text!r} is not ROWSxCOLUMNS with at least one chip each; write e.g. 2x4")
+        raise InputError(f"mesh {short(text)} is not ROWSxCOLUMNS with at least one chip each; write e.g. 2x4")
     return rows, cols
 
 
@@ -186,6 +189,7 @@ def open_mesh(
         RuntimeError: no card for mode "hardware", or this process is bound to another cluster.
     """
     rows, cols = parse_mesh(mesh)
+    check_limits()
     chosen = choose_mode(mode, card_directory=card_directory)
     named = system_named(system) if system is not None else None
     if chosen in REAL:

@@ -41,6 +41,41 @@ def check_text(name: str, text: str) -> str:
     return text
 
 
+def text(name: str, value: Any) -> str:
+    """Return a text that a caller gave.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"{name} {short(value)} must be text")
+    return check_text(name, value)
+
+
+def path_text(name: str, value: Any) -> str:
+    """Return a text or a path that a caller gave, as text.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if not isinstance(value, (str, Path)):
+        raise InputError(f"{name} {short(value)} must be a path or text")
+    if not str(value).strip():
+        raise InputError(f"{name} is empty: name one, or leave it out")
+    return str(value)
+
+
+def function[Given](name: str, value: Given) -> Given:
+    """Return a function that a caller gave, or None for none.
+
+    Raises:
+        InputError: it cannot be called.
+    """
+    if value is not None and not callable(value):
+        raise InputError(f"{name} {short(value)} must be a function, or None for none")
+    return value
+
+
 def number(name: str, value: Any) -> float:
     """Return a Python, NumPy or torch number as a float.
 
@@ -75,15 +110,24 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
     Raises:
         InputError: it is no whole number, or not from `least` to `most`.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InputError(f"{name} {short(value)} must be a whole number from {least} to {most}")
-    try:
-        made = operator.index(value)
-    except TypeError as error:
-        raise InputError(f"{name} {short(value)} must be a whole number from {least} to {most}") from error
+    made = integer(name, value, f"a whole number from {least} to {most}")
     if not least <= made <= most:
         raise InputError(f"{name} {short(made)} must be from {least} to {most}")
     return made
+
+
+def integer(name: str, value: Any, rule: str = "a whole number") -> int:
+    """Return a Python, NumPy or torch whole number as an int; `rule` is what it must be, for the message.
+
+    Raises:
+        InputError: it is no whole number.
+    """
+    try:
+        if not isinstance(value, bool) and hasattr(value, "__index__"):
+            return operator.index(value)
+    except TypeError:  # a tensor of several, or of others than whole numbers
+        pass
+    raise InputError(f"{name} {short(value)} must be {rule}")
 
 
 def json_object(text: str | bytes, where: str, mend: str = _FOREIGN) -> dict[str, Any]:
@@ -160,6 +204,14 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
+def _is_unicode(part: str) -> bool:
+    try:
+        part.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
@@ -190,8 +242,8 @@ def _check_tree(value: dict[str, Any], where: str, mend: str) -> None:
                 below += part.values()
             elif isinstance(part, list):
                 below += part
-            elif isinstance(part, str) and not part.isascii():
-                check_text(where, part)
+            elif isinstance(part, str) and not _is_unicode(part):
+                raise InputError(f"{where} holds text that is no UTF-8: {mend}")
         if not below:
             return
         level = below

@@ -1,8 +1,10 @@
 """This computer: its cards, the cluster that this process is bound to, and the logs of ttnn."""
 
 import contextlib
+import errno
 import os
 import pwd
+import resource
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,9 +14,12 @@ from typing import Literal
 from loguru import logger
 
 from models.machine.errors import MachineError
+from models.machine.paths import MENDS
 
 CARD_DIRECTORY = Path("/dev/tenstorrent")
 """Directory in which the Tenstorrent kernel driver lists its cards."""
+OPEN_FILES, FILE_BYTES = 256, 64 << 20
+"""Files that ttnn opens at once, and the largest that it writes, with room: kernels, caches, video."""
 
 
 def cards(directory: Path | None = None) -> list[str]:
@@ -95,6 +100,30 @@ def ensure_home() -> None:
         raise MachineError(
             f"HOME is not set, and user {os.getuid()} has no home directory: set HOME to a folder that can be written"
         ) from None
+
+
+def check_limits() -> None:
+    """See that this process may open as many files as ttnn does, and write ones as large; raise a low limit if it may.
+
+    ttnn says of a limit that it meets only that some file is missing.
+
+    Raises:
+        MachineError: a limit is too low.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if _is_below(soft, OPEN_FILES) and not _is_below(hard, OPEN_FILES):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, hard))
+    elif _is_below(hard, OPEN_FILES):
+        raise MachineError(f"this process may open {hard} files, and ttnn needs {OPEN_FILES}: {MENDS[errno.EMFILE]}")
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if _is_below(most, FILE_BYTES):
+        raise MachineError(
+            f"this process may write files of {most} bytes, and ttnn needs {FILE_BYTES}: {MENDS[errno.EFBIG]}"
+        )
+
+
+def _is_below(limit: int, least: int) -> bool:
+    return limit != resource.RLIM_INFINITY and limit < least
 
 
 def quiet_ttnn() -> ModuleType:

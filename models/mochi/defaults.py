@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from models.machine.checks import number, whole
+from models.machine.checks import integer, number
 from models.machine.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,6 +68,6 @@ class Defaults:
 def _like(known: int | float, name: str, value: Any) -> Any:
     """Return a number, also one of NumPy, as the kind that the default is."""
     try:
-        return number(name, value) if isinstance(known, float) else whole(name, value, -(2**63), 2**63 - 1)
+        return number(name, value) if isinstance(known, float) else integer(name, value)
     except InputError as error:
         raise InputError(f"{error}, like {known}") from error

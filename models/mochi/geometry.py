@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from models.machine.checks import short, whole
+from models.machine.checks import integer, short
 from models.machine.errors import InputError
 
 if TYPE_CHECKING:
@@ -142,12 +142,12 @@ def _checked(name: str, given: Any, step: int, offset: int, rule: str, most: int
     Raises:
         ValueError: it is not.
     """
-    if isinstance(given, bool) or not hasattr(given, "__index__"):
-        raise InputError(f"{name} {short(given)} must be an integer ({rule})")
-    value = whole(name, given, -most, most)
+    value = integer(name, given, f"an integer ({rule})")
+    if value > most:
+        raise InputError(f"{name} {short(value)} must be {rule}, and at most {most}")
     if value > 0 and value % step == offset % step:
         return value
     smallest = offset if offset > 0 else step
     below = max(smallest, (value - offset) // step * step + offset)
     nearest = f"{below}" if value < smallest else f"{below} or {below + step}"
-    raise InputError(f"{name} {value} must be {rule}: the nearest valid is {nearest}")
+    raise InputError(f"{name} {short(value)} must be {rule}: the nearest valid is {nearest}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from models.machine.checks import check_text, whole
+from models.machine.checks import check_text, function, short, whole
 from models.machine.errors import InputError
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
@@ -121,6 +121,8 @@ class Run:
         if unknown:
             known = "seed, sigmas, threshold_noise, linear_steps, policy, progress"
             raise InputError(f"there is no argument {sorted(unknown)[0]!r}; besides those that have a place: {known}")
+        function("callback_on_step_end", callback)
+        function("progress", progress)
         height, width, frames = size
         geometry = Geometry(
             defaults.height if height is None else height,
@@ -177,7 +179,7 @@ def prompt_list(name: str, prompt: Any) -> list[str]:
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else []
     if not prompts or not all(isinstance(p, str) for p in prompts):
-        raise InputError(f"{name} must be a string or a list of strings, not {prompt!r}")
+        raise InputError(f"{name} must be a string or a list of strings, not {short(prompt)}")
     return [check_text(name, p) for p in prompts]
 
 
@@ -198,6 +200,7 @@ def given_embeddings(
     mask_name = name.removesuffix("embeds") + "attention_mask"
     if mask_BL is None:
         raise InputError(f"{name} needs its {mask_name}, bool [B, L]")
+    embeds_BLD, mask_BL = _tensor(name, embeds_BLD), _tensor(mask_name, mask_BL)
     if embeds_BLD.ndim != 3 or embeds_BLD.shape[2] != width or not embeds_BLD.is_floating_point():
         raise InputError(f"{name} must be floating-point [B, L, {width}], not {_describe(embeds_BLD)}")
     batch, length, _ = embeds_BLD.shape
@@ -234,10 +237,7 @@ def make_latents(
     if len(named) > 1:
         raise InputError(f"{' and '.join(named)} are both given: give only one source of noise")
     if latents is not None:
-        if isinstance(latents, np.ndarray):
-            latents = torch.from_numpy(latents)
-        if not isinstance(latents, torch.Tensor):
-            raise InputError(f"latents must be a tensor, not {type(latents).__name__}")
+        latents = _tensor("latents", latents)
         if tuple(latents.shape) != shape or not latents.is_floating_point():
             raise InputError(
                 f"latents must be floating-point {list(shape)} for {batch} x {geometry.width}x{geometry.height}, "
@@ -259,6 +259,37 @@ def make_latents(
     if len(generators) != batch:
         raise InputError(f"{len(generators)} generators for {batch} videos: give one, or one per video")
     return torch.cat([torch.randn((1, *shape[1:]), generator=g, dtype=torch.float32) for g in generators])
+
+
+def latents_list(latents: Any) -> list[torch.Tensor]:
+    """Latents [B, C, T, H, W], or a list of such, as a list with one per video.
+
+    Raises:
+        InputError: they are none.
+    """
+    parts = list(latents) if isinstance(latents, list | tuple) else [latents]
+    each = [video for part in parts for video in _tensor("latents", part).split(1)]
+    if not each:
+        raise InputError("latents are none: give [B, C, T, H, W], or a list of such")
+    return each
+
+
+def _tensor(name: str, value: Any) -> torch.Tensor:
+    """Return a caller's tensor or array of numbers as a tensor.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(value, np.ndarray):
+        try:
+            return torch.from_numpy(value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name} must be an array of numbers, not of {value.dtype}") from error
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"{name} must be a tensor, not {type(value).__name__}")
+    if value.ndim == 0:
+        raise InputError(f"{name} must be a tensor with dimensions, not one number")
+    return value
 
 
 def _describe(tensor: torch.Tensor) -> str:

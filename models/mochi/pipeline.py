@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from models.device import OpenMesh, open_mesh
+from models.machine.checks import function, short
 from models.machine.errors import InputError
 from models.machine.watchdog import LARGEST_TOKENS, Watchdog, operation_seconds
 from models.mochi import inputs
@@ -159,6 +160,10 @@ class MochiPipeline:
             MachineError: the store has no space or cannot be written, or there is no card.
             RuntimeError: the mesh cannot be opened.
         """
+        function("progress", progress)
+        function("on_message", on_message)
+        if model is None:
+            raise InputError("model None is none: name a checkpoint, such as tiny")
         request = Request(
             model=model,
             variant=variant,
@@ -378,7 +383,8 @@ class MochiPipeline:
             self.text_encoder.width,
         )
         check_sequence_length(max_sequence_length)
-        return self._encode(texts, max_sequence_length, progress or _silent, is_guided=do_classifier_free_guidance)
+        report = function("progress", progress) or _silent
+        return self._encode(texts, max_sequence_length, report, is_guided=do_classifier_free_guidance)
 
     def denoise(
         self,
@@ -450,8 +456,8 @@ class MochiPipeline:
             InputError: latents of another shape or type, or with values that are not finite.
         """
         self._check_output(output_type)
-        report = progress or _silent
-        each = list(latents.split(1)) if isinstance(latents, torch.Tensor) else list(latents)
+        report = function("progress", progress) or _silent
+        each = inputs.latents_list(latents)
         if output_type == "latent":
             return torch.cat(each)
         report("decode", 0, len(each))
@@ -543,7 +549,7 @@ class MochiPipeline:
             raise InputError("a dry run computes no numbers, so it has no frames: use output_type='latent'")
         if callback_tensors:
             raise InputError(
-                f"callback_on_step_end_tensor_inputs {list(callback_tensors)} must be empty: "
+                f"callback_on_step_end_tensor_inputs {short(callback_tensors)} must be empty: "
                 "tensors stay on the mesh during the loop"
             )
 

@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.device import MODES, REAL, choose_mode, parse_mesh
-from models.machine.checks import whole
+from models.device import MODES, REAL, OpenMesh, choose_mode, parse_mesh
+from models.machine.checks import integer, path_text, short, text, whole
 from models.machine.errors import InputError
 from models.machine.headers import read_header
 from models.machine.host import quiet_ttnn
 from models.machine.profile import Profile, find
 from models.machine.systems import block_within, systems
-from models.machine.ways import FUSED, Ways, parse_plain
+from models.machine.ways import FUSED, MOST_LINKS, Ways, parse_plain
 from models.mochi.config import TransformerConfig, config_named
 from models.mochi.conventions import Conventions
 from models.mochi.defaults import Defaults
@@ -34,7 +34,6 @@ from weight_cache.checkpoints.lora import LoraRequest, LoraSource
 from weight_cache.location import store_directory
 
 if TYPE_CHECKING:
-    from models.device import OpenMesh
     from models.layers import Chunks
     from models.mochi.components import Configs
     from models.mochi.size import Subject
@@ -93,9 +92,9 @@ def check_fps(fps: Any) -> int:
     Raises:
         InputError: it is none.
     """
-    made = whole("fps", fps, -(2**63), 2**63 - 1)
+    made = integer("fps", fps)
     if not 1 <= made <= MOST_FPS:
-        raise InputError(f"fps {made} must be at least 1 and at most {MOST_FPS} (Mochi's is 30)")
+        raise InputError(f"fps {short(made)} must be at least 1 and at most {MOST_FPS} (Mochi's is 30)")
     return made
 
 
@@ -218,8 +217,9 @@ def resolve(request: Request) -> Setup:
         MissingInputError: the checkpoint, a part of it or a LoRA is missing.
         MachineError: mode `hardware` without cards.
     """
+    _check_types(request)
     precision = Precision.named(request.precision)
-    opened = None if isinstance(request.mesh, (str, tuple)) else request.mesh
+    opened = request.mesh if isinstance(request.mesh, OpenMesh) else None
     mesh_shape = opened.shape if opened is not None else parse_mesh(request.mesh)  # type: ignore[arg-type]
     if opened is not None and request.mode not in ("auto", opened.mode):
         raise InputError(f"mode {request.mode!r} was asked, but the open mesh is in mode {opened.mode!r}")
@@ -286,6 +286,40 @@ def resolve(request: Request) -> Setup:
         wanted.capture is not False,
         subject,
     )
+
+
+_TEXTS = (
+    "variant",
+    "model_config",
+    "layout",
+    "mode",
+    "system",
+    "precision",
+    "vae_split",
+    "attention_chunks",
+    "first_frames",
+    "empty_prompt",
+    "plain",
+    "topology",
+)
+_PATHS = ("model", "base", "cache_dir", "profile")
+
+
+def _check_types(request: Request) -> None:
+    """Check that the parts of a request are of the types that it names; None stands for a default.
+
+    Raises:
+        InputError: one is not.
+    """
+    for names, check in ((_TEXTS, text), (_PATHS, path_text)):
+        for name in names:
+            value = getattr(request, name)
+            if value is not None and not (name == "model" and isinstance(value, Checkpoint)):
+                check(name, value)
+    if request.links is not None:
+        whole("links", request.links, 1, MOST_LINKS)
+    if request.capture not in (None, True, False):
+        raise InputError(f"capture {short(request.capture)} must be true or false, or None for the default")
 
 
 def check_mesh(shape: tuple[int, int], mode: str) -> None:

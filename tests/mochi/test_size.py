@@ -91,7 +91,7 @@ def test_host_memory_is_a_figure_of_this_machine(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--width", "100000000"], "width 100000000 must be from"),
+        (["--width", "100000000"], "width 100000000 must be a positive multiple of 16, and at most 16880"),
         (["--width", "16000", "--height", "16000"], "do not fit: 1 frames a chip take 70.7 GB"),
         (["--num-frames", "100000000000000000000003"], "num_frames"),
         (["--num-frames", "107995", "--width", "848", "--height", "480"], "does not fit this host"),

@@ -261,6 +261,8 @@ def resolve(source: str | Path) -> Path:
     text = str(source)
     if source == "tiny":
         return TINY
+    if not text.strip():
+        raise MissingInputError("the name of the checkpoint is empty: give a directory, a file, an id, or tiny")
     if is_dir(source) or (is_file(source) and Path(source).suffix == ".safetensors"):
         return Path(source)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):

@@ -50,7 +50,7 @@ def test_no_permission_is_a_line(opener, tmp_path, monkeypatch):
             return _whole(path, *rest, **named)
 
         monkeypatch.setattr(os, name, refuse)
-    with pytest.raises(InputError, match="Permission denied.*: allow this user to read it and to enter its folders"):
+    with pytest.raises(InputError, match=r"Permission denied.*: allow this user to read it and to enter its folders"):
         OPENERS[opener](tmp_path / "there")
 
 
@@ -71,9 +71,8 @@ def test_what_is_there_is_seen(tmp_path):
 def test_a_link_to_nothing_is_not_replaced(tmp_path, name):
     (tmp_path / name).symlink_to(tmp_path / "elsewhere")
     out = tmp_path / "video.mp4"
-    with pytest.raises(InputError, match="is a link to nothing|is not of an earlier video"):
+    with pytest.raises(InputError, match="is a link to nothing"):
         generate.check_outputs(out, latents=True)
-        generate.check_own(out, latents=True)
     with pytest.raises(InputError, match="exists and is not of an earlier video"):
         generate.check_own(out, latents=True)
     with pytest.raises(InputError, match="is a link to nothing"):
@@ -96,7 +95,7 @@ def test_an_optional_file_that_is_a_link_to_nothing_is_not_left_out(small_copy):
     ("kind", "limits", "words"),
     [
         (resource.RLIMIT_NOFILE, (24, 24), "may open 24 files, and ttnn needs 256: .* ulimit -n 4096"),
-        (resource.RLIMIT_FSIZE, (4096, -1), "may write files of 4096 bytes, and ttnn needs .* ulimit -f"),
+        (resource.RLIMIT_FSIZE, (4096, -1), "may write files of 4096 bytes, and ttnn needs .* [(]ulimit -f[)]"),
     ],
 )
 def test_a_limit_of_the_process_is_a_line_before_ttnn_meets_it(monkeypatch, kind, limits, words):

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, left by their reader or full: no traceback, and the work is done where it can be."""
+"""Standard streams that are closed, left by their reader or full: no traceback, and the work is done if it can be."""
 
 import subprocess
 import sys

@@ -171,16 +171,16 @@ def _failed(error: Exception) -> int:
     if text is not None:
         print(f"mochi-tt: error: {' '.join(text.split())}", file=sys.stderr)
         return BAD_INPUT
+    text = "".join(traceback.format_exception(error))
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="mochi-tt-", suffix=".log", delete=False, encoding="utf-8"
-        ) as file:
-            file.write("".join(traceback.format_exception(error)))
-        where = f"its traceback is in {file.name}"
+        with tempfile.NamedTemporaryFile("w", prefix="mochi-tt-", suffix=".log", delete=False, encoding="utf-8") as log:
+            log.write(text)
+        where = f"its traceback is in {log.name}"
     except OSError:
-        where = "there is no space for its traceback, which --debug shows"
+        where = "its traceback cannot be written, but --debug shows it"
+    kind = type(error).__name__
     print(
-        f"mochi-tt: sorry, this is a fault of mochi-tt, not of yours ({type(error).__name__}); {where}: please report it",
+        f"mochi-tt: sorry, this is a fault of mochi-tt, not of yours ({kind}); {where}: please report it",
         file=sys.stderr,
     )
     return FAULT

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from models.machine.checks import json_file
+from models.machine.checks import JSON_BYTES, json_file, read_bytes
 from models.machine.errors import InputError, MissingInputError
 from models.machine.headers import read_header
 from models.machine.paths import exists, is_file, listed
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _STEMS = ("diffusion_pytorch_model", "model")
 _FINGERPRINT_BYTES = 1 << 20
 _NAME_LENGTH = 200
+_MEND = "download it again"
 # Stored types of weights, in safetensors' notation. What has another type has a scale, or is no weight.
 WEIGHT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _VARIANT = r"[A-Za-z0-9_]+"
@@ -144,7 +145,7 @@ class Component:
 
         See the function `fingerprint`.
         """
-        return fingerprint(self.files, (self.directory / "config.json").read_bytes())
+        return fingerprint(self.files, read_bytes(self.directory / "config.json", "", _MEND, JSON_BYTES))
 
     def _handle(self, key: str) -> HeldTensors:
         if key not in self._locations:
@@ -306,7 +307,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file cannot be read, is not JSON, or is not an object.
     """
-    return json_file(path, "", "download it again")
+    return json_file(path, "", _MEND)
 
 
 def one_line(error: Exception) -> str:

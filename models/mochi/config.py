@@ -12,7 +12,7 @@ from models.machine.errors import InputError
 # Number of heads of the caption pool, which the architecture fixes (Diffusers `MochiCombinedTimestepCaptionEmbedding`
 # call).
 POOL_HEADS = 8
-MOST_LAYERS, MOST_CHANNELS = 256, 256
+MOST_LAYERS, MOST_CHANNELS = 128, 256
 """Far more than a mesh holds or a VAE has; declaring so many still takes no more than seconds."""
 # Settings of the reference that the port does not vary.
 _FIXED = {"qk_norm": "rms_norm", "activation_fn": "swiglu"}

@@ -18,8 +18,8 @@ from models.mochi.vae.config import DecoderConfig
 HUGE = 10**18
 TRANSFORMER, VAE, TEXT = "transformer/config.json", "vae/config.json", "text_encoder/config.json"
 CASES = [
-    (TRANSFORMER, "num_layers", 1_000_000, "num_layers is 1000000, but must be at most 256"),
-    (TRANSFORMER, "num_layers", 200, "it says 200 blocks transformer_blocks.*, the weights have 4"),
+    (TRANSFORMER, "num_layers", 1_000_000, "num_layers is 1000000, but must be at most 128"),
+    (TRANSFORMER, "num_layers", 100, "it says 100 blocks transformer_blocks.*, the weights have 4"),
     (TRANSFORMER, "num_layers", 3, "it says 3 blocks transformer_blocks.*, the weights have 4"),
     (TRANSFORMER, "num_attention_heads", 10**9, "but must be at most 256"),
     (TRANSFORMER, "attention_head_dim", HUGE, "but must be at most 1024"),

@@ -14,6 +14,7 @@ from models.machine.headers import read_header
 from models.mochi.setup import Request, VideoRequest
 from weight_cache.checkpoints.checkpoint import Checkpoint
 from weight_cache.checkpoints.component import Component
+from weight_cache.checkpoints.lora import LoraRequest
 
 LONG = "x" * 5000
 OPENERS = {
@@ -27,6 +28,8 @@ OPENERS = {
     "header": read_header,
     "checkpoint": Checkpoint.open,
     "component": Component,
+    "LoRA": LoraRequest.of,
+    "LoRAs": lambda path: LoraRequest.all_of([(path, 0.5)]),
     "latents": lambda path: decode.plan(decode.DecodeRequest(str(path), Request(model=None, mesh="1x1"))),
 }
 

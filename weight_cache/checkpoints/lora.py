@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.machine import paths
 from models.machine.checks import number
 from models.machine.errors import InputError, MissingInputError
-from models.machine.paths import exists, is_dir, is_file
 from weight_cache.checkpoints.lora_names import PEFT_PREFIX, Modules, other_kind, role_of
 from weight_cache.checkpoints.lora_scale import GenmoSettings, PeftSettings, final_scale, settings_of
 from weight_cache.checkpoints.names import Piece
@@ -47,7 +47,7 @@ class LoraRequest:
             FileNotFoundError: there is no such file.
         """
         path, strength = Path(text), 1.0
-        if not exists(path) and ":" in text:
+        if not paths.exists(path) and ":" in text:
             name, _, stated = text.rpartition(":")
             try:
                 strength = float(stated)
@@ -106,14 +106,14 @@ def _is_pair(value: Any) -> bool:
 
 def _file_of(path: Path) -> Path:
     """Return the file that a user means: the path itself, or the LoRA in a folder."""
-    if is_dir(path):
-        found = [path / name for name in FOLDER_FILES if is_file(path / name)]
+    if paths.is_dir(path):
+        found = [path / name for name in FOLDER_FILES if paths.is_file(path / name)]
         if not found:
             raise MissingInputError(f"no LoRA file at {path}: the folder has no {' and no '.join(FOLDER_FILES)}")
         if len(found) > 1:
             raise InputError(f"LoRA {path} has {' and '.join(FOLDER_FILES)}: name one of them")
         return found[0]
-    if not is_file(path):
+    if not paths.is_file(path):
         raise MissingInputError(f"no LoRA file at {path}: {_WANTED}")
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         raise InputError(f"LoRA {path} is a pickle, which may run programs and is not read: convert it to safetensors")

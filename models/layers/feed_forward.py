@@ -23,10 +23,15 @@ class SwiGLUFeedForward(Module):
         inner: int,
         fidelity: ttnn.MathFidelity,
         dtype: ttnn.DataType = ttnn.bfloat16,
+        exchanged: ttnn.DataType = ttnn.bfloat16,
     ) -> None:
-        """Declare the layer; `dtype` is the type of the gated product between the matrices."""
+        """Declare the layer.
+
+        `dtype` is the type of the gated product between the matrices, `exchanged` that of partial sums over TP.
+        """
         super().__init__(mesh)
         self.dtype = dtype
+        self.exchanged = exchanged if mesh.tp.size > 1 else ttnn.bfloat16
         self.prefix = f"{name}."
         inner_width = Width.sharded(inner, mesh.tp.size)
         self.up_gate = ColumnParallelLinear(
@@ -37,4 +42,4 @@ class SwiGLUFeedForward(Module):
     def __call__(self, x: ttnn.Tensor) -> ttnn.Tensor:
         """Map x [1, 1, M, D / TP], fractured over TP, to y with the shape and placement of x."""
         (inner,) = self.up_gate.gathered(x, self.dtype)
-        return self.down.fractured(inner)
+        return self.down.fractured(inner, self.exchanged)

@@ -260,12 +260,12 @@ class RowParallelLinear(Module):
             return large_matmul(x, weight, self.mesh, dtype=dtype, fidelity=self.fidelity)
         return ttnn.linear(x, weight, dtype=dtype, compute_kernel_config=compute.matrix(self.fidelity))
 
-    def fractured(self, x: ttnn.Tensor) -> ttnn.Tensor:
+    def fractured(self, x: ttnn.Tensor, dtype: ttnn.DataType = ttnn.bfloat16) -> ttnn.Tensor:
         """Compute a layer without bias: x [1, B, M, in / TP] -> y [1, B, M, out / TP] bfloat16, both fractured over TP.
 
-        The partial sums travel between chips in the type of x.
+        The partial sums travel between chips in `dtype`.
         """
-        y = reduce_scatter(self.partial(x, dtype=x.dtype), dim=3, over=self.mesh.tp)
+        y = reduce_scatter(self.partial(x, dtype=dtype), dim=3, over=self.mesh.tp)
         return y if y.dtype == ttnn.bfloat16 else ttnn.typecast(y, ttnn.bfloat16)
 
     def replicated(self, x: ttnn.Tensor) -> ttnn.Tensor:

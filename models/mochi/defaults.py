@@ -50,7 +50,10 @@ class Defaults:
             InputError: the file has a name that is not a setting, or a value of another kind.
         """
         own = checkpoint.optional_json(DEFAULTS_FILE)
-        return cls().overridden({name: value for name, value in own.items() if name not in CONVENTIONS})
+        try:
+            return cls().overridden({name: value for name, value in own.items() if name not in CONVENTIONS})
+        except InputError as error:
+            raise InputError(f"{checkpoint.directory / DEFAULTS_FILE}: {error}") from error
 
     def overridden(self, values: Mapping[str, Any]) -> Defaults:
         """These defaults with `values` instead, wherever one is given (not None).

@@ -21,8 +21,10 @@ class Precision:
             else of a policy.
         attended: type of queries, keys and values. bfloat8_b halves the bytes that the ring carries. ttnn's ring
             attention takes one type for all three.
-        inputs: type of the tensors that the large matrices are multiplied with, and of partial sums over chips.
+        inputs: type of the tensors that the large matrices are multiplied with, besides attention's output.
             bfloat8_b halves the bytes that the links carry.
+        exchanged: type of attention's output on its way to the other chips, and of partial sums over chips. Both wait
+            for the links, so that bfloat8_b takes half the time.
         matmul: math fidelity of the products with the large matrices.
         attention: math fidelity of both products of attention.
         streaming: whether attention uses ttnn's streaming kernel. It is faster (models/performance/cost_model.toml),
@@ -33,6 +35,7 @@ class Precision:
     weights: str
     attended: str
     inputs: str
+    exchanged: str
     matmul: str
     attention: str
     streaming: bool
@@ -41,7 +44,7 @@ class Precision:
         attention = f"{self.attention} {'streaming' if self.streaming else 'exact'} attention"
         return (
             f"{self.name} (weights {self.weights}, {self.matmul} products of {self.inputs}, "
-            f"queries, keys and values {self.attended}, {attention})"
+            f"queries, keys and values {self.attended}, exchanged in {self.exchanged}, {attention})"
         )
 
     @classmethod
@@ -62,10 +65,10 @@ class Precision:
 PRECISIONS = {
     policy.name: policy
     for policy in (
-        Precision("accurate", "bf16", "bfloat16", "bfloat16", "HiFi4", "HiFi4", False),
-        Precision("bf16", "bf16", "bfloat16", "bfloat16", "HiFi2", "HiFi2", False),
-        Precision("default", "mixed", "bfloat8_b", "bfloat16", "HiFi2", "HiFi2", True),
-        Precision("bf8", "bf8", "bfloat8_b", "bfloat16", "HiFi2", "HiFi2", True),
-        Precision("fast", "bf8", "bfloat8_b", "bfloat8_b", "HiFi2", "LoFi", True),
+        Precision("accurate", "bf16", "bfloat16", "bfloat16", "bfloat16", "HiFi4", "HiFi4", False),
+        Precision("bf16", "bf16", "bfloat16", "bfloat16", "bfloat16", "HiFi2", "HiFi2", False),
+        Precision("default", "mixed", "bfloat8_b", "bfloat16", "bfloat8_b", "HiFi2", "HiFi2", True),
+        Precision("bf8", "bf8", "bfloat8_b", "bfloat16", "bfloat8_b", "HiFi2", "HiFi2", True),
+        Precision("fast", "bf8", "bfloat8_b", "bfloat8_b", "bfloat8_b", "HiFi2", "LoFi", True),
     )
 }

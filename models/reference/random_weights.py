@@ -46,3 +46,32 @@ def randomize_(module: torch.nn.Module, seed: int = 0, gains: Mapping[str, float
             if name.endswith(suffix):
                 value = value * gain
         parameter.copy_(value)
+
+
+@torch.no_grad()
+def heavy_tailed_(module: torch.nn.Module, seed: int = 0, gains: Mapping[str, float] | None = None) -> None:
+    """Overwrite every parameter of `module` in place, as `randomize_` does, with matrices such as training leaves them.
+
+    Their values are Student's t with 4 degrees of freedom, scaled to the same variance, and each output has a lognormal
+    gain (sigma 0.5, mean square 1). So a block of 16 values that share an exponent often has one far above the others.
+    """
+    randomize_(module, seed, gains)
+    for name, parameter in module.named_parameters():
+        if parameter.ndim < 2 or name.endswith("pos_frequencies"):
+            continue
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:tail of {name}".encode()))
+        # Student's t: a normal over the root of chi-squared by its degrees of freedom. Its variance is 2.
+        chi = torch.randn((4, *parameter.shape), generator=generator).square_().mean(0)
+        rows = torch.randn(parameter.shape[0], generator=generator)
+        gain = (0.5 * rows - 0.25).exp().view(-1, *[1] * (parameter.ndim - 1))
+        parameter.copy_(parameter.float() / (2 * chi).sqrt() * gain)
+
+
+def outlier_scale(width: int, channels: int = 8, factor: float = 1000.0, seed: int = 0) -> torch.Tensor:
+    """Return factors [D] that make some channels much larger, as they are in the residual streams of transformers.
+
+    Source: Sun et al., "Massive Activations in Large Language Models", arXiv:2402.17762.
+    """
+    scale = torch.ones(width)
+    scale[torch.randperm(width, generator=torch.Generator().manual_seed(seed))[:channels]] = factor
+    return scale

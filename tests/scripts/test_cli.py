@@ -354,7 +354,7 @@ def test_the_list_of_commands_imports_none_of_them(environment):
         "print(sorted(n for n in sys.modules if n.startswith(('scripts.', 'models.mochi', 'torch', 'ttnn', 'numpy'))))"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "['scripts.cli', 'scripts.interrupts']"
+    assert done.stdout.splitlines()[-1] == "['scripts.cli', 'scripts.interrupts', 'scripts.streams']"
     for name in COMMANDS:
         assert f"  {name} " in done.stdout
 

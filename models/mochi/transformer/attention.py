@@ -42,6 +42,7 @@ class JointAttention(Module):
         self.fidelity = getattr(ttnn.MathFidelity, precision.attention)
         self.streaming = precision.streaming
         self.attended = getattr(ttnn, precision.attended)
+        self.exchanged = getattr(ttnn, precision.exchanged) if mesh.tp.size > 1 else ttnn.bfloat16
         visual, text, heads = widths.visual, widths.text, widths.heads
 
         def linear(names: list[str], in_width: Width, out_width: Width, *, bias: bool = False) -> ColumnParallelLinear:
@@ -89,11 +90,16 @@ class JointAttention(Module):
             streaming=self.streaming,
             chunks=self.chunks,
         )
-        (spatial,) = self.to_out.gathered(ttnn.experimental.nlp_concat_heads(spatial))
+        (spatial,) = self.to_out.gathered(self._joined(spatial))
         if joint is None or self.to_add_out is None:
             return spatial, None
-        (joint,) = self.to_add_out.gathered(ttnn.experimental.nlp_concat_heads(joint))
+        (joint,) = self.to_add_out.gathered(self._joined(joint))
         return spatial, joint
+
+    def _joined(self, out: ttnn.Tensor) -> ttnn.Tensor:
+        """Join the heads of [1, H / TP, M, E] to [1, 1, M, H E / TP], in the type in which chips exchange it."""
+        joined = ttnn.experimental.nlp_concat_heads(out)
+        return joined if joined.dtype == self.exchanged else ttnn.typecast(joined, self.exchanged)
 
     def _values(self, v: ttnn.Tensor) -> ttnn.Tensor:
         """Reshape [1, 1, M, H E / TP] to [1, H / TP, M, E] in the policy's type."""

@@ -70,10 +70,11 @@ class TransformerBlock(Module):
             self.text_modulation = Modulation(mesh, "norm1_context.linear", visual, text, _KINDS)
         self.attention = JointAttention(mesh, config, widths, precision, text_output=not last, chunks=chunks)
 
-        inputs = getattr(ttnn, precision.inputs)
+        inputs, exchanged = getattr(ttnn, precision.inputs), getattr(ttnn, precision.exchanged)
 
         def feed_forward(name: str, width: Width, inner: int) -> SwiGLUFeedForward:
-            return SwiGLUFeedForward(mesh, name, width, inner, getattr(ttnn.MathFidelity, precision.matmul), inputs)
+            fidelity = getattr(ttnn.MathFidelity, precision.matmul)
+            return SwiGLUFeedForward(mesh, name, width, inner, fidelity, inputs, exchanged)
 
         self.visual = Stream(mesh, visual, feed_forward("ff", visual, config.ff_inner_dim), inputs)
         text_feed_forward = None if last else feed_forward("ff_context", text, config.ff_context_inner_dim)

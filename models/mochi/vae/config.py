@@ -52,16 +52,18 @@ class DecoderConfig:
             )
         if any(width % 32 for width in channels):
             raise InputError(
-                f"decoder_block_out_channels {list(channels)} must be multiples of 32, the number of groups"
+                f"vae config: decoder_block_out_channels {list(channels)} must be multiples of 32, the number of groups"
             )
         stages = len(channels) - 1
         if len(self.layers_per_block) != stages + 2:
-            raise InputError(f"layers_per_block {list(self.layers_per_block)} must have {stages + 2} entries")
+            raise InputError(
+                f"vae config: layers_per_block {list(self.layers_per_block)} must have {stages + 2} entries"
+            )
         if self.layers_per_block[0] < 1:
-            raise InputError(f"layers_per_block {list(self.layers_per_block)} must begin with 1 or more")
+            raise InputError(f"vae config: layers_per_block {list(self.layers_per_block)} must begin with 1 or more")
         for name in ("temporal_expansions", "spatial_expansions"):
             if len(getattr(self, name)) != stages:
-                raise InputError(f"{name} {list(getattr(self, name))} must have {stages} entries")
+                raise InputError(f"vae config: {name} {list(getattr(self, name))} must have {stages} entries")
         for name in ("scaling_factor", "latents_std"):
             value = getattr(self, name)
             for part in value if isinstance(value, tuple) else (value,):
@@ -70,7 +72,9 @@ class DecoderConfig:
         if any(abs(part) > 1 / _SMALLEST for part in self.latents_mean):
             raise InputError(f"vae config: latents_mean must lie within {1 / _SMALLEST:g}")
         if len(self.latents_mean) != len(self.latents_std) or len(self.latents_mean) not in (0, self.latent_channels):
-            raise InputError(f"latents_mean and latents_std must both have {self.latent_channels} entries, or none")
+            raise InputError(
+                f"vae config: latents_mean and latents_std must both have {self.latent_channels} entries, or none"
+            )
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> DecoderConfig:
@@ -88,7 +92,7 @@ class DecoderConfig:
             if name in config
         }
         if config.get("act_fn", "silu") not in ("silu", "swish"):
-            raise InputError(f"act_fn {config['act_fn']!r} is not supported: the decoder knows silu")
+            raise InputError(f"vae config: act_fn {config['act_fn']!r} is not supported: the decoder knows silu")
         return typed(cls, {**config, **statistics}, "vae config")
 
     @property

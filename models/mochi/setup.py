@@ -389,7 +389,7 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         return {str(name): plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)) or getattr(value, "ndim", 0):
+    if isinstance(value, (list, tuple, set, frozenset)) or getattr(value, "ndim", 0) > 0:
         return [plain(part) for part in value]
     if hasattr(value, "__index__"):
         return int(value)

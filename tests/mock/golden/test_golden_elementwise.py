@@ -90,8 +90,9 @@ def test_unary(chips, name, dtype):
 
 
 def test_where_selects_and_leaves_no_trace_of_what_it_does_not_take(chips):
-    a, taken = chips.random(1, 1, 32, 64), (chips.random(1, 1, 32, 64, seed=1) > 0).float()
-    hidden = a.masked_fill(taken == 0, torch.nan)
+    taken = [(v > 0).float() for v in chips.random(1, 1, 32, 64, seed=1, dtype=ttnn.float32)]
+    values = chips.random(1, 1, 32, 64, dtype=ttnn.float32)
+    hidden = [v.masked_fill(t == 0, torch.nan) for v, t in zip(values, taken, strict=True)]
     out = ttnn.where(chips.put(taken, ttnn.float32), chips.put(hidden, ttnn.float32), 0.0)
     chips.check(out, lambda v, t: torch.where(t != 0, v, 0.0), hidden, taken, dtype=ttnn.float32)
 

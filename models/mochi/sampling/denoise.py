@@ -1,11 +1,11 @@
 """The denoising loop: from noise to latents, one step after the other, with the state on the mesh.
 
-Its parts: `packing` turns latents into patches, `schedule` gives the noise levels, `branches` runs a step.
+Its parts: `packing` turns latents into patches, `schedule` gives the noise levels, `solver` how a step combines
+predictions, `branches` runs it.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +21,7 @@ from models.mochi.sampling.branches import (
 )
 from models.mochi.sampling.packing import pack_latents, unpack_latents
 from models.mochi.sampling.schedule import model_times
+from models.mochi.sampling.solver import EULER, solver_weights
 from models.mochi.transformer import MochiTransformer
 
 if TYPE_CHECKING:
@@ -63,10 +64,11 @@ def denoise(
     negative: Prompt | None,
     parallel: GuidanceParallel | None = None,
     policy: StepPolicy | None = None,
+    solver: str = EULER,
     capture: bool = False,
     on_step: Callable[[int], bool | None] | None = None,
 ) -> torch.Tensor:
-    """Integrate the flow from noise to latents with Euler steps; the state is float32 and stays on the mesh.
+    """Integrate the flow from noise to latents; the state is float32 and stays on the mesh.
 
     Source: Genmo ``pipelines.py`` ``sample_model``; Diffusers ``FlowMatchEulerDiscreteScheduler.step``.
 
@@ -79,6 +81,7 @@ def denoise(
         negative: the same for the unconditional pass; may be None where every scale is 1.
         parallel: the other half of the mesh, where the layout has one; idle if every scale is 1.
         policy: decides the kind of each step; `GuideByScale` of the guidance scales if None.
+        solver: how a step combines the predictions so far: one of `models.mochi.sampling.solver.SOLVERS`.
         capture: record a step's ops on the chips and replay them; the mesh must have been opened for it.
         on_step: called after each step with the number of steps done; True ends the run there.
 
@@ -86,7 +89,8 @@ def denoise(
         Latents [1, C, T, H, W] float32: of the last step that was done.
 
     Raises:
-        ValueError: schedules of unequal length, latents that are not whole patches, or guidance without ``negative``.
+        ValueError: schedules of unequal length, latents that are not whole patches, guidance without ``negative``, or
+            no such solver.
     """
     steps, policy = len(guidance), policy or GuideByScale(guidance)
     if len(sigmas) != steps + 1:
@@ -105,8 +109,8 @@ def denoise(
     grid, times = transformer.grid(*size), model_times(sigmas)
     patches = pack_latents(latents, patch)
     prompts = [transformer.prepare(real_tokens(prompt), times)]
-    deltas = [before - after for before, after in itertools.pairwise(sigmas)]
-    schedules = [Schedule.upload(transformer.mesh, guidance, deltas)]
+    weights = solver_weights(solver, sigmas, guidance)
+    schedules = [Schedule.upload(transformer.mesh, guidance, weights)]
     if all(policy.kind(index) is StepKind.CONDITIONAL for index in range(steps)):
         negative = None
     branches: Branches
@@ -117,7 +121,7 @@ def denoise(
     else:
         other = parallel.unconditional
         prompts.append(other.prepare(real_tokens(negative), times))
-        schedules.append(Schedule.upload(other.mesh, guidance, deltas))
+        schedules.append(Schedule.upload(other.mesh, guidance, weights))
         grids = [grid, other.grid(*size)]
         branches = BranchesOnHalves(transformer, parallel, grids, patches, prompts, schedules, capture=capture)
     try:

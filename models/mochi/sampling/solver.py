@@ -70,9 +70,9 @@ def unipc(sigmas: Sequence[float], restarts: frozenset[int] = frozenset()) -> np
 
     where k = 1 / (2 r), r = (lambda[i - 1] - lambda[i]) / h, and a r, d solve the two conditions of order of UniC. The
     first step, the last, those in ``restarts`` and those much longer in lambda than the step before
-    (`_LARGEST_GROWTH`; Diffusers has no such limit) are of order 1: k = a = 0, d = 1/2. A step in ``restarts`` also does
-    not correct the state. Kept are, relative to the state because their weights then need no place for it,
-    m[i - 1] - z[i] and g[i], which is all of c[i] - z[i] that was known before v[i].
+    (`_LARGEST_GROWTH`; Diffusers has no such limit) are of order 1: k = a = 0, d = 1/2. A step in ``restarts`` does not
+    correct the state either. Kept are m[i - 1] - z[i], and g[i], which is all of c[i] - z[i] that was known before
+    v[i]. Both are relative to the state, because the weights then need no column for it.
     """
     count = len(sigmas) - 1
     levels = [math.log1p(-min(s, _NOISIEST)) - math.log(s) if s > 0 else math.inf for s in sigmas]

@@ -33,7 +33,7 @@ def reference(small_checkpoint):
 
 
 def reference_denoise(
-    transformer, latents, *, sigmas, guidance, prompt, negative, parallel, policy, capture, on_step=None
+    transformer, latents, *, sigmas, guidance, prompt, negative, parallel, policy, solver, capture, on_step=None
 ):
     """What `models.mochi.sampling.denoise.denoise` promises, with the reference's transformer, in float32."""
     state = latents.clone()

@@ -26,6 +26,8 @@ class StepKind(Enum):
     """Both branches, joined by classifier-free guidance."""
     CONDITIONAL = "conditional"
     """The conditional branch alone."""
+    DIFFERENCE = "difference"
+    """The conditional branch, guided by the difference of the branches that the last guided step kept."""
 
 
 class Branches(Protocol):
@@ -119,7 +121,7 @@ class Schedule:
 
 
 class BranchesInTurn:
-    """One mesh, one state; a guided step is two forwards, a scale of 1 needs one only."""
+    """One mesh, one state; a guided step is two forwards, every other kind needs one only."""
 
     def __init__(
         self,
@@ -129,16 +131,22 @@ class BranchesInTurn:
         prompts: Sequence[PreparedPrompt],
         schedule: Schedule,
         *,
+        keeps_difference: bool = False,
         capture: bool = False,
     ) -> None:
+        """Put the state on the mesh. ``keeps_difference`` makes guided steps keep what `StepKind.DIFFERENCE` needs."""
         self.transformer = transformer
         self.grid = grid
         self.prompts = prompts
         self.schedule = schedule
         self.flow = Flow.begin(transformer, patches, schedule.kept)
+        self.difference = transformer.upload_patches(patches.new_zeros(patches.shape)) if keeps_difference else None
         device = transformer.mesh.device
-        self._guided: Replay[ttnn.Tensor] = Replay(device, capture=capture)
-        self._alone: Replay[ttnn.Tensor] = Replay(device, capture=capture)
+        programs = (self._guided_step, self._conditional_step, self._difference_step)
+        self._programs = {
+            kind: (program, Replay[ttnn.Tensor](device, capture=capture))
+            for kind, program in zip(StepKind, programs, strict=True)
+        }
 
     @property
     def state_1BNI(self) -> ttnn.Tensor:
@@ -148,10 +156,9 @@ class BranchesInTurn:
     def step(self, index: int, kind: StepKind) -> None:
         """Advance the state by step `index` in the way that `kind` says."""
         self.schedule.table.select(index)
-        is_guided = kind is StepKind.GUIDED
-        for prompt in self.prompts if is_guided else self.prompts[:1]:
+        for prompt in self.prompts if kind is StepKind.GUIDED else self.prompts[:1]:
             prompt.select(index)
-        replay, program = (self._guided, self._guided_step) if is_guided else (self._alone, self._conditional_step)
+        program, replay = self._programs[kind]
         replay(program)
         replay.finish()
 
@@ -162,20 +169,37 @@ class BranchesInTurn:
     def _guided_step(self) -> ttnn.Tensor:
         return self.advance(self.predict(0), self.predict(1))
 
+    def _difference_step(self) -> ttnn.Tensor:
+        """Guide the conditional prediction c by the kept difference: ``u = c + (u' - c')`` stands for the other one.
+
+        This is FasterCache's reuse of the unconditional branch (arXiv:2410.19355, equations 9 and 10; Diffusers
+        ``hooks/faster_cache.py``) with both of its weights at 1. Its low and high frequencies of u' - c' are weighted
+        apart (1.1 and 1 early, 1 and 1.1 late), which takes a two-dimensional Fourier transform of each latent frame;
+        the frames lie cut over the mesh as rows of patches.
+        """
+        assert self.difference is not None, "nothing was kept"
+        conditional = self.predict(0)
+        scale, weights = self.schedule.now()
+        unconditional = ttnn.add(conditional, self.difference)
+        self.flow.advance(guided(conditional, unconditional, scale), weights)
+        return self.state_1BNI
+
     def _conditional_step(self) -> ttnn.Tensor:
         self.flow.advance(self.predict(0), self.schedule.now()[1])
         return self.state_1BNI
 
     def advance(self, conditional: ttnn.Tensor, unconditional: ttnn.Tensor) -> ttnn.Tensor:
-        """Guide the predictions and advance the state, in place."""
+        """Guide the predictions and advance the state, in place; keep their difference where that is wanted."""
+        if self.difference is not None:
+            ttnn.subtract(unconditional, conditional, output_tensor=self.difference)
         scale, weights = self.schedule.now()
         self.flow.advance(guided(conditional, unconditional, scale), weights)
         return self.state_1BNI
 
     def release(self) -> None:
         """Free what was captured."""
-        self._guided.release()
-        self._alone.release()
+        for _, replay in self._programs.values():
+            replay.release()
 
 
 class BranchesOnHalves:

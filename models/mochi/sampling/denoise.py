@@ -6,6 +6,7 @@ predictions, `branches` runs it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -46,6 +47,29 @@ class GuideByScale:
     def kind(self, index: int) -> StepKind:
         """Return the kind of step `index`."""
         return StepKind.CONDITIONAL if self.scales[index] == 1.0 else StepKind.GUIDED
+
+
+@dataclass(frozen=True)
+class ReuseUnconditional:
+    """Compute the unconditional branch in every K-th guided step of the run's middle, and reuse its difference between.
+
+    The first third of the steps and the last one are as `GuideByScale` has them: the difference changes fast there. A
+    guided step after one at scale 1 computes both branches too.
+    """
+
+    scales: Sequence[float]
+    every: int
+
+    def kind(self, index: int) -> StepKind:
+        """Return the kind of step `index`."""
+        if self.scales[index] == 1.0:
+            return StepKind.CONDITIONAL
+        steps = len(self.scales)
+        start = -(-steps // 3)
+        if not start < index < steps - 1:
+            return StepKind.GUIDED
+        before = itertools.takewhile(lambda scale: scale != 1.0, reversed(self.scales[start:index]))
+        return StepKind.DIFFERENCE if len(list(before)) % self.every else StepKind.GUIDED
 
 
 def real_tokens(prompt: Prompt) -> torch.Tensor:
@@ -111,14 +135,20 @@ def denoise(
     prompts = [transformer.prepare(real_tokens(prompt), times)]
     weights = solver_weights(solver, sigmas, guidance)
     schedules = [Schedule.upload(transformer.mesh, guidance, weights)]
-    if all(policy.kind(index) is StepKind.CONDITIONAL for index in range(steps)):
+    kinds = {policy.kind(index) for index in range(steps)}
+    if kinds <= {StepKind.CONDITIONAL}:
         negative = None
+    keeps = StepKind.DIFFERENCE in kinds
     branches: Branches
     if negative is None or parallel is None:
         if negative is not None:
             prompts.append(transformer.prepare(real_tokens(negative), times))
-        branches = BranchesInTurn(transformer, grid, patches, prompts, schedules[0], capture=capture)
+        branches = BranchesInTurn(
+            transformer, grid, patches, prompts, schedules[0], keeps_difference=keeps, capture=capture
+        )
     else:
+        if keeps:
+            raise InputError("two halves compute both branches at once, so the unconditional one is not reused on them")
         other = parallel.unconditional
         prompts.append(other.prepare(real_tokens(negative), times))
         schedules.append(Schedule.upload(other.mesh, guidance, weights))

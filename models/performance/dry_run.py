@@ -110,7 +110,7 @@ def dry_run(
 
     The weights of all models are resident, whatever stages run. `encode` is one prompt. `denoise` has three traces:
     `prepare` (rotation tables, both captions, all modulations), `denoise` (one forward) and `guide` (the rest of a
-    guided step: the second forward, guidance and the Euler step). `decode` is the whole video. On two halves the
+    guided step: the second forward, guidance and the solver's step). `decode` is the whole video. On two halves the
     conditional half is traced: it holds the text encoder and the decoder, and the second forward does not run on it.
 
     Args:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import ttnn
 
+from models.mochi.sampling.reuse import Blocks
 from models.mochi.transformer import Grid, MochiTransformer, PreparedPrompt, StepTable
 from models.parallel import TILE, Halves, Mesh, Replay
 
@@ -26,6 +27,11 @@ class StepKind(Enum):
     CONDITIONAL = "conditional"
     """The conditional branch alone."""
 
+    @property
+    def branches(self) -> int:
+        """How many branches take part: the first ones of conditional, unconditional."""
+        return 2 if self is StepKind.GUIDED else 1
+
 
 class Branches(Protocol):
     """One denoising run on the mesh: the state, and the programs that advance it."""
@@ -34,8 +40,8 @@ class Branches(Protocol):
     def state_1BNI(self) -> ttnn.Tensor:
         """The noisy latents as patches [1, 1, N / SP, I] float32, fractured over SP."""
 
-    def step(self, index: int, kind: StepKind) -> None:
-        """Advance the state by step `index` in the way that `kind` says."""
+    def step(self, index: int, kind: StepKind) -> Blocks:
+        """Advance the state by step `index` in the way that `kind` says; return what was done with the blocks."""
 
     def release(self) -> None:
         """Free what was captured."""
@@ -104,25 +110,29 @@ class BranchesInTurn:
         self._guided: Replay[ttnn.Tensor] = Replay(device, capture=capture)
         self._alone: Replay[ttnn.Tensor] = Replay(device, capture=capture)
 
-    def step(self, index: int, kind: StepKind) -> None:
-        """Advance the state by step `index` in the way that `kind` says."""
-        self.schedule.table.select(index)
-        is_guided = kind is StepKind.GUIDED
-        for prompt in self.prompts if is_guided else self.prompts[:1]:
-            prompt.select(index)
-        replay, program = (self._guided, self._guided_step) if is_guided else (self._alone, self._conditional_step)
-        replay(program)
+    def step(self, index: int, kind: StepKind) -> Blocks:
+        """Advance the state by step `index` in the way that `kind` says; return what was done with the blocks."""
+        self.select(index, kind)
+        replay = self._guided if kind is StepKind.GUIDED else self._alone
+        replay(lambda: self.apply([self.predict(branch) for branch in range(kind.branches)]))
         replay.finish()
+        return Blocks.COMPUTED
+
+    def select(self, index: int, kind: StepKind) -> None:
+        """Make the numbers of step `index` the current ones."""
+        self.schedule.table.select(index)
+        for prompt in self.prompts[: kind.branches]:
+            prompt.select(index)
 
     def predict(self, branch: int) -> ttnn.Tensor:
         """A forward: 0 is the conditional branch."""
         return self.transformer(self.state_1BNI, self.prompts[branch], self.grid)
 
-    def _guided_step(self) -> ttnn.Tensor:
-        return self.advance(self.predict(0), self.predict(1))
-
-    def _conditional_step(self) -> ttnn.Tensor:
-        return euler(self.state_1BNI, self.predict(0), self.schedule.now()[1])
+    def apply(self, predictions: Sequence[ttnn.Tensor]) -> ttnn.Tensor:
+        """Advance the state, in place, by the predictions of the branches that took part."""
+        if len(predictions) > 1:
+            return self.advance(*predictions)
+        return euler(self.state_1BNI, predictions[0], self.schedule.now()[1])
 
     def advance(self, conditional: ttnn.Tensor, unconditional: ttnn.Tensor) -> ttnn.Tensor:
         """Guide the predictions and advance the state, in place."""
@@ -165,22 +175,30 @@ class BranchesOnHalves:
         """The state on the conditional half."""
         return self.states[0]
 
-    def step(self, index: int, kind: StepKind) -> None:
-        """Advance both states by step `index` in the way that `kind` says.
+    def step(self, index: int, kind: StepKind) -> Blocks:
+        """Advance both states by step `index` in the way that `kind` says; return what was done with the blocks.
 
         In a conditional step the unconditional half only takes over what the other half predicts.
         """
+        self.select(index)
+        running = self._forwards[: kind.branches]
+        self.apply([forward(functools.partial(self.predict, half)) for half, forward in enumerate(running)])
+        for forward in running:
+            forward.finish()
+        return Blocks.COMPUTED
+
+    def select(self, index: int) -> None:
+        """Make the numbers of step `index` the current ones, on both halves."""
         for schedule, prompt in zip(self.schedules, self.prompts, strict=True):
             schedule.table.select(index)
             prompt.select(index)
-        running = self._forwards if kind is StepKind.GUIDED else self._forwards[:1]
-        predictions = [forward(functools.partial(self.predict, half)) for half, forward in enumerate(running)]
-        if kind is StepKind.GUIDED:
+
+    def apply(self, predictions: Sequence[ttnn.Tensor]) -> None:
+        """Advance both states, in place, by the predictions of the halves that took part."""
+        if len(predictions) > 1:
             self.advance(*predictions)
         else:
             self._follow(predictions[0])
-        for forward in running:
-            forward.finish()
 
     def predict(self, half: int) -> ttnn.Tensor:
         """The forward of one half: 0 is the conditional branch."""

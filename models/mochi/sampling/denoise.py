@@ -5,6 +5,7 @@ Its parts: `packing` turns latents into patches, `schedule` gives the noise leve
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from models.mochi.sampling.branches import (
     Schedule,
     StepKind,
 )
+from models.mochi.sampling.cached import ReusingInTurn, ReusingOnHalves
 from models.mochi.sampling.packing import pack_latents, unpack_latents
+from models.mochi.sampling.reuse import Forwards, ReusePolicy, check_reuse
 from models.mochi.sampling.schedule import model_times
 from models.mochi.transformer import MochiTransformer
 
@@ -63,6 +66,8 @@ def denoise(
     negative: Prompt | None,
     parallel: GuidanceParallel | None = None,
     policy: StepPolicy | None = None,
+    reuse: ReusePolicy | None = None,
+    forwards: Forwards | None = None,
     capture: bool = False,
     on_step: Callable[[int], bool | None] | None = None,
 ) -> torch.Tensor:
@@ -79,6 +84,8 @@ def denoise(
         negative: the same for the unconditional pass; may be None where every scale is 1.
         parallel: the other half of the mesh, where the layout has one; idle if every scale is 1.
         policy: decides the kind of each step; `GuideByScale` of the guidance scales if None.
+        reuse: decides which steps reuse blocks of an earlier one (`models.mochi.sampling.reuse`); none if None.
+        forwards: is told what each step computed.
         capture: record a step's ops on the chips and replay them; the mesh must have been opened for it.
         on_step: called after each step with the number of steps done; True ends the run there.
 
@@ -86,7 +93,8 @@ def denoise(
         Latents [1, C, T, H, W] float32: of the last step that was done.
 
     Raises:
-        ValueError: schedules of unequal length, latents that are not whole patches, or guidance without ``negative``.
+        ValueError: schedules of unequal length, latents that are not whole patches, guidance without ``negative``, or
+            reuse that has nothing to reuse.
     """
     steps, policy = len(guidance), policy or GuideByScale(guidance)
     if len(sigmas) != steps + 1:
@@ -107,25 +115,31 @@ def denoise(
     prompts = [transformer.prepare(real_tokens(prompt), times)]
     deltas = [before - after for before, after in itertools.pairwise(sigmas)]
     schedules = [Schedule.upload(transformer.mesh, guidance, deltas)]
+    if reuse is not None:
+        check_reuse(reuse, [policy.kind(index).branches for index in range(steps)], len(transformer.blocks))
     if all(policy.kind(index) is StepKind.CONDITIONAL for index in range(steps)):
         negative = None
     branches: Branches
     if negative is None or parallel is None:
         if negative is not None:
             prompts.append(transformer.prepare(real_tokens(negative), times))
-        branches = BranchesInTurn(transformer, grid, patches, prompts, schedules[0], capture=capture)
+        in_turn = BranchesInTurn if reuse is None else functools.partial(ReusingInTurn, reuse=reuse)
+        branches = in_turn(transformer, grid, patches, prompts, schedules[0], capture=capture)
     else:
         other = parallel.unconditional
         prompts.append(other.prepare(real_tokens(negative), times))
         schedules.append(Schedule.upload(other.mesh, guidance, deltas))
         grids = [grid, other.grid(*size)]
-        branches = BranchesOnHalves(transformer, parallel, grids, patches, prompts, schedules, capture=capture)
+        on_halves = BranchesOnHalves if reuse is None else functools.partial(ReusingOnHalves, reuse=reuse)
+        branches = on_halves(transformer, parallel, grids, patches, prompts, schedules, capture=capture)
     try:
         for index in range(steps):
             kind = policy.kind(index)
             if kind is StepKind.GUIDED and negative is None:
                 raise InputError(f"the policy guides step {index}, but there is no negative prompt to guide with")
-            branches.step(index, kind)
+            done = branches.step(index, kind)
+            if forwards is not None:
+                forwards.add(kind.branches, done)
             if on_step is not None and on_step(index + 1):
                 break
         patches = transformer.download_patches(branches.state_1BNI, grid.tokens)

@@ -1,0 +1,238 @@
+"""Branches of guidance that reuse blocks: forwards in parts, and what they keep on the mesh between steps.
+
+A step that compares is two programs: the head (the first block of each branch, and the sums that decide) and a tail,
+which runs the other blocks or reuses what they added. The host reads two numbers of each mesh between them. Where
+nothing is compared a step is one program. All that a program leaves to another is in tensors that keep their addresses,
+allocated before any program is captured (`models.parallel.replay`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import ttnn
+
+from models.layers import compute
+from models.mochi.sampling.branches import BranchesInTurn, BranchesOnHalves, StepKind
+from models.mochi.sampling.reuse import Blocks, Decisions, ReusePolicy
+from models.mochi.transformer import Grid, MochiTransformer, PreparedPrompt
+from models.parallel import Replay, all_reduce
+
+
+class CachedBranch:
+    """One branch's forward in parts, and what it keeps of its last computed step."""
+
+    def __init__(
+        self, transformer: MochiTransformer, prompt: PreparedPrompt, grid: Grid, rows: int, *, compares: bool
+    ) -> None:
+        """Allocate what the branch keeps: one activation, or four and a copy of the text stream if it compares.
+
+        Args:
+            transformer: the model.
+            prompt: of this branch.
+            grid: result of `transformer.grid`.
+            rows: visual tokens of a shard, N / SP.
+            compares: whether steps are compared.
+        """
+        self._model, self._prompt, self._grid = transformer, prompt, grid
+        shape = (1, 1, rows, transformer.stream_width)
+        self._rest = self._kept(shape)  # last block's output - first block's output, of the last computed step
+        if compares:
+            self._visual = self._kept(shape)  # first block's output, of this step
+            self._text = None if prompt.text_1BLP is None else self._kept(tuple(prompt.text_1BLP.shape))
+            self._moved = self._kept(shape)  # first block's residual, of this step
+            self._last = self._kept(shape)  # first block's residual, of the last computed step
+            self._real = self._real_rows(rows)
+
+    def _kept(self, shape: tuple[int, ...]) -> ttnn.Tensor:
+        """Return zeros, replicated in form: each chip writes its own values. They keep their address."""
+        device = self._model.mesh.device
+        return ttnn.zeros(shape, dtype=ttnn.bfloat16, layout=ttnn.TILE_LAYOUT, device=device)
+
+    def _real_rows(self, rows: int) -> ttnn.Tensor:
+        """Return [2, 1, N / SP, 1] float32, fractured over SP: 1 for rows of tokens, 0 for padding."""
+        mesh = self._model.mesh
+        real = (np.arange(rows * mesh.sp.size) < self._grid.tokens).astype(np.float32)
+        return mesh.upload(np.stack([real, real])[:, None, :, None], dtype=ttnn.float32, sp=2)
+
+    def forward(self, patches_1BNI: ttnn.Tensor, blocks: Blocks) -> ttnn.Tensor:
+        """Predict in one program; arguments and result as in `MochiTransformer.__call__`."""
+        streams = self._model.begin(patches_1BNI, self._prompt)
+        visual_1BND, text_1BLP = self._model.run(*streams, self._prompt, self._grid, 0, 1)
+        return self._finish(visual_1BND, text_1BLP, blocks)
+
+    def head(self, patches_1BNI: ttnn.Tensor) -> ttnn.Tensor:
+        """Run the first block, keep what it gives, and return the sums that decide.
+
+        Returns:
+            [2, 1, 1, 1] float32, replicated: the sums of `|r - r_last|` and `|r_last|` over the real tokens, with r the
+            first block's residual. Before the first computed step they say nothing.
+        """
+        embedded_1BND, embedded_1BLP = self._model.begin(patches_1BNI, self._prompt)
+        visual_1BND, text_1BLP = self._model.run(embedded_1BND, embedded_1BLP, self._prompt, self._grid, 0, 1)
+        ttnn.subtract(visual_1BND, embedded_1BND, output_tensor=self._moved)
+        ttnn.copy(visual_1BND, self._visual)
+        if text_1BLP is not None:
+            ttnn.copy(text_1BLP, self._text)
+        return self._sums()
+
+    def tail(self, blocks: Blocks) -> ttnn.Tensor:
+        """Predict after `head`; the result is that of `MochiTransformer.__call__`."""
+        if blocks is Blocks.COMPUTED:
+            ttnn.copy(self._moved, self._last)
+        return self._finish(self._visual, self._text, blocks)
+
+    def _finish(self, visual_1BND: ttnn.Tensor, text_1BLP: ttnn.Tensor | None, blocks: Blocks) -> ttnn.Tensor:
+        if blocks is Blocks.REUSED:
+            return self._model.finish(ttnn.add(visual_1BND, self._rest), self._prompt)
+        last_1BND, _ = self._model.run(visual_1BND, text_1BLP, self._prompt, self._grid, 1)
+        ttnn.subtract(last_1BND, visual_1BND, output_tensor=self._rest)
+        return self._model.finish(last_1BND, self._prompt)
+
+    def _sums(self) -> ttnn.Tensor:
+        """Return what `head` returns.
+
+        Padding features are zeros. Padding rows may hold anything, a NaN too (attention leaves them undefined on some
+        chips), so they are replaced and not multiplied by zero.
+        """
+        mesh, config = self._model.mesh, compute.accurate()
+        change = ttnn.subtract(self._moved, self._last, dtype=ttnn.float32)
+        last = ttnn.typecast(self._last, ttnn.float32)
+        of_rows = [
+            ttnn.sum(ttnn.abs(values), dim=-1, keepdim=True, compute_kernel_config=config) for values in (change, last)
+        ]
+        real = ttnn.where(self._real, ttnn.concat(of_rows, dim=0), 0.0)
+        sums = ttnn.sum(real, dim=2, keepdim=True, compute_kernel_config=config)
+        for axis in (mesh.tp, mesh.sp):
+            sums = all_reduce(sums, over=axis)
+        return sums
+
+
+class _Programs:
+    """The programs of one mesh, each captured under its name and its number of branches."""
+
+    def __init__(self, device: ttnn.MeshDevice, *, capture: bool) -> None:
+        self._device, self._capture = device, capture
+        self._replays: dict[tuple[str, int], Replay[Any]] = {}
+
+    def run(self, name: str, branches: int, program: Callable[[], Any]) -> Any:
+        """Run a program, which sends the same ops each time that its name and number of branches are the same."""
+        key = (name, branches)
+        if key not in self._replays:
+            self._replays[key] = Replay(self._device, capture=self._capture)
+        return self._replays[key](program)
+
+    def finish(self) -> None:
+        """Wait for what was replayed, because the next program begins with the same semaphores."""
+        for replay in self._replays.values():
+            if replay.is_captured:
+                replay.finish()
+                return
+
+    def release(self) -> None:
+        """Free what was captured."""
+        for replay in self._replays.values():
+            replay.release()
+
+
+class ReusingInTurn(BranchesInTurn):
+    """`BranchesInTurn` that reuses blocks; the branches of a step decide together."""
+
+    def __init__(self, *arguments: Any, reuse: ReusePolicy, capture: bool = False) -> None:
+        """Take the arguments of `BranchesInTurn`, and the policy."""
+        super().__init__(*arguments, capture=capture)
+        self._decisions = Decisions(reuse)
+        self._programs = _Programs(self.transformer.mesh.device, capture=capture)
+        self._cached = [
+            CachedBranch(
+                self.transformer, prompt, self.grid, self.state_1BNI.shape[2], compares=reuse.threshold is not None
+            )
+            for prompt in self.prompts
+        ]
+
+    def step(self, index: int, kind: StepKind) -> Blocks:
+        """Advance the state by step `index` in the way that `kind` says; return what was done with the blocks."""
+        self.select(index, kind)
+        cached = self._cached[: kind.branches]
+        blocks = self._decisions.wanted(index, len(cached))
+        if self._decisions.policy.threshold is None:
+            self._run(blocks.value, cached, lambda branch: branch.forward(self.state_1BNI, blocks))
+        else:
+            heads = self._programs.run(
+                "head", len(cached), lambda: [branch.head(self.state_1BNI) for branch in cached]
+            )
+            if blocks is Blocks.COMPARED:
+                blocks = self._decisions.compared([self.transformer.mesh.read(sums) for sums in heads])
+            self._programs.finish()
+            self._run(f"tail {blocks.value}", cached, lambda branch: branch.tail(blocks))
+        self._programs.finish()
+        self._decisions.done(blocks, len(cached))
+        return blocks
+
+    def _run(
+        self, name: str, cached: Sequence[CachedBranch], predict: Callable[[CachedBranch], ttnn.Tensor]
+    ) -> None:
+        """Predict and advance in one program."""
+        self._programs.run(name, len(cached), lambda: self.apply([predict(branch) for branch in cached]))
+
+    def release(self) -> None:
+        """Free what was captured."""
+        super().release()
+        self._programs.release()
+
+
+class ReusingOnHalves(BranchesOnHalves):
+    """`BranchesOnHalves` that reuse blocks.
+
+    Both halves decide together, as the branches in turn do, so that every layout reuses the same steps. The host reads
+    two numbers of each half and adds them: the halves run at the same time, and a swap would take as long as a read.
+    """
+
+    def __init__(self, *arguments: Any, reuse: ReusePolicy, capture: bool = False) -> None:
+        """Take the arguments of `BranchesOnHalves`, and the policy."""
+        super().__init__(*arguments, capture=capture)
+        self._decisions = Decisions(reuse)
+        self._programs = [_Programs(model.mesh.device, capture=capture) for model in self.models]
+        self._cached = [
+            CachedBranch(model, prompt, grid, state.shape[2], compares=reuse.threshold is not None)
+            for model, prompt, grid, state in zip(self.models, self.prompts, self.grids, self.states, strict=True)
+        ]
+
+    def step(self, index: int, kind: StepKind) -> Blocks:
+        """Advance both states by step `index` in the way that `kind` says; return what was done with the blocks."""
+        self.select(index)
+        branches = kind.branches
+        blocks = self._decisions.wanted(index, branches)
+        if self._decisions.policy.threshold is None:
+            predictions = self._each(
+                branches, blocks.value, lambda half: self._cached[half].forward(self.states[half], blocks)
+            )
+        else:
+            heads = self._each(branches, "head", lambda half: self._cached[half].head(self.states[half]))
+            if blocks is Blocks.COMPARED:
+                blocks = self._decisions.compared(
+                    [model.mesh.read(sums) for model, sums in zip(self.models, heads, strict=False)]
+                )
+            self._finish()
+            predictions = self._each(branches, f"tail {blocks.value}", lambda half: self._cached[half].tail(blocks))
+        self.apply(predictions)
+        self._finish()
+        self._decisions.done(blocks, branches)
+        return blocks
+
+    def _each(self, branches: int, name: str, program: Callable[[int], ttnn.Tensor]) -> list[ttnn.Tensor]:
+        """Run a program on each half that takes part."""
+        return [self._programs[half].run(name, 1, functools.partial(program, half)) for half in range(branches)]
+
+    def _finish(self) -> None:
+        for programs in self._programs:
+            programs.finish()
+
+    def release(self) -> None:
+        """Free what was captured."""
+        super().release()
+        for programs in self._programs:
+            programs.release()

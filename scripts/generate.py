@@ -62,6 +62,13 @@ def generate(
     linear_steps: Annotated[
         int | None, typer.Option(help="Steps of the linear part. [default: half of the steps]")
     ] = None,
+    reuse: Annotated[
+        str | None,
+        typer.Option(
+            help="Reuse blocks of earlier steps: off, a threshold of change such as 0.1, steps:3,4,6, or steps:FILE of "
+            "mochi-tt calibrate. [default: off]"
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help=f"Of the noise. {_default('seed')}")] = None,
     fps: Annotated[int | None, typer.Option(help=f"Frames per second of the file. {_default('fps')}")] = None,
     out: Annotated[str | None, typer.Option(help="The .mp4 to write. [default: outputs/<prompt>-<seed>.mp4]")] = None,
@@ -133,6 +140,7 @@ def generate(
         linear_steps=linear_steps,
         seed=seed,
         fps=fps,
+        reuse=reuse,
     )
     request = Request(
         model=model,

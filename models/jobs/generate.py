@@ -232,6 +232,7 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
         sigmas=video.sigmas,
         guidance_scale=video.guidance,
         seed=video.settings.seed,
+        reuse=video.reuse,
         output_type="latent",
         progress=progress,
     )
@@ -309,6 +310,7 @@ def record(made: Made, job: Job) -> dict[str, Any]:
         "arguments": arguments | own | {"save_latents": job.request.save_latents},
         "sigmas": output.sigmas,
         "guidance_schedule": output.guidance,
+        "forwards": output.forwards[0].to_json(),
         "seed": settings.seed,
         **asdict(setup.conventions),
         "mesh": "x".join(map(str, setup.mesh_shape)),

@@ -16,6 +16,8 @@ from models.machine.checks import check_text, whole
 from models.machine.errors import InputError
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
+from models.mochi.reuse import Fingerprint, parse_reuse
+from models.mochi.sampling.reuse import ReusePolicy, check_reuse
 from models.mochi.sampling.schedule import guidance_schedule, resolve_sigmas
 from models.mochi.size import Subject, check_size
 from models.mochi.text.encoder import MAX_SEQUENCE_LENGTH, TextEmbeddings
@@ -75,6 +77,7 @@ class Run:
         policy: decides the kind of each step; None for guidance by its scales.
         callback: called with (pipeline, step, model time, {}) after each step; None for nothing.
         progress: called as `progress(stage, done, total)`.
+        reuse: decides which steps reuse blocks; None for none.
     """
 
     noise_BCTHW: torch.Tensor
@@ -83,6 +86,7 @@ class Run:
     policy: StepPolicy | None
     callback: Callable[[Any, int, float, dict], Any] | None
     progress: Callable[[str, int, int], None]
+    reuse: ReusePolicy | None = None
 
     @property
     def is_guided(self) -> bool:
@@ -107,6 +111,8 @@ class Run:
         threshold_noise: float | None = None,
         linear_steps: int | None = None,
         policy: StepPolicy | None = None,
+        reuse: Any = None,
+        fingerprint: Fingerprint | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         **unknown: Any,
     ) -> Run:
@@ -114,12 +120,13 @@ class Run:
 
         `size` is (height, width, number of frames), `noise` the caller's latents and generators. `defaults` fill in
         what is None. `subject` is what the size is judged for, before the noise is drawn; not at all if None.
+        `fingerprint` is that of the checkpoint, for a file of reused steps.
 
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
         """
         if unknown:
-            known = "seed, sigmas, threshold_noise, linear_steps, policy, progress"
+            known = "seed, sigmas, threshold_noise, linear_steps, policy, reuse, progress"
             raise InputError(f"there is no argument {sorted(unknown)[0]!r}; besides those that have a place: {known}")
         height, width, frames = size
         geometry = Geometry(
@@ -137,8 +144,12 @@ class Run:
         guidance = guidance_schedule(
             defaults.guidance_scale if guidance_scale is None else guidance_scale, len(levels) - 1
         )
+        reused = parse_reuse(reuse, len(guidance), fingerprint)
+        if reused is not None and policy is None:
+            check_reuse(reused, [1 if scale == 1 else 2 for scale in guidance])
         drawn = make_latents(geometry, videos, noise[0], noise[1], seed)
-        return cls(drawn, levels, guidance, policy, callback, progress or (lambda stage, done, total: None))
+        reports = progress or (lambda stage, done, total: None)
+        return cls(drawn, levels, guidance, policy, callback, reports, reused)
 
 
 def texts(

@@ -25,6 +25,8 @@ from models.mochi.conventions import Conventions
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import Precision
+from models.mochi.reuse import Fingerprint, parse_reuse
+from models.mochi.sampling.reuse import ReusePolicy
 from models.mochi.sampling.schedule import check_scheduler, guidance_schedule, linear_quadratic_schedule
 from models.mochi.text.config import T5Config
 from weight_cache.checkpoints.checkpoint import Checkpoint
@@ -44,7 +46,10 @@ MOST_FPS = 1000
 
 @dataclass(frozen=True)
 class VideoRequest:
-    """The video that a user asked for. None means the checkpoint's default."""
+    """The video that a user asked for. None means the checkpoint's default, and for `reuse` none.
+
+    `reuse` is what `models.mochi.reuse.parse_reuse` takes.
+    """
 
     height: int | None = None
     width: int | None = None
@@ -55,6 +60,7 @@ class VideoRequest:
     linear_steps: int | None = None
     seed: int | None = None
     fps: int | None = None
+    reuse: Any = None
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,13 @@ class Video:
     geometry: Geometry
     sigmas: list[float]
     guidance: list[float]
+    reuse: ReusePolicy | None = None
 
     @classmethod
-    def resolve(cls, request: VideoRequest, defaults: Defaults, scales: Scales) -> Video:
-        """Fill in `defaults` and check the rules of a request.
+    def resolve(
+        cls, request: VideoRequest, defaults: Defaults, scales: Scales, fingerprint: Fingerprint | None = None
+    ) -> Video:
+        """Fill in `defaults` and check the rules of a request; `fingerprint` is that of the checkpoint, if there is one.
 
         Raises:
             InputError: a value breaks its rule.
@@ -82,6 +91,7 @@ class Video:
             Geometry(settings.height, settings.width, settings.num_frames, scales),
             linear_quadratic_schedule(settings.num_steps, settings.threshold_noise, request.linear_steps),
             guidance_schedule(settings.guidance_scale, settings.num_steps),
+            parse_reuse(request.reuse, settings.num_steps, fingerprint),
         )
 
 
@@ -239,7 +249,8 @@ def resolve(request: Request) -> Setup:
         scales, defaults = check_configs(checkpoint), Defaults.of(checkpoint)
         conventions = Conventions.of(checkpoint)
     conventions = conventions.overridden(request.first_frames, request.empty_prompt)
-    video = Video.resolve(request.video, defaults, scales) if request.video is not None else None
+    named = checkpoint.transformer.fingerprint if checkpoint is not None else None
+    video = Video.resolve(request.video, defaults, scales, named) if request.video is not None else None
     # Layouts, chunks and splits are ttnn's business, whose import takes seconds.
     quiet_ttnn()
     from models.layers import Chunks

@@ -46,11 +46,11 @@ class CachedBranch:
             self._moved = self._kept(shape)  # first block's residual, of this step
             self._last = self._kept(shape)  # first block's residual, of the last computed step
             self._real = self._real_rows(rows)
+            self._decisive = self._kept((2, 1, 1, 1), ttnn.float32)
 
-    def _kept(self, shape: tuple[int, ...]) -> ttnn.Tensor:
-        """Return zeros, replicated in form: each chip writes its own values. They keep their address."""
-        device = self._model.mesh.device
-        return ttnn.zeros(shape, dtype=ttnn.bfloat16, layout=ttnn.TILE_LAYOUT, device=device)
+    def _kept(self, shape: tuple[int, ...], dtype: ttnn.DataType = ttnn.bfloat16) -> ttnn.Tensor:
+        """Return zeros of one chip's shape, to which programs write."""
+        return ttnn.zeros(shape, dtype=dtype, layout=ttnn.TILE_LAYOUT, device=self._model.mesh.device)
 
     def _real_rows(self, rows: int) -> ttnn.Tensor:
         """Return [2, 1, N / SP, 1] float32, fractured over SP: 1 for rows of tokens, 0 for padding."""
@@ -108,7 +108,8 @@ class CachedBranch:
         sums = ttnn.sum(real, dim=2, keepdim=True, compute_kernel_config=config)
         for axis in (mesh.tp, mesh.sp):
             sums = all_reduce(sums, over=axis)
-        return sums
+        ttnn.copy(sums, self._decisive)
+        return self._decisive
 
 
 class _Programs:
@@ -161,9 +162,7 @@ class ReusingInTurn(BranchesInTurn):
         if self._decisions.policy.threshold is None:
             self._run(blocks.value, cached, lambda branch: branch.forward(self.state_1BNI, blocks))
         else:
-            heads = self._programs.run(
-                "head", len(cached), lambda: [branch.head(self.state_1BNI) for branch in cached]
-            )
+            heads = self._programs.run("head", len(cached), lambda: [branch.head(self.state_1BNI) for branch in cached])
             if blocks is Blocks.COMPARED:
                 blocks = self._decisions.compared([self.transformer.mesh.read(sums) for sums in heads])
             self._programs.finish()
@@ -172,9 +171,7 @@ class ReusingInTurn(BranchesInTurn):
         self._decisions.done(blocks, len(cached))
         return blocks
 
-    def _run(
-        self, name: str, cached: Sequence[CachedBranch], predict: Callable[[CachedBranch], ttnn.Tensor]
-    ) -> None:
+    def _run(self, name: str, cached: Sequence[CachedBranch], predict: Callable[[CachedBranch], ttnn.Tensor]) -> None:
         """Predict and advance in one program."""
         self._programs.run(name, len(cached), lambda: self.apply([predict(branch) for branch in cached]))
 

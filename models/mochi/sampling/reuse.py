@@ -87,13 +87,13 @@ class ReuseSteps:
         return Blocks.REUSED if index in self.reused else Blocks.COMPUTED
 
 
-def check_reuse(policy: ReusePolicy, branches: Sequence[int], blocks: int) -> None:
+def check_reuse(policy: ReusePolicy, branches: Sequence[int], blocks: int = 2) -> None:
     """Check that every step that a policy reuses has something to reuse.
 
     Args:
         policy: of the run.
         branches: for each step, how many branches take part.
-        blocks: of the model.
+        blocks: of the model, if it is known.
 
     Raises:
         InputError: a step is the first or last one or none, or guides again after a step without guidance; or the model

@@ -17,18 +17,19 @@ from models.mochi.sampling.denoise import denoise
 from models.mochi.sampling.reuse import Blocks, Decisions, Forwards, ReuseBelow, ReuseSteps, check_reuse
 from models.mochi.transformer import MochiTransformer
 from models.parallel import Halves, Layout, Mesh, Replay
-from models.reference.metrics import pcc, relative_rmse
+from models.reference.metrics import relative_rmse
 from models.reference.transformer import random_transformer
-from tests.support import BF16_MARGIN, SMALL, StateDict, config_of, randn
+from tests.support import SMALL, StateDict, check, config_of, randn
 
-SIGMAS = [1.0, 0.97, 0.94, 0.91, 0.86, 0.7, 0.66, 0.4, 0.0]
+SIGMAS = [1.0, 0.97, 0.94, 0.7, 0.68, 0.4, 0.0]
 STEPS = len(SIGMAS) - 1
+SIZES = SMALL | {"num_attention_heads": 4, "num_layers": 3}
 
 
 @functools.cache
 def calm(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """A random transformer whose blocks change slowly from step to step, as those of a trained one do."""
-    model = random_transformer(**SMALL)
+    model = random_transformer(**SIZES)
     with torch.no_grad():
         model.time_embed.timestep_embedder.linear_2.weight *= 0.1
     return model.to(dtype)
@@ -114,23 +115,18 @@ def noise(rows: int) -> torch.Tensor:
 
 
 # Rows, guidance, threshold: at least two steps are reused and two computed, and no change is near the threshold.
-CASES = {"guided": (14, 4.5, 0.36), "alone": (14, 1.0, 0.25), "small": (6, 4.5, 0.32)}
+CASES = {"guided": (14, 4.5, 0.4), "alone": (14, 1.0, 0.25), "small": (6, 4.5, 0.42)}
 
 
 def check_against_diffusers(case: str, model: MochiTransformer, **more) -> None:
     rows, guidance, threshold = CASES[case]
     expected = reference_run(rows, threshold, guidance, torch.float32)
-    assert 2 <= len(expected.reused) <= STEPS - 3
+    assert 2 <= len(expected.reused) <= STEPS - 2
     assert all(abs(change / threshold - 1) > 0.02 for change in expected.changes), expected.changes
     # Diffusers computes no step by rule but the first one.
     made, done = run(model, noise(rows), ReuseBelow(threshold, frozenset({0})), guidance=[guidance] * STEPS, **more)
     assert done.reused == expected.reused
-    bf16 = reference_run(rows, threshold, guidance, torch.bfloat16)
-    update, ours = expected.latents - noise(rows), made - noise(rows)
-    assert pcc(update, ours) > 0.999
-    if bf16.reused == expected.reused:
-        assert relative_rmse(update, ours) < BF16_MARGIN * relative_rmse(update, bf16.latents - noise(rows))
-    assert relative_rmse(update, ours) < 0.03
+    check(made - noise(rows), expected.latents - noise(rows), None, min_pcc=0.9995, max_rmse=0.03)
 
 
 WIDE = [
@@ -190,7 +186,7 @@ def test_off_is_as_without_and_a_threshold_of_nothing_computes_the_same(mesh):
         assert done.reused == []
 
 
-@pytest.mark.parametrize("mesh", ["1x2sp0tp1"], indirect=True)
+@pytest.mark.parametrize("mesh", ["1x1sp0tp1"], indirect=True)
 def test_a_list_reuses_the_same_as_a_threshold_that_chose_it(mesh, monkeypatch):
     """Guidance is off in step 1: there only the conditional branch is reused. A list reads nothing in the loop."""
     model, scales = loaded(mesh), [4.5, 1.0, 4.5, 4.5]
@@ -214,12 +210,13 @@ def test_a_list_reuses_the_same_as_a_threshold_that_chose_it(mesh, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("mesh", ["1x2sp0tp1"], indirect=True)
-@pytest.mark.parametrize("policy", [ReuseBelow.of(0.5, 7), ReuseSteps(frozenset({1, 3, 5}))])
+@pytest.mark.parametrize("mesh", ["1x1sp0tp1"], indirect=True)
+@pytest.mark.parametrize("policy", [ReuseBelow.of(0.5, 6), ReuseSteps(frozenset({1, 2, 4}))])
 def test_captured_programs_make_the_same_latents(mesh, monkeypatch, policy):
     """Each program is recorded at its second call and then replayed: here by running the recorded Python again."""
-    model, sigmas = loaded(mesh), [1.0, 0.99, 0.98, 0.97, 0.7, 0.69, 0.3, 0.0]
-    expected, done = run(model, noise(6), policy, sigmas=sigmas)
+    model, sigmas = loaded(mesh), [1.0, 0.99, 0.98, 0.7, 0.69, 0.3, 0.0]
+    alone = {"sigmas": sigmas, "guidance": [1.0] * 6}
+    expected, done = run(model, noise(6), policy, **alone)
     assert len(done.reused) >= 2
     programs, fresh = {}, []
 
@@ -238,7 +235,7 @@ def test_captured_programs_make_the_same_latents(mesh, monkeypatch, policy):
     for name, stand_in in (("execute_trace", execute), ("release_trace", lambda device, trace: None)):
         monkeypatch.setattr(ttnn, name, stand_in)
     monkeypatch.setattr(ttnn, "synchronize_device", lambda device: None)
-    replayed, again = run(model, noise(6), policy, sigmas=sigmas, capture=True)
+    replayed, again = run(model, noise(6), policy, capture=True, **alone)
     assert again.steps == done.steps
     assert torch.equal(replayed, expected)
     assert len(programs) == (2 if policy.threshold is None else 3)
@@ -248,7 +245,9 @@ def test_captured_programs_make_the_same_latents(mesh, monkeypatch, policy):
 @pytest.mark.parametrize(
     "halves", ["1x2cfg1sp0tp1", pytest.param("2x4cfg0sp0tp1", marks=pytest.mark.full)], indirect=True
 )
-@pytest.mark.parametrize("policy", [ReuseBelow.of(0.5, 4), ReuseSteps(frozenset({1, 2}))])
+@pytest.mark.parametrize(
+    "policy", [ReuseBelow.of(0.5, 4), pytest.param(ReuseSteps(frozenset({1, 2})), marks=pytest.mark.full)]
+)
 def test_halves_reuse_as_the_branches_in_turn_do(halves, policy):
     """With a step without guidance, in which the unconditional half follows."""
     model = loaded(halves.conditional)

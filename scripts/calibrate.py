@@ -63,7 +63,6 @@ def calibrate(
         cache_dir=cache_dir,
         profile=profile,
         video=video,
-        components=("transformer", "text_encoder"),
     )
     job = plan(prompts, request, out)
     quiet_libraries()

@@ -72,7 +72,7 @@ def run(job: Plan, progress: Progress | None = None, on_message: Message | None 
 
     setup, video, checkpoint = job.setup, job.video, job.setup.checkpoint
     assert checkpoint is not None
-    seeds = range(video.settings.seed, video.settings.seed + len(job.prompts))
+    seeds = [(video.settings.seed + index) % 2**63 for index in range(len(job.prompts))]
     reused = []
     with MochiPipeline.load(setup, progress, on_message) as pipe:
         for prompt, seed in zip(job.prompts, seeds, strict=True):
@@ -101,7 +101,7 @@ def run(job: Plan, progress: Progress | None = None, on_message: Message | None 
     )
     about = {
         "reused_steps_of_each_prompt": reused,
-        "seeds": list(seeds),
+        "seeds": seeds,
         "sigmas": video.sigmas,
         "guidance_schedule": video.guidance,
         "size": [video.geometry.width, video.geometry.height, video.geometry.num_frames],

@@ -77,7 +77,7 @@ class Video:
     def resolve(
         cls, request: VideoRequest, defaults: Defaults, scales: Scales, fingerprint: Fingerprint | None = None
     ) -> Video:
-        """Fill in `defaults` and check the rules of a request; `fingerprint` is that of the checkpoint, if there is one.
+        """Fill in `defaults` and check the rules of a request; `fingerprint` is that of its checkpoint.
 
         Raises:
             InputError: a value breaks its rule.

@@ -131,7 +131,7 @@ def check_against_diffusers(case: str, model: MochiTransformer, **more) -> None:
 
 WIDE = [
     pytest.param(layout, case, marks=[] if (layout, case) in quick else pytest.mark.full)
-    for quick in [{("1x1sp0tp1", "small"), ("2x4sp0tp1", "guided"), ("2x4sp1tp0", "alone")}]
+    for quick in [{("1x1sp0tp1", "guided"), ("2x4sp0tp1", "alone"), ("2x4sp1tp0", "alone")}]
     for layout in ("1x1sp0tp1", "2x4sp0tp1", "2x4sp1tp0", "1x4sp0tp1")
     for case in CASES
 ]
@@ -170,7 +170,7 @@ def test_halves_decide_together_as_diffusers_does(halves, case):
 SHORT = [1.0, 0.99, 0.98, 0.4, 0.0]
 
 
-@pytest.mark.parametrize("mesh", ["1x2sp0tp1"], indirect=True)
+@pytest.mark.parametrize("mesh", ["1x1sp0tp1"], indirect=True)
 def test_off_is_as_without_and_a_threshold_of_nothing_computes_the_same(mesh):
     """Bit for bit; a policy that reuses nothing adds to the ops of a step and changes none of its numbers."""
     model = loaded(mesh)

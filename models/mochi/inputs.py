@@ -138,8 +138,6 @@ class Run:
         if sigmas is None:
             num_inference_steps = defaults.num_steps if num_inference_steps is None else num_inference_steps
             threshold_noise = defaults.threshold_noise if threshold_noise is None else threshold_noise
-        if subject is not None:
-            check_size(subject, geometry, videos)
         levels = resolve_sigmas(num_inference_steps, sigmas, threshold_noise, linear_steps)
         guidance = guidance_schedule(
             defaults.guidance_scale if guidance_scale is None else guidance_scale, len(levels) - 1
@@ -147,6 +145,8 @@ class Run:
         reused = parse_reuse(reuse, len(guidance), fingerprint)
         if reused is not None and policy is None:
             check_reuse(reused, [1 if scale == 1 else 2 for scale in guidance])
+        if subject is not None:
+            check_size(subject.keeping(reused, is_guided=max(guidance) > 1), geometry, videos)
         drawn = make_latents(geometry, videos, noise[0], noise[1], seed)
         reports = progress or (lambda stage, done, total: None)
         return cls(drawn, levels, guidance, policy, callback, reports, reused)

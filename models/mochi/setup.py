@@ -267,7 +267,10 @@ def resolve(request: Request) -> Setup:
     if request.vae_split is not None:
         Split.parse(request.vae_split)
     subject = Subject(configs, layout, precision, mode, request.components, request.vae_split)
-    check_size(subject, video.geometry if video is not None else None)
+    if video is None:
+        check_size(subject, None)
+    else:
+        check_size(subject.keeping(video.reuse, is_guided=max(video.guidance) > 1), video.geometry)
     chunks = Chunks.parse(wanted.attention_chunks) if wanted.attention_chunks is not None else None
     if checkpoint is not None:
         for component in checkpoint.components:
@@ -386,7 +389,7 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         return {str(name): plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, set, frozenset)) or getattr(value, "ndim", 0):
         return [plain(part) for part in value]
     if hasattr(value, "__index__"):
         return int(value)

@@ -115,6 +115,11 @@ def check_reuse(policy: ReusePolicy, branches: Sequence[int], blocks: int = 2) -
             fresh = number
 
 
+def kept_tensors(policy: ReusePolicy) -> int:
+    """Return how many tensors of the visual stream a branch keeps between steps (`models.mochi.sampling.cached`)."""
+    return 1 if policy.threshold is None else 4
+
+
 class Decisions:
     """What each step does in the end: a policy, and the rule that only what is fresh is reused.
 

@@ -17,7 +17,7 @@ from models.machine.errors import InputError
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.reuse import Fingerprint, parse_reuse
-from models.mochi.sampling.reuse import ReusePolicy, check_reuse
+from models.mochi.sampling.reuse import ReusePolicy, check_reused
 from models.mochi.sampling.schedule import guidance_schedule, resolve_sigmas
 from models.mochi.size import Subject, check_size
 from models.mochi.text.encoder import MAX_SEQUENCE_LENGTH, TextEmbeddings
@@ -144,7 +144,7 @@ class Run:
         )
         reused = parse_reuse(reuse, len(guidance), fingerprint)
         if reused is not None and policy is None:
-            check_reuse(reused, [1 if scale == 1 else 2 for scale in guidance])
+            check_reused(reused, [1 if scale == 1 else 2 for scale in guidance])
         if subject is not None:
             check_size(subject.keeping(reused, is_guided=max(guidance) > 1), geometry, videos)
         drawn = make_latents(geometry, videos, noise[0], noise[1], seed)

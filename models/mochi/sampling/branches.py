@@ -114,7 +114,7 @@ class BranchesInTurn:
         """Advance the state by step `index` in the way that `kind` says; return what was done with the blocks."""
         self.select(index, kind)
         replay = self._guided if kind is StepKind.GUIDED else self._alone
-        replay(lambda: self.apply([self.predict(branch) for branch in range(kind.branches)]))
+        replay(lambda: self.apply(kind, [self.predict(branch) for branch in range(kind.branches)]))
         replay.finish()
         return Blocks.COMPUTED
 
@@ -128,9 +128,9 @@ class BranchesInTurn:
         """A forward: 0 is the conditional branch."""
         return self.transformer(self.state_1BNI, self.prompts[branch], self.grid)
 
-    def apply(self, predictions: Sequence[ttnn.Tensor]) -> ttnn.Tensor:
+    def apply(self, kind: StepKind, predictions: Sequence[ttnn.Tensor]) -> ttnn.Tensor:
         """Advance the state, in place, by the predictions of the branches that took part."""
-        if len(predictions) > 1:
+        if kind is StepKind.GUIDED:
             return self.advance(*predictions)
         return euler(self.state_1BNI, predictions[0], self.schedule.now()[1])
 
@@ -182,7 +182,7 @@ class BranchesOnHalves:
         """
         self.select(index)
         running = self._forwards[: kind.branches]
-        self.apply([forward(functools.partial(self.predict, half)) for half, forward in enumerate(running)])
+        self.apply(kind, [forward(functools.partial(self.predict, half)) for half, forward in enumerate(running)])
         for forward in running:
             forward.finish()
         return Blocks.COMPUTED
@@ -193,9 +193,9 @@ class BranchesOnHalves:
             schedule.table.select(index)
             prompt.select(index)
 
-    def apply(self, predictions: Sequence[ttnn.Tensor]) -> None:
+    def apply(self, kind: StepKind, predictions: Sequence[ttnn.Tensor]) -> None:
         """Advance both states, in place, by the predictions of the halves that took part."""
-        if len(predictions) > 1:
+        if kind is StepKind.GUIDED:
             self.advance(*predictions)
         else:
             self._follow(predictions[0])

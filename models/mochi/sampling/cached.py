@@ -1,7 +1,7 @@
 """Branches of guidance that reuse blocks: forwards in parts, and what they keep on the mesh between steps.
 
 A step that compares is two programs: the head (the first block of each branch, and the sums that decide) and a tail,
-which runs the other blocks or reuses what they added. The host reads two numbers of each mesh between them. Where
+which runs the other blocks or reuses what they added. The host reads two numbers of each mesh between them, once. Where
 nothing is compared a step is one program. All that a program leaves to another is in tensors that keep their addresses,
 allocated before any program is captured (`models.parallel.replay`).
 """
@@ -9,7 +9,7 @@ allocated before any program is captured (`models.parallel.replay`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -64,8 +64,12 @@ class CachedBranch:
         visual_1BND, text_1BLP = self._model.run(*streams, self._prompt, self._grid, 0, 1)
         return self._finish(visual_1BND, text_1BLP, blocks)
 
-    def head(self, patches_1BNI: ttnn.Tensor) -> ttnn.Tensor:
+    def head(self, patches_1BNI: ttnn.Tensor, others: ttnn.Tensor | None = None) -> ttnn.Tensor:
         """Run the first block, keep what it gives, and return the sums that decide.
+
+        Args:
+            patches_1BNI: as in `MochiTransformer.__call__`.
+            others: what this returned for another branch on the same mesh; added to the sums.
 
         Returns:
             [2, 1, 1, 1] float32, replicated: the sums of `|r - r_last|` and `|r_last|` over the real tokens, with r the
@@ -77,7 +81,9 @@ class CachedBranch:
         ttnn.copy(visual_1BND, self._visual)
         if text_1BLP is not None:
             ttnn.copy(text_1BLP, self._text)
-        return self._sums()
+        sums = self._sums()
+        ttnn.copy(sums if others is None else ttnn.add(sums, others), self._decisive)
+        return self._decisive
 
     def tail(self, blocks: Blocks) -> ttnn.Tensor:
         """Predict after `head`; the result is that of `MochiTransformer.__call__`."""
@@ -93,7 +99,7 @@ class CachedBranch:
         return self._model.finish(last_1BND, self._prompt)
 
     def _sums(self) -> ttnn.Tensor:
-        """Return what `head` returns.
+        """Return the sums of this branch alone.
 
         Padding features are zeros. Padding rows may hold anything, a NaN too (attention leaves them undefined on some
         chips), so they are replaced and not multiplied by zero.
@@ -108,20 +114,19 @@ class CachedBranch:
         sums = ttnn.sum(real, dim=2, keepdim=True, compute_kernel_config=config)
         for axis in (mesh.tp, mesh.sp):
             sums = all_reduce(sums, over=axis)
-        ttnn.copy(sums, self._decisive)
-        return self._decisive
+        return sums
 
 
 class _Programs:
-    """The programs of one mesh, each captured under its name and its number of branches."""
+    """The programs of one mesh, each captured under its name and the kind of its steps."""
 
     def __init__(self, device: ttnn.MeshDevice, *, capture: bool) -> None:
         self._device, self._capture = device, capture
-        self._replays: dict[tuple[str, int], Replay[Any]] = {}
+        self._replays: dict[tuple[str, StepKind], Replay[Any]] = {}
 
-    def run(self, name: str, branches: int, program: Callable[[], Any]) -> Any:
-        """Run a program, which sends the same ops each time that its name and number of branches are the same."""
-        key = (name, branches)
+    def run(self, name: str, kind: StepKind, program: Callable[[], Any]) -> Any:
+        """Run a program, which sends the same ops each time that its name and kind of step are the same."""
+        key = (name, kind)
         if key not in self._replays:
             self._replays[key] = Replay(self._device, capture=self._capture)
         return self._replays[key](program)
@@ -142,9 +147,9 @@ class _Programs:
 class ReusingInTurn(BranchesInTurn):
     """`BranchesInTurn` that reuses blocks; the branches of a step decide together."""
 
-    def __init__(self, *arguments: Any, reuse: ReusePolicy, capture: bool = False) -> None:
+    def __init__(self, *arguments: Any, reuse: ReusePolicy, capture: bool = False, **options: Any) -> None:
         """Take the arguments of `BranchesInTurn`, and the policy."""
-        super().__init__(*arguments, capture=capture)
+        super().__init__(*arguments, capture=capture, **options)
         self._decisions = Decisions(reuse)
         self._programs = _Programs(self.transformer.mesh.device, capture=capture)
         self._cached = [
@@ -157,23 +162,31 @@ class ReusingInTurn(BranchesInTurn):
     def step(self, index: int, kind: StepKind) -> Blocks:
         """Advance the state by step `index` in the way that `kind` says; return what was done with the blocks."""
         self.select(index, kind)
-        cached = self._cached[: kind.branches]
-        blocks = self._decisions.wanted(index, len(cached))
+        blocks = self._decisions.wanted(index, kind.branches)
         if self._decisions.policy.threshold is None:
-            self._run(blocks.value, cached, lambda branch: branch.forward(self.state_1BNI, blocks))
+            self._run(blocks.value, kind, lambda branch: branch.forward(self.state_1BNI, blocks))
         else:
-            heads = self._programs.run("head", len(cached), lambda: [branch.head(self.state_1BNI) for branch in cached])
+            sums = self._programs.run("head", kind, lambda: self._heads(kind))
             if blocks is Blocks.COMPARED:
-                blocks = self._decisions.compared([self.transformer.mesh.read(sums) for sums in heads])
+                blocks = self._decisions.compared([self.transformer.mesh.read(sums)])
             self._programs.finish()
-            self._run(f"tail {blocks.value}", cached, lambda branch: branch.tail(blocks))
+            self._run(f"tail {blocks.value}", kind, lambda branch: branch.tail(blocks))
         self._programs.finish()
-        self._decisions.done(blocks, len(cached))
+        self._decisions.done(blocks, kind.branches)
         return blocks
 
-    def _run(self, name: str, cached: Sequence[CachedBranch], predict: Callable[[CachedBranch], ttnn.Tensor]) -> None:
+    def _heads(self, kind: StepKind) -> ttnn.Tensor:
+        """Run the first block of each branch, and return the sums over all of them."""
+        sums = None
+        for branch in self._cached[: kind.branches]:
+            sums = branch.head(self.state_1BNI, sums)
+        assert sums is not None
+        return sums
+
+    def _run(self, name: str, kind: StepKind, predict: Callable[[CachedBranch], ttnn.Tensor]) -> None:
         """Predict and advance in one program."""
-        self._programs.run(name, len(cached), lambda: self.apply([predict(branch) for branch in cached]))
+        cached = self._cached[: kind.branches]
+        self._programs.run(name, kind, lambda: self.apply(kind, [predict(branch) for branch in cached]))
 
     def release(self) -> None:
         """Free what was captured."""
@@ -188,9 +201,9 @@ class ReusingOnHalves(BranchesOnHalves):
     two numbers of each half and adds them: the halves run at the same time, and a swap would take as long as a read.
     """
 
-    def __init__(self, *arguments: Any, reuse: ReusePolicy, capture: bool = False) -> None:
+    def __init__(self, *arguments: Any, reuse: ReusePolicy, capture: bool = False, **options: Any) -> None:
         """Take the arguments of `BranchesOnHalves`, and the policy."""
-        super().__init__(*arguments, capture=capture)
+        super().__init__(*arguments, capture=capture, **options)
         self._decisions = Decisions(reuse)
         self._programs = [_Programs(model.mesh.device, capture=capture) for model in self.models]
         self._cached = [
@@ -201,28 +214,31 @@ class ReusingOnHalves(BranchesOnHalves):
     def step(self, index: int, kind: StepKind) -> Blocks:
         """Advance both states by step `index` in the way that `kind` says; return what was done with the blocks."""
         self.select(index)
-        branches = kind.branches
-        blocks = self._decisions.wanted(index, branches)
+        blocks = self._decisions.wanted(index, kind.branches)
         if self._decisions.policy.threshold is None:
             predictions = self._each(
-                branches, blocks.value, lambda half: self._cached[half].forward(self.states[half], blocks)
+                kind, blocks.value, lambda half: self._cached[half].forward(self.states[half], blocks)
             )
         else:
-            heads = self._each(branches, "head", lambda half: self._cached[half].head(self.states[half]))
+            heads = self._each(kind, "head", lambda half: self._cached[half].head(self.states[half]))
             if blocks is Blocks.COMPARED:
                 blocks = self._decisions.compared(
                     [model.mesh.read(sums) for model, sums in zip(self.models, heads, strict=False)]
                 )
             self._finish()
-            predictions = self._each(branches, f"tail {blocks.value}", lambda half: self._cached[half].tail(blocks))
-        self.apply(predictions)
+            predictions = self._each(kind, f"tail {blocks.value}", lambda half: self._cached[half].tail(blocks))
+        self.apply(kind, predictions)
         self._finish()
-        self._decisions.done(blocks, branches)
+        self._decisions.done(blocks, kind.branches)
         return blocks
 
-    def _each(self, branches: int, name: str, program: Callable[[int], ttnn.Tensor]) -> list[ttnn.Tensor]:
-        """Run a program on each half that takes part."""
-        return [self._programs[half].run(name, 1, functools.partial(program, half)) for half in range(branches)]
+    def _each(self, kind: StepKind, name: str, program: Callable[[int], ttnn.Tensor]) -> list[ttnn.Tensor]:
+        """Run a program on each half that takes part; it is the same in every kind of step."""
+        running = self._programs[: kind.branches]
+        return [
+            programs.run(name, StepKind.CONDITIONAL, functools.partial(program, half))
+            for half, programs in enumerate(running)
+        ]
 
     def _finish(self) -> None:
         for programs in self._programs:

@@ -22,7 +22,7 @@ from models.mochi.sampling.branches import (
 )
 from models.mochi.sampling.cached import ReusingInTurn, ReusingOnHalves
 from models.mochi.sampling.packing import pack_latents, unpack_latents
-from models.mochi.sampling.reuse import Forwards, ReusePolicy, check_reuse
+from models.mochi.sampling.reuse import Forwards, ReusePolicy, check_reused
 from models.mochi.sampling.schedule import model_times
 from models.mochi.transformer import MochiTransformer
 
@@ -116,7 +116,7 @@ def denoise(
     deltas = [before - after for before, after in itertools.pairwise(sigmas)]
     schedules = [Schedule.upload(transformer.mesh, guidance, deltas)]
     if reuse is not None:
-        check_reuse(reuse, [policy.kind(index).branches for index in range(steps)], len(transformer.blocks))
+        check_reused(reuse, [policy.kind(index).branches for index in range(steps)], len(transformer.blocks))
     if all(policy.kind(index) is StepKind.CONDITIONAL for index in range(steps)):
         negative = None
     branches: Branches

@@ -87,7 +87,7 @@ class ReuseSteps:
         return Blocks.REUSED if index in self.reused else Blocks.COMPUTED
 
 
-def check_reuse(policy: ReusePolicy, branches: Sequence[int], blocks: int = 2) -> None:
+def check_reused(policy: ReusePolicy, branches: Sequence[int], blocks: int = 2) -> None:
     """Check that every step that a policy reuses has something to reuse.
 
     Args:

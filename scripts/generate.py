@@ -77,6 +77,13 @@ def generate(
     linear_steps: Annotated[
         int | None, typer.Option(help="Steps of the linear part. [default: half of the steps]")
     ] = None,
+    reuse: Annotated[
+        str | None,
+        typer.Option(
+            help="Reuse blocks of earlier steps: off, a threshold of change such as 0.1, steps:3,4,6, or steps:FILE of "
+            "mochi-tt calibrate. [default: off]"
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help=f"Of the noise. {_default('seed')}")] = None,
     fps: Annotated[int | None, typer.Option(help=f"Frames per second of the file. {_default('fps')}")] = None,
     out: Annotated[str | None, typer.Option(help="The .mp4 to write. [default: outputs/<prompt>-<seed>.mp4]")] = None,
@@ -154,6 +161,7 @@ def generate(
         guidance_interval=guidance_interval,
         guidance_reuse=guidance_reuse,
         preset=preset,
+        reuse=reuse,
     )
     request = Request(
         model=model,

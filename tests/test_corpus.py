@@ -17,8 +17,10 @@ import torch
 
 from models.jobs.latents import save_latents
 from models.machine.profile import Profile
+from models.mochi.reuse import Calibration
 from scripts.cli import main
 from tests.mangling import kinds_for
+from weight_cache.checkpoints.checkpoint import Checkpoint
 
 MOST_BYTES = 1 << 30
 MOST_SECONDS = 20.0  # a hang, on a machine that is shared; a refusal takes a fraction of a second
@@ -147,6 +149,12 @@ def others(corpus: Corpus, checkpoint: Path, tmp_path: Path, drafts: int) -> Non
     corpus.mangle(latents, drafts, lambda what: corpus.run(what, *decode))
     Profile(frozenset({"norm"}), links=1, topology="line", attention_chunks="256x384", capture=False).write(profile)
     corpus.mangle(profile, drafts, lambda what: corpus.run(what, *generate, "--profile", profile))
+    reused = tmp_path / "reuse.json"
+    fingerprint = Checkpoint.open(checkpoint).transformer.fingerprint()
+    Calibration(fingerprint, 8, 0.1, (3, 4), ("a ball",)).write(reused, {"mode": "golden"})
+    corpus.mangle(
+        reused, drafts, lambda what: corpus.run(what, *generate, "--num-steps", 8, "--reuse", f"steps:{reused}")
+    )
     source = Path(__file__).parent / "performance" / "baselines" / "quietbox.json"
     for name in ("a.json", "b.json"):
         reports.append(tmp_path / name)

@@ -57,6 +57,20 @@ _unary("cos", ttnn.cos, torch.cos, ttnn.float32)
 _unary("gelu", lambda x: ttnn.gelu(x), F.gelu, ttnn.bfloat16)
 
 
+@case("abs", "ttnn.abs", "exact", 1e-6)
+def _abs(bench: Bench) -> list[Output]:
+    x = bench.normal(1, 1, 64, 256)
+    return [Output(ttnn.abs(bench.up(x, ttnn.float32)), x.abs)]
+
+
+@case("where", "ttnn.where", "exact; a NaN that is not taken leaves no trace", 1e-6)
+def _where(bench: Bench) -> list[Output]:
+    x, taken = bench.normal(1, 1, 64, 96), (bench.normal(1, 1, 64, 96) > 0).float()
+    hidden = x.masked_fill(taken == 0, torch.nan)
+    y = ttnn.where(bench.up(taken, ttnn.float32), bench.up(hidden, ttnn.float32), 0.0)
+    return [Output(y, lambda: x * taken)]
+
+
 @case("typecast", "ttnn.typecast", "float32 and bfloat16 to nearest; bfloat8_b half away from zero", 1e-2)
 def _typecast(bench: Bench) -> list[Output]:
     x, y = bench.normal(1, 1, 64, 256, dtype=torch.float32), bench.normal(1, 1, 64, 256)

@@ -238,6 +238,7 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
         solver=video.solver,
         guidance_reuse=video.guidance_reuse if is_guided else None,
         seed=video.settings.seed,
+        reuse=video.reuse,
         output_type="latent",
         progress=progress,
     )
@@ -318,6 +319,7 @@ def record(made: Made, job: Job) -> dict[str, Any]:
         "guidance_schedule": output.guidance,
         "solver": job.video.solver,
         "preset": _preset_of(job),
+        "forwards": output.forwards[0].to_json(),
         "seed": settings.seed,
         **asdict(setup.conventions),
         "mesh": "x".join(map(str, setup.mesh_shape)),

@@ -18,6 +18,8 @@ from models.machine.errors import InputError
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.presets import SIZES, fill
+from models.mochi.reuse import Fingerprint, parse_reuse
+from models.mochi.sampling.reuse import ReusePolicy, check_reused
 from models.mochi.sampling.schedule import check_reuse, guidance_schedule, resolve_sigmas
 from models.mochi.sampling.solver import EULER, check_solver
 from models.mochi.size import Subject, check_size
@@ -79,6 +81,7 @@ class Run:
         solver: how a step combines the predictions so far.
         callback: called with (pipeline, step, model time, {}) after each step; None for nothing.
         progress: called as `progress(stage, done, total)`.
+        reuse: decides which steps reuse blocks; None for none.
     """
 
     noise_BCTHW: torch.Tensor
@@ -87,6 +90,7 @@ class Run:
     policy: StepPolicy | None
     callback: Callable[[Any, int, float, dict], Any] | None
     progress: Callable[[str, int, int], None]
+    reuse: ReusePolicy | None = None
     solver: str = EULER
 
     @property
@@ -116,6 +120,8 @@ class Run:
         guidance_interval: str | Sequence[float] | None = None,
         guidance_reuse: int | None = None,
         preset: str | None = None,
+        reuse: Any = None,
+        fingerprint: Fingerprint | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         **unknown: Any,
     ) -> Run:
@@ -123,7 +129,7 @@ class Run:
 
         `size` is (height, width, number of frames), `noise` the caller's latents and generators. `defaults` fill in
         what is None and what `preset` leaves open. `subject` is what the size is judged for, before the noise is drawn;
-        not at all if None.
+        not at all if None. `fingerprint` is that of the checkpoint, for a file of reused steps.
 
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
@@ -131,7 +137,7 @@ class Run:
         if unknown:
             known = (
                 "seed, sigmas, threshold_noise, linear_steps, policy, solver, guidance_interval, guidance_reuse, "
-                "preset, progress"
+                "reuse, preset, progress"
             )
             raise InputError(f"there is no argument {sorted(unknown)[0]!r}; besides those that have a place: {known}")
         given = {
@@ -139,6 +145,7 @@ class Run:
             "guidance_scale": guidance_scale,
             "guidance_interval": guidance_interval,
             "guidance_reuse": guidance_reuse,
+            "reuse": reuse,
         }
         given |= dict(zip(SIZES, size, strict=True))
         if sigmas is None:
@@ -160,8 +167,6 @@ class Run:
             num_inference_steps = defaults.num_steps if wanted is None else wanted
             threshold_noise = chosen["threshold_noise"]
             threshold_noise = defaults.threshold_noise if threshold_noise is None else threshold_noise
-        if subject is not None:
-            check_size(subject, geometry, videos)
         levels = resolve_sigmas(num_inference_steps, sigmas, threshold_noise, linear_steps)
         scale = chosen["guidance_scale"]
         guidance = guidance_schedule(
@@ -174,8 +179,13 @@ class Run:
                 raise InputError("guidance_reuse is a policy of its own: give it or policy, not both")
             policy = reuse_policy(guidance, chosen["guidance_reuse"])
         method = check_solver(EULER if chosen["solver"] is None else chosen["solver"])
+        reused = parse_reuse(chosen["reuse"], len(guidance), fingerprint)
+        if reused is not None and policy is None:
+            check_reused(reused, [1 if scale == 1 else 2 for scale in guidance])
+        if subject is not None:
+            check_size(subject.keeping(reused, is_guided=max(guidance) > 1), geometry, videos)
         drawn = make_latents(geometry, videos, noise[0], noise[1], seed)
-        return cls(drawn, levels, guidance, policy, callback, progress or _silent, method)
+        return cls(drawn, levels, guidance, policy, callback, progress or _silent, reused, method)
 
 
 NO_GUIDANCE = "guidance is 1 in every step: an interval or a reuse of guidance has no effect"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.mochi.sampling.reuse import Forwards
 from models.mochi.text.encoder import TextEmbeddings
 from models.mochi.vae.frames import to_uint8
 
@@ -38,13 +39,15 @@ class Denoised:
         latents: normalised latents, float32 [B, C, T, H / 8, W / 8].
         sigmas: the n + 1 noise levels of the schedule.
         guidance: the n guidance scales.
-        steps_done: steps that were computed, over all videos: fewer than B n after an interrupt.
+        steps_done: steps that were done, over all videos: fewer than B n after an interrupt.
+        forwards: per video that was begun, what each step computed and reused.
     """
 
     latents: torch.Tensor
     sigmas: list[float]
     guidance: list[float]
     steps_done: int
+    forwards: list[Forwards] = field(default_factory=list)
 
     @property
     def is_complete(self) -> bool:
@@ -65,6 +68,7 @@ class MochiOutput:
         prompts: tokens and truncation of each prompt.
         negatives: the same of each negative prompt; empty where no step needed one.
         seconds: wall time per stage.
+        forwards: per video, what each step computed and reused.
         is_complete: False after an interrupt. The frames are then those of latents that still hold noise.
     """
 
@@ -75,6 +79,7 @@ class MochiOutput:
     negatives: list[TextEmbeddings]
     seconds: dict[str, float] = field(default_factory=dict)
     is_complete: bool = True
+    forwards: list[Forwards] = field(default_factory=list)
 
 
 def as_output(frames_BFHWC: np.ndarray, output_type: str) -> Any:

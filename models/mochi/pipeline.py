@@ -32,6 +32,7 @@ from models.mochi.defaults import Defaults
 from models.mochi.geometry import Scales
 from models.mochi.outputs import OUTPUT_TYPES, Denoised, Encoded, MochiOutput, as_output
 from models.mochi.sampling.denoise import ReuseUnconditional, denoise
+from models.mochi.sampling.reuse import Forwards
 from models.mochi.sampling.schedule import model_times
 from models.mochi.setup import Request, Setup, resolve
 from models.mochi.size import Subject
@@ -51,6 +52,7 @@ from weight_cache.store import Message, Progress, Store
 
 if TYPE_CHECKING:
     from models.device import Mode
+    from models.mochi.reuse import Fingerprint
     from models.mochi.sampling.branches import GuidanceParallel
     from models.mochi.transformer import MochiTransformer
     from models.parallel import Layout
@@ -78,11 +80,13 @@ class MochiPipeline:
         defaults: Defaults | None = None,
         subject: Subject | None = None,
         on_message: Message | None = None,
+        fingerprint: Fingerprint | None = None,
     ):
         """Compose a pipeline from its parts; most callers want `from_pretrained`.
 
         `defaults` are what a call takes where it names nothing: the checkpoint's, or Genmo's if None. `subject` is what
-        the size of a call is judged for, before anything is allocated; not at all if None.
+        the size of a call is judged for, before anything is allocated; not at all if None. `fingerprint` gives that of
+        the transformer's checkpoint, which a file of reused steps names.
         """
         self.defaults = Defaults() if defaults is None else defaults
         self._subject = subject
@@ -97,6 +101,7 @@ class MochiPipeline:
         self._owns_mesh = owns_mesh
         self._sampler = sampler
         self._on_message = on_message
+        self._fingerprint = fingerprint
         self._interrupt = False
         self._closed = False
         self._watchdog = Watchdog(active=mesh.mode == "hardware", replays=capture)
@@ -247,6 +252,7 @@ class MochiPipeline:
             defaults=setup.defaults,
             subject=setup.subject,
             on_message=on_message,
+            fingerprint=checkpoint.transformer.fingerprint,
         )
 
     @property
@@ -328,6 +334,7 @@ class MochiPipeline:
             guidance_scale,
             noise,
             callback_on_step_end,
+            fingerprint=self._fingerprint,
             **options,
         )
         seconds: dict[str, float] = {}
@@ -339,8 +346,16 @@ class MochiPipeline:
             frames = self.decode(denoised.latents, output_type, run.progress)
         if not return_dict:
             return (frames,)
-        complete = denoised.is_complete
-        return MochiOutput(frames, run.sigmas, run.guidance, encoded.prompts, encoded.negatives, seconds, complete)
+        return MochiOutput(
+            frames,
+            run.sigmas,
+            run.guidance,
+            encoded.prompts,
+            encoded.negatives,
+            seconds,
+            denoised.is_complete,
+            denoised.forwards,
+        )
 
     def encode(
         self,
@@ -415,9 +430,11 @@ class MochiPipeline:
                 which decides the kind of each step (`models.mochi.sampling.denoise.StepPolicy`); `solver`, one of
                 "euler", "ab2" and "unipc" (`models.mochi.sampling.solver`); `guidance_interval`, "A:B" or (A, B): the
                 scale holds from the share A of the steps to the share B, and is 1 elsewhere; `guidance_reuse`, K: in
-                the middle of the run the unconditional branch is computed in every K-th guided step only; `preset`, a
-                name of `models.mochi.presets`, for what is not given (its precision is `from_pretrained`'s business);
-                `progress`, called as `progress("denoise", done, total)`.
+                the middle of the run the unconditional branch is computed in every K-th guided step only; `reuse`,
+                which steps reuse blocks of an earlier one: a threshold, a list of steps, or a text as `mochi-tt
+                generate --reuse` takes (`models.mochi.reuse`); `preset`, a name of `models.mochi.presets`, for what is
+                not given (its precision is `from_pretrained`'s business); `progress`, called as `progress("denoise",
+                done, total)`.
 
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
@@ -434,6 +451,7 @@ class MochiPipeline:
             guidance_scale,
             noise,
             callback_on_step_end,
+            fingerprint=self._fingerprint,
             **options,
         )
         if run.is_guided and not encoded.negatives:
@@ -514,11 +532,12 @@ class MochiPipeline:
                 raise InputError("callback_on_step_end must return nothing: tensors stay on the mesh")
             return self._interrupt
 
-        results = list(run.noise_BCTHW.split(1))
+        results, forwards = list(run.noise_BCTHW.split(1)), []
         for index, text in enumerate(encoded.prompts):
             if self._interrupt:
                 break
             negative = encoded.negatives[index % len(encoded.negatives)] if encoded.negatives else None
+            forwards.append(Forwards())
             with self._watchdog.watching("denoise"):
                 results[index] = self._sampler(
                     self.transformer,
@@ -530,13 +549,15 @@ class MochiPipeline:
                     parallel=self.parallel,
                     policy=policy,
                     solver=run.solver,
+                    reuse=run.reuse,
+                    forwards=forwards[-1],
                     capture=self.capture and self.mesh.can_capture,
                     on_step=on_step,
                 )
             if self.mode != "dry-run":
                 check_latent_values(results[index], "the latents that denoising left", _OVERFLOW)
         self._interrupt = False
-        return Denoised(torch.cat(results), run.sigmas, run.guidance, done)
+        return Denoised(torch.cat(results), run.sigmas, run.guidance, done, forwards)
 
     def _check_open(self) -> None:
         if self._closed or not getattr(self.mesh, "is_open", True):

@@ -23,6 +23,7 @@ SETTINGS = (
     "guidance_scale",
     "guidance_interval",
     "guidance_reuse",
+    "reuse",
     "threshold_noise",
     "linear_steps",
     "precision",

@@ -26,6 +26,8 @@ from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import Precision
 from models.mochi.presets import fill, preset
+from models.mochi.reuse import Fingerprint, parse_reuse
+from models.mochi.sampling.reuse import ReusePolicy
 from models.mochi.sampling.schedule import check_reuse, check_scheduler, guidance_schedule, linear_quadratic_schedule
 from models.mochi.sampling.solver import EULER, check_solver
 from models.mochi.text.config import T5Config
@@ -46,7 +48,10 @@ MOST_FPS = 1000
 
 @dataclass(frozen=True)
 class VideoRequest:
-    """The video that a user asked for. None means the checkpoint's default."""
+    """The video that a user asked for. None means the checkpoint's default, and for `reuse` none.
+
+    `reuse` is what `models.mochi.reuse.parse_reuse` takes.
+    """
 
     height: int | None = None
     width: int | None = None
@@ -61,6 +66,7 @@ class VideoRequest:
     guidance_interval: str | Sequence[float] | None = None
     guidance_reuse: int | None = None
     preset: str | None = None
+    reuse: Any = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class Video:
         sigmas: n + 1 noise levels.
         guidance: n guidance scales.
         chosen: every setting of the request as it is used, the preset's included.
+        reuse: decides which steps reuse blocks; None for none.
         solver: of `models.mochi.sampling.solver`.
         guidance_reuse: K of `models.mochi.inputs.reuse_policy`; None to compute every guided step.
     """
@@ -82,26 +89,32 @@ class Video:
     sigmas: list[float]
     guidance: list[float]
     chosen: Mapping[str, Any]
+    reuse: ReusePolicy | None = None
     solver: str = EULER
     guidance_reuse: int | None = None
 
     @classmethod
-    def resolve(cls, request: VideoRequest, defaults: Defaults, scales: Scales) -> Video:
-        """Fill in the request's preset and `defaults`, and check the rules of a request.
+    def resolve(
+        cls, request: VideoRequest, defaults: Defaults, scales: Scales, fingerprint: Fingerprint | None = None
+    ) -> Video:
+        """Fill in the request's preset and `defaults`, and check its rules; `fingerprint` is that of its checkpoint.
 
         Raises:
             InputError: a value breaks its rule.
         """
-        chosen = fill(request.preset, asdict(request), defaults)
+        given = {field.name: getattr(request, field.name) for field in fields(request)}
+        chosen = fill(request.preset, given, defaults)
         try:
-            return cls._checked(chosen, defaults, scales)
+            return cls._checked(chosen, defaults, scales, fingerprint)
         except InputError as error:
             if request.preset is None:
                 raise
             raise InputError(f"{error} (preset {request.preset}: {preset(request.preset)})") from error
 
     @classmethod
-    def _checked(cls, chosen: Mapping[str, Any], defaults: Defaults, scales: Scales) -> Video:
+    def _checked(
+        cls, chosen: Mapping[str, Any], defaults: Defaults, scales: Scales, fingerprint: Fingerprint | None
+    ) -> Video:
         settings = defaults.overridden({field.name: chosen[field.name] for field in fields(Defaults)})
         check_fps(settings.fps)
         whole("seed", settings.seed, 0, 2**63 - 1)
@@ -111,6 +124,7 @@ class Video:
             linear_quadratic_schedule(settings.num_steps, settings.threshold_noise, chosen["linear_steps"]),
             guidance_schedule(settings.guidance_scale, settings.num_steps, chosen["guidance_interval"]),
             chosen,
+            parse_reuse(chosen["reuse"], settings.num_steps, fingerprint),
             check_solver(EULER if chosen["solver"] is None else chosen["solver"]),
             None if chosen["guidance_reuse"] is None else check_reuse(chosen["guidance_reuse"]),
         )
@@ -270,7 +284,8 @@ def resolve(request: Request) -> Setup:
         scales, defaults = check_configs(checkpoint), Defaults.of(checkpoint)
         conventions = Conventions.of(checkpoint)
     conventions = conventions.overridden(request.first_frames, request.empty_prompt)
-    video = Video.resolve(request.video, defaults, scales) if request.video is not None else None
+    named = checkpoint.transformer.fingerprint if checkpoint is not None else None
+    video = Video.resolve(request.video, defaults, scales, named) if request.video is not None else None
     # Layouts, chunks and splits are ttnn's business, whose import takes seconds.
     quiet_ttnn()
     from models.layers import Chunks
@@ -287,7 +302,10 @@ def resolve(request: Request) -> Setup:
     if request.vae_split is not None:
         Split.parse(request.vae_split)
     subject = Subject(configs, layout, precision, mode, request.components, request.vae_split)
-    check_size(subject, video.geometry if video is not None else None)
+    if video is None:
+        check_size(subject, None)
+    else:
+        check_size(subject.keeping(video.reuse, is_guided=max(video.guidance) > 1), video.geometry)
     chunks = Chunks.parse(wanted.attention_chunks) if wanted.attention_chunks is not None else None
     if checkpoint is not None:
         for component in checkpoint.components:
@@ -410,7 +428,7 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         return {str(name): plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, set, frozenset)) or getattr(value, "ndim", 0):
         return [plain(part) for part in value]
     if hasattr(value, "__index__"):
         return int(value)

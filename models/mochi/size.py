@@ -20,6 +20,7 @@ from models.machine.systems import chip_dram
 from models.mochi.components import COMPONENTS, Configs, Models, choose_layout
 from models.mochi.geometry import Geometry
 from models.mochi.precision import PRECISIONS, Precision
+from models.mochi.sampling.reuse import ReusePolicy, kept_tensors
 from models.mochi.vae.memory import chunk_frames
 from models.mochi.vae.split import Split, choose_split
 from weight_cache.plan import NamedMesh, chip_bytes, data_bytes
@@ -48,6 +49,7 @@ class Subject:
         mode: a dry run loads no weights and computes no frames; golden execution computes all on this host.
         components: whose weights are loaded.
         vae_split: of the decoder; by the video if None.
+        kept: tensors of all of a chip's tokens that denoising keeps besides, for the reuse of blocks.
     """
 
     configs: Configs
@@ -56,6 +58,12 @@ class Subject:
     mode: str = "hardware"
     components: Sequence[str] = COMPONENTS
     vae_split: str | None = None
+    kept: int = 0
+
+    def keeping(self, reuse: ReusePolicy | None, *, is_guided: bool) -> Subject:
+        """Return the subject of a run with this reuse of blocks: on halves each chip keeps what one branch needs."""
+        branches = 2 if is_guided and self.layout.cfg_axis is None else 1
+        return replace(self, kept=0 if reuse is None else branches * kept_tensors(reuse))
 
     @property
     def weights(self) -> tuple[int, int]:
@@ -71,7 +79,7 @@ class Subject:
         if "transformer" not in self.components:
             return 0
         tokens = -(-geometry.num_tokens // self.layout.branch.sp)
-        return _ALIVE * tokens * self.configs.transformer.inner_dim * _BF16
+        return (_ALIVE + self.kept) * tokens * self.configs.transformer.inner_dim * _BF16
 
     def host(self, geometry: Geometry) -> int:
         """Return the least bytes of this host: noise and latents, frames in float32 and as bytes, tables of positions.

@@ -151,6 +151,10 @@ class Mesh:
         joined_rows = [_join(row, by_axis[1]) for row in grid]
         return _join(joined_rows, by_axis[0])
 
+    def read(self, tensor: ttnn.Tensor) -> list[float]:
+        """Read a small replicated tensor from the first chip, after all that was sent before; values in row order."""
+        return ttnn.to_torch(ttnn.get_device_tensors(ttnn.from_device(tensor))[0]).flatten().tolist()
+
     def alternating(self, key: Hashable, make: Callable[[], _T]) -> _T:
         """Return one of two long-lived resources under `key`, and the other one at the next call.
 

@@ -55,6 +55,11 @@ class Replay[T]:
         ttnn.end_trace_capture(self._device, trace, cq_id=_QUEUE)
         return trace, result
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether calls replay."""
+        return self._trace is not None
+
     def finish(self) -> None:
         """Wait for a replay to end, because the next replay begins with the same semaphores."""
         if self._trace is not None:

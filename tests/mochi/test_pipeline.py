@@ -33,7 +33,20 @@ def reference(small_checkpoint):
 
 
 def reference_denoise(
-    transformer, latents, *, sigmas, guidance, prompt, negative, parallel, policy, solver, capture, on_step=None
+    transformer,
+    latents,
+    *,
+    sigmas,
+    guidance,
+    prompt,
+    negative,
+    parallel,
+    policy,
+    solver,
+    reuse,
+    forwards,
+    capture,
+    on_step=None,
 ):
     """What `models.mochi.sampling.denoise.denoise` promises, with the reference's transformer, in float32."""
     state = latents.clone()
@@ -46,6 +59,7 @@ def reference_denoise(
                 velocity = without + scale * (velocity - without)
         state = state + (sigmas[i] - sigmas[i + 1]) * velocity
         assert policy is None
+        assert reuse is None
         if on_step is not None and on_step(i + 1):
             break
     return state

@@ -11,8 +11,10 @@ from models.mochi import size
 from models.mochi.components import Configs, choose_layout
 from models.mochi.geometry import Geometry
 from models.mochi.precision import PRECISIONS
+from models.mochi.sampling.reuse import ReuseBelow, ReuseSteps
 from models.mochi.setup import Request, VideoRequest, resolve
 from models.mochi.size import Subject, check_size
+from models.parallel import Layout
 from scripts.cli import main
 
 BASELINES = Path(__file__).parents[1] / "performance" / "baselines"
@@ -59,6 +61,22 @@ def test_the_estimate_is_below_what_a_dry_run_counts_and_near_it(system, mesh):
     counted = counts["guide"]["dram_peak_bytes"]
     estimated = judged.weights[0] + judged.denoising(FULL)
     assert 0.9 * counted < estimated <= counted < chip_dram()
+
+
+@pytest.mark.parametrize(
+    ("layout", "policy", "is_guided", "kept"),
+    [
+        ("2x4sp1tp0", None, True, 0),
+        ("2x4sp1tp0", ReuseBelow.of(0.1, 64), True, 8),
+        ("2x4sp1tp0", ReuseBelow.of(0.1, 64), False, 4),
+        ("2x4sp1tp0", ReuseSteps(frozenset({3})), True, 2),
+        ("2x4cfg1sp1tp0", ReuseBelow.of(0.1, 64), True, 4),
+    ],
+)
+def test_what_reuse_keeps_counts(layout, policy, is_guided, kept):
+    plain = Subject(Configs(), Layout.parse(layout), PRECISIONS["default"])
+    keeping = plain.keeping(policy, is_guided=is_guided)
+    assert keeping.denoising(FULL) == plain.denoising(FULL) * (12 + kept) / 12
 
 
 def test_the_frames_that_are_suggested_fit_and_the_next_do_not():
@@ -145,12 +163,14 @@ def test_numbers_of_numpy_serve_as_a_request():
         linear_steps=np.int64(1),
         seed=np.int64(3),
         fps=np.int16(24),
+        reuse=np.array([1]),
     )
     setup = resolve(Request(mode="golden", mesh=(np.int64(1), np.int64(2)), video=video))
     assert setup.video is not None
     assert setup.video.settings.seed == 3
     assert setup.mesh_shape == (1, 2)
     assert json.loads(json.dumps(as_arguments(setup.request)))["video"]["linear_steps"] == 1
+    assert as_arguments(setup.request)["video"]["reuse"] == [1]
 
 
 @pytest.mark.parametrize(

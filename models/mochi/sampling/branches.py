@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import ttnn
 
+from models.mochi.sampling.reuse import Blocks
 from models.mochi.transformer import Grid, MochiTransformer, PreparedPrompt, StepTable
 from models.parallel import TILE, Halves, Mesh, Replay
 
@@ -29,6 +30,11 @@ class StepKind(Enum):
     DIFFERENCE = "difference"
     """The conditional branch, guided by the difference of the branches that the last guided step kept."""
 
+    @property
+    def branches(self) -> int:
+        """How many branches take part: the first ones of conditional, unconditional."""
+        return 2 if self is StepKind.GUIDED else 1
+
 
 class Branches(Protocol):
     """One denoising run on the mesh: the state, and the programs that advance it."""
@@ -37,8 +43,8 @@ class Branches(Protocol):
     def state_1BNI(self) -> ttnn.Tensor:
         """The noisy latents as patches [1, 1, N / SP, I] float32, fractured over SP."""
 
-    def step(self, index: int, kind: StepKind) -> None:
-        """Advance the state by step `index` in the way that `kind` says."""
+    def step(self, index: int, kind: StepKind) -> Blocks:
+        """Advance the state by step `index` in the way that `kind` says; return what was done with the blocks."""
 
     def release(self) -> None:
         """Free what was captured."""
@@ -142,50 +148,46 @@ class BranchesInTurn:
         self.flow = Flow.begin(transformer, patches, schedule.kept)
         self.difference = transformer.upload_patches(patches.new_zeros(patches.shape)) if keeps_difference else None
         device = transformer.mesh.device
-        programs = (self._guided_step, self._conditional_step, self._difference_step)
-        self._programs = {
-            kind: (program, Replay[ttnn.Tensor](device, capture=capture))
-            for kind, program in zip(StepKind, programs, strict=True)
-        }
+        self._replays = {kind: Replay[ttnn.Tensor](device, capture=capture) for kind in StepKind}
 
     @property
     def state_1BNI(self) -> ttnn.Tensor:
         """The noisy latents."""
         return self.flow.state_1BNI
 
-    def step(self, index: int, kind: StepKind) -> None:
-        """Advance the state by step `index` in the way that `kind` says."""
-        self.schedule.table.select(index)
-        for prompt in self.prompts if kind is StepKind.GUIDED else self.prompts[:1]:
-            prompt.select(index)
-        program, replay = self._programs[kind]
-        replay(program)
+    def step(self, index: int, kind: StepKind) -> Blocks:
+        """Advance the state by step `index` in the way that `kind` says; return what was done with the blocks."""
+        self.select(index, kind)
+        replay = self._replays[kind]
+        replay(lambda: self.apply(kind, [self.predict(branch) for branch in range(kind.branches)]))
         replay.finish()
+        return Blocks.COMPUTED
+
+    def select(self, index: int, kind: StepKind) -> None:
+        """Make the numbers of step `index` the current ones."""
+        self.schedule.table.select(index)
+        for prompt in self.prompts[: kind.branches]:
+            prompt.select(index)
 
     def predict(self, branch: int) -> ttnn.Tensor:
         """A forward: 0 is the conditional branch."""
         return self.transformer(self.state_1BNI, self.prompts[branch], self.grid)
 
-    def _guided_step(self) -> ttnn.Tensor:
-        return self.advance(self.predict(0), self.predict(1))
+    def apply(self, kind: StepKind, predictions: Sequence[ttnn.Tensor]) -> ttnn.Tensor:
+        """Advance the state, in place, by the predictions of the branches that took part.
 
-    def _difference_step(self) -> ttnn.Tensor:
-        """Guide the conditional prediction c by the kept difference: ``u = c + (u' - c')`` stands for the other one.
-
-        This is FasterCache's reuse of the unconditional branch (arXiv:2410.19355, equations 9 and 10; Diffusers
+        `StepKind.DIFFERENCE` guides the conditional prediction c by what was kept: ``c + (u' - c')`` stands for the
+        unconditional one. This is FasterCache's reuse (arXiv:2410.19355, equations 9 and 10; Diffusers
         ``hooks/faster_cache.py``) with both of its weights at 1. Its low and high frequencies of u' - c' are weighted
-        apart (1.1 and 1 early, 1 and 1.1 late), which takes a two-dimensional Fourier transform of each latent frame;
-        the frames lie cut over the mesh as rows of patches.
+        apart, which takes a two-dimensional Fourier transform of each latent frame, and frames lie cut over the mesh.
         """
-        assert self.difference is not None, "nothing was kept"
-        conditional = self.predict(0)
+        if kind is StepKind.GUIDED:
+            return self.advance(*predictions)
         scale, weights = self.schedule.now()
-        unconditional = ttnn.add(conditional, self.difference)
-        self.flow.advance(guided(conditional, unconditional, scale), weights)
-        return self.state_1BNI
-
-    def _conditional_step(self) -> ttnn.Tensor:
-        self.flow.advance(self.predict(0), self.schedule.now()[1])
+        velocity = predictions[0]
+        if kind is StepKind.DIFFERENCE:
+            velocity = guided(velocity, ttnn.add(velocity, self.difference), scale)
+        self.flow.advance(velocity, weights)
         return self.state_1BNI
 
     def advance(self, conditional: ttnn.Tensor, unconditional: ttnn.Tensor) -> ttnn.Tensor:
@@ -198,7 +200,7 @@ class BranchesInTurn:
 
     def release(self) -> None:
         """Free what was captured."""
-        for _, replay in self._programs.values():
+        for replay in self._replays.values():
             replay.release()
 
 
@@ -234,22 +236,35 @@ class BranchesOnHalves:
         """The state on the conditional half."""
         return self.flows[0].state_1BNI
 
-    def step(self, index: int, kind: StepKind) -> None:
-        """Advance both states by step `index` in the way that `kind` says.
+    @property
+    def states(self) -> list[ttnn.Tensor]:
+        """The state on each half."""
+        return [flow.state_1BNI for flow in self.flows]
+
+    def step(self, index: int, kind: StepKind) -> Blocks:
+        """Advance both states by step `index` in the way that `kind` says; return what was done with the blocks.
 
         In a conditional step the unconditional half only takes over what the other half predicts.
         """
+        self.select(index)
+        running = self._forwards[: kind.branches]
+        self.apply(kind, [forward(functools.partial(self.predict, half)) for half, forward in enumerate(running)])
+        for forward in running:
+            forward.finish()
+        return Blocks.COMPUTED
+
+    def select(self, index: int) -> None:
+        """Make the numbers of step `index` the current ones, on both halves."""
         for schedule, prompt in zip(self.schedules, self.prompts, strict=True):
             schedule.table.select(index)
             prompt.select(index)
-        running = self._forwards if kind is StepKind.GUIDED else self._forwards[:1]
-        predictions = [forward(functools.partial(self.predict, half)) for half, forward in enumerate(running)]
+
+    def apply(self, kind: StepKind, predictions: Sequence[ttnn.Tensor]) -> None:
+        """Advance both states, in place, by the predictions of the halves that took part."""
         if kind is StepKind.GUIDED:
             self.advance(*predictions)
         else:
             self._follow(predictions[0])
-        for forward in running:
-            forward.finish()
 
     def predict(self, half: int) -> ttnn.Tensor:
         """The forward of one half: 0 is the conditional branch."""

@@ -6,6 +6,7 @@ predictions, `branches` runs it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from models.mochi.sampling.branches import (
     Schedule,
     StepKind,
 )
+from models.mochi.sampling.cached import ReusingInTurn, ReusingOnHalves
 from models.mochi.sampling.packing import pack_latents, unpack_latents
+from models.mochi.sampling.reuse import Forwards, ReusePolicy, check_reused
 from models.mochi.sampling.schedule import model_times
 from models.mochi.sampling.solver import EULER, solver_weights
 from models.mochi.transformer import MochiTransformer
@@ -89,6 +92,8 @@ def denoise(
     parallel: GuidanceParallel | None = None,
     policy: StepPolicy | None = None,
     solver: str = EULER,
+    reuse: ReusePolicy | None = None,
+    forwards: Forwards | None = None,
     capture: bool = False,
     on_step: Callable[[int], bool | None] | None = None,
 ) -> torch.Tensor:
@@ -106,6 +111,8 @@ def denoise(
         parallel: the other half of the mesh, where the layout has one; idle if every scale is 1.
         policy: decides the kind of each step; `GuideByScale` of the guidance scales if None.
         solver: how a step combines the predictions so far: one of `models.mochi.sampling.solver.SOLVERS`.
+        reuse: decides which steps reuse blocks of an earlier one (`models.mochi.sampling.reuse`); none if None.
+        forwards: is told what each step computed.
         capture: record a step's ops on the chips and replay them; the mesh must have been opened for it.
         on_step: called after each step with the number of steps done; True ends the run there.
 
@@ -114,7 +121,7 @@ def denoise(
 
     Raises:
         ValueError: schedules of unequal length, latents that are not whole patches, guidance without ``negative``, or
-            no such solver.
+            no such solver, or reuse that has nothing to reuse.
     """
     steps, policy = len(guidance), policy or GuideByScale(guidance)
     if len(sigmas) != steps + 1:
@@ -135,6 +142,8 @@ def denoise(
     prompts = [transformer.prepare(real_tokens(prompt), times)]
     weights = solver_weights(solver, sigmas, guidance)
     schedules = [Schedule.upload(transformer.mesh, guidance, weights)]
+    if reuse is not None:
+        check_reused(reuse, [policy.kind(index).branches for index in range(steps)], len(transformer.blocks))
     kinds = {policy.kind(index) for index in range(steps)}
     if kinds <= {StepKind.CONDITIONAL}:
         negative = None
@@ -143,9 +152,8 @@ def denoise(
     if negative is None or parallel is None:
         if negative is not None:
             prompts.append(transformer.prepare(real_tokens(negative), times))
-        branches = BranchesInTurn(
-            transformer, grid, patches, prompts, schedules[0], keeps_difference=keeps, capture=capture
-        )
+        in_turn = BranchesInTurn if reuse is None else functools.partial(ReusingInTurn, reuse=reuse)
+        branches = in_turn(transformer, grid, patches, prompts, schedules[0], keeps_difference=keeps, capture=capture)
     else:
         if keeps:
             raise InputError("two halves compute both branches at once, so the unconditional one is not reused on them")
@@ -153,13 +161,16 @@ def denoise(
         prompts.append(other.prepare(real_tokens(negative), times))
         schedules.append(Schedule.upload(other.mesh, guidance, weights))
         grids = [grid, other.grid(*size)]
-        branches = BranchesOnHalves(transformer, parallel, grids, patches, prompts, schedules, capture=capture)
+        on_halves = BranchesOnHalves if reuse is None else functools.partial(ReusingOnHalves, reuse=reuse)
+        branches = on_halves(transformer, parallel, grids, patches, prompts, schedules, capture=capture)
     try:
         for index in range(steps):
             kind = policy.kind(index)
             if kind is StepKind.GUIDED and negative is None:
                 raise InputError(f"the policy guides step {index}, but there is no negative prompt to guide with")
-            branches.step(index, kind)
+            done = branches.step(index, kind)
+            if forwards is not None:
+                forwards.add(kind.branches, done)
             if on_step is not None and on_step(index + 1):
                 break
         patches = transformer.download_patches(branches.state_1BNI, grid.tokens)

@@ -20,6 +20,10 @@ from models.parallel import Mesh
 
 _EPS = 1e-6
 
+# The visual stream [1, 1, N / SP, D / TP], fractured over SP and TP, and the text stream [1, 1, L, P / TP], replicated
+# over SP, fractured over TP; no text stream without tokens, and none after the last block.
+Streams = tuple["ttnn.Tensor", "ttnn.Tensor | None"]
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -155,12 +159,35 @@ class MochiTransformer(Module):
         Returns:
             The prediction in float32, with the shape, order and placement of the patches.
         """
-        spatial_1BND = self.patch_embed(patches_1BNI)
-        text_1BLP = prompt.text_1BLP
-        for index, block in enumerate(self.blocks):
+        return self.finish(self.run(*self.begin(patches_1BNI, prompt), prompt, grid)[0], prompt)
+
+    @property
+    def stream_width(self) -> int:
+        """Features of the visual stream on a chip, D / TP with padding."""
+        return self.final.width.padded // self.mesh.tp.size
+
+    def begin(self, patches_1BNI: ttnn.Tensor, prompt: PreparedPrompt) -> Streams:
+        """Embed the patches; return the streams before the first block. See `__call__` for the arguments."""
+        return self.patch_embed(patches_1BNI), prompt.text_1BLP
+
+    def run(
+        self,
+        spatial_1BND: ttnn.Tensor,
+        text_1BLP: ttnn.Tensor | None,
+        prompt: PreparedPrompt,
+        grid: Grid,
+        start: int = 0,
+        end: int | None = None,
+    ) -> Streams:
+        """Run the blocks from `start` to before `end` (all that are left if None) and return the streams after them."""
+        for index, block in list(enumerate(self.blocks))[start:end]:
             visual = prompt.weights.group(2 * index)
             text = [] if text_1BLP is None else prompt.weights.group(2 * index + 1)
             spatial_1BND, text_1BLP = block(spatial_1BND, text_1BLP, visual, text, grid.rope, grid.tokens)
+        return spatial_1BND, text_1BLP
+
+    def finish(self, spatial_1BND: ttnn.Tensor, prompt: PreparedPrompt) -> ttnn.Tensor:
+        """Predict from the visual stream after the last block; the result is that of `__call__`."""
         return self.final(spatial_1BND, prompt.weights.group(2 * len(self.blocks)))
 
 

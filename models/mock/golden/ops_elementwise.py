@@ -106,6 +106,18 @@ def square(input_tensor, *, dtypes: list):
     return _vector_unit(input_tensor * input_tensor, dtypes)
 
 
+@local_rule("ttnn.abs", source=f"{_SFPU}/ckernel_sfpu_abs.h: clears the sign bit")
+def abs_(input_tensor):
+    """Return `|x|`."""
+    return input_tensor.abs()
+
+
+@local_rule("ttnn.where", source=f"{_SFPU}/ckernel_sfpu_where.h: selects, so that a NaN not taken leaves no trace")
+def where(predicate, true_value, false_value):
+    """Return the second operand where the first is not zero, else the third; either may be a scalar."""
+    return torch.where(predicate != 0, true_value, false_value)
+
+
 @local_rule("ttnn.silu", source=f"{_SFPU}/ckernel_sfpu_silu.h: x times a sigmoid")
 def silu(input_tensor):
     """Return `x sigmoid(x)`."""

@@ -82,11 +82,18 @@ def test_in_place(chips):
 
 
 @pytest.mark.parametrize("dtype", [ttnn.bfloat16, ttnn.float32])
-@pytest.mark.parametrize("name", ["silu", "tanh", "cos", "sin"])
+@pytest.mark.parametrize("name", ["silu", "tanh", "cos", "sin", "abs"])
 def test_unary(chips, name, dtype):
     a = [8 * x for x in chips.random(1, 2, 40, 40, dtype=dtype)]
     reference = torch.nn.functional.silu if name == "silu" else getattr(torch, name)
     chips.check(getattr(ttnn, name)(chips.put(a, dtype)), reference, a, dtype=dtype)
+
+
+def test_where_selects_and_leaves_no_trace_of_what_it_does_not_take(chips):
+    a, taken = chips.random(1, 1, 32, 64), (chips.random(1, 1, 32, 64, seed=1) > 0).float()
+    hidden = a.masked_fill(taken == 0, torch.nan)
+    out = ttnn.where(chips.put(taken, ttnn.float32), chips.put(hidden, ttnn.float32), 0.0)
+    chips.check(out, lambda v, t: torch.where(t != 0, v, 0.0), hidden, taken, dtype=ttnn.float32)
 
 
 def test_typecast(chips):

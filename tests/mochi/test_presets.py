@@ -8,7 +8,7 @@ from models.machine.errors import InputError
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Scales
 from models.mochi.precision import Precision
-from models.mochi.presets import SETTINGS, fill, lines, preset, presets
+from models.mochi.presets import SETTINGS, Preset, fill, lines, preset, presets
 from models.mochi.setup import Request, Video, VideoRequest, resolve
 
 TINY = Defaults(height=64, width=64, num_frames=13, num_steps=16, guidance_scale=3.0)
@@ -48,10 +48,10 @@ def test_a_size_of_a_preset_is_the_largest():
 
 
 def test_a_list_of_scales_wins_over_a_presets_interval():
-    name = next(name for name, made in presets().items() if "guidance_interval" in made.settings)
+    made = Preset("own", "", {"guidance_interval": "0:0.5"})
     given = {"guidance_scale": [2.0, 1.0], "guidance_interval": None}
-    assert fill(name, given, Defaults())["guidance_interval"] is None
-    assert fill(name, {**given, "guidance_scale": 2.0}, Defaults())["guidance_interval"] is not None
+    assert made.fill(given, Defaults())["guidance_interval"] is None
+    assert made.fill({**given, "guidance_scale": 2.0}, Defaults())["guidance_interval"] == "0:0.5"
 
 
 def test_what_does_not_go_with_a_preset_names_it():
@@ -105,7 +105,7 @@ def test_a_call_in_python_takes_the_same_settings():
     assert run().solver == "euler"
     assert run().policy is None
     fast = run(preset="fast")
-    assert (fast.solver, len(fast.guidance), fast.guidance[-1]) == ("unipc", 32, 1.0)
+    assert (fast.solver, len(fast.guidance), fast.guidance[-1]) == ("unipc", 24, 3.0)
     assert run(preset="fast", steps=4, solver="euler").solver == "euler"
     assert run(preset="fast-mochi", sigmas=[1, 0.5, 0]).guidance == [1.5, 1.5]
     assert run(guidance_interval=(0.5, 1), steps=4).guidance == [1.0, 1.0, 3.0, 3.0]

@@ -11,6 +11,7 @@ import typer
 from models.device import MODES
 from models.jobs.generate import GenerateRequest, about_the_machine, check_mode, plan, run
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
+from models.mochi.presets import presets
 from models.mochi.setup import Request, VideoRequest
 from models.mochi.text.words import Words
 from scripts.options import HELP
@@ -56,6 +57,20 @@ def generate(
     cfg_scale: Annotated[
         float | None, typer.Option(help=f"Guidance; 1 turns it off and halves the time. {_default('guidance_scale')}")
     ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(help="A:B, shares of the steps: guidance from A to B only, one branch elsewhere. [default: 0:1]"),
+    ] = None,
+    guidance_reuse: Annotated[
+        int | None,
+        typer.Option(help="K: in the run's middle, compute the unconditional branch in every K-th step. [default: 1]"),
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="euler, or of second order: ab2 or unipc. [default: euler]")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help=f"{', '.join(presets())}: settings for what is not named (mochi-tt presets).")
+    ] = None,
     threshold_noise: Annotated[
         float | None, typer.Option(help=f"Noise removed in the linear part. {_default('threshold_noise')}")
     ] = None,
@@ -81,7 +96,9 @@ def generate(
     ] = "tiny",
     variant: Annotated[str | None, typer.Option(help="Of the weight files, such as bf16.")] = None,
     base: Annotated[str | None, typer.Option(help=HELP["base"])] = None,
-    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
+    precision: Annotated[
+        str | None, typer.Option(help=f"{HELP['precision']} [default: the preset's, else default]")
+    ] = None,
     lora: Annotated[list[str] | None, typer.Option(help=HELP["lora"])] = None,
     cache_dir: Annotated[str | None, typer.Option(help=HELP["cache_dir"])] = None,
     mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
@@ -140,6 +157,10 @@ def generate(
         linear_steps=linear_steps,
         seed=seed,
         fps=fps,
+        solver=solver,
+        guidance_interval=guidance_interval,
+        guidance_reuse=guidance_reuse,
+        preset=preset,
         reuse=reuse,
     )
     request = Request(

@@ -131,7 +131,7 @@ def evaluate(
         RuntimeError: the mesh cannot be opened.
     """
     geometry = Geometry(settings.height, settings.width, settings.num_frames, check_configs(checkpoint))
-    reference = _Reference(checkpoint, settings)
+    reference = Reference(checkpoint, settings)
     verdicts, videos = [], []
     with MochiPipeline.from_pretrained(checkpoint, mesh=mesh, precision=precision, progress=progress) as pipe:
         mode, layout = pipe.mode, str(pipe.layout)
@@ -156,7 +156,7 @@ def evaluate(
     return Evaluation(mode, layout, precision, settings, verdicts, torch.stack(videos))
 
 
-class _Reference:
+class Reference:
     """Diffusers' pipeline in float32 on the host, with the same settings and the checkpoint's conventions."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Defaults):

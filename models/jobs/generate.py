@@ -24,7 +24,8 @@ from models.machine.checks import check_text, json_file
 from models.machine.errors import Cancelled, InputError
 from models.machine.files import Reservation, Taken, check_writable, write_json
 from models.machine.paths import is_taken
-from models.mochi.setup import Request, Setup, Video, as_arguments, resolve
+from models.mochi.presets import preset
+from models.mochi.setup import Request, Setup, Video, as_arguments, plain, resolve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -224,6 +225,9 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
     is_guided = max(video.guidance) > 1
     if request.negative_prompt and not is_guided:
         tell("guidance is 1: the negative prompt has no effect")
+    asked = job.request.request.video
+    if not is_guided and asked is not None and (asked.guidance_interval or asked.guidance_reuse):
+        tell("guidance is 1: an interval or a reuse of guidance has no effect")
     output = pipe(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt if is_guided else None,
@@ -232,6 +236,8 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
         num_frames=video.geometry.num_frames,
         sigmas=video.sigmas,
         guidance_scale=video.guidance,
+        solver=video.solver,
+        guidance_reuse=video.guidance_reuse if is_guided else None,
         seed=video.settings.seed,
         reuse=video.reuse,
         output_type="latent",
@@ -301,7 +307,8 @@ def record(made: Made, job: Job) -> dict[str, Any]:
     setup, geometry, settings, output = job.setup, job.video.geometry, job.video.settings, made.output
     assert setup.checkpoint is not None
     arguments = as_arguments(setup.request)
-    arguments |= arguments.pop("video") | asdict(settings) | asdict(setup.conventions)
+    arguments |= arguments.pop("video") | plain(job.video.chosen) | asdict(settings) | asdict(setup.conventions)
+    arguments |= {"precision": setup.precision.name}
     own = {"prompt": job.request.prompt, "negative_prompt": job.request.negative_prompt, "out": str(job.out)}
     return {
         "video": job.out.name,
@@ -311,6 +318,8 @@ def record(made: Made, job: Job) -> dict[str, Any]:
         "arguments": arguments | own | {"save_latents": job.request.save_latents},
         "sigmas": output.sigmas,
         "guidance_schedule": output.guidance,
+        "solver": job.video.solver,
+        "preset": _preset_of(job),
         "forwards": output.forwards[0].to_json(),
         "seed": settings.seed,
         **asdict(setup.conventions),
@@ -339,6 +348,12 @@ def record(made: Made, job: Job) -> dict[str, Any]:
         "versions": {package: version_of(package) for package in PACKAGES},
         "seconds": made.seconds,
     }
+
+
+def _preset_of(job: Job) -> dict[str, Any] | None:
+    """Return the preset's name and what it sets; what was used stands in the arguments."""
+    name = job.video.chosen["preset"]
+    return None if name is None else {"name": name, "settings": dict(preset(name).settings)}
 
 
 def free_name(prompt: str, seed: int, folder: Path = OUTPUTS) -> Path:

@@ -5,6 +5,7 @@ Shapes: B videos, C latent channels, T latent frames, L text tokens, D width of 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,11 @@ from models.machine.checks import check_text, function, short, whole
 from models.machine.errors import InputError
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
+from models.mochi.presets import SIZES, fill
 from models.mochi.reuse import Fingerprint, parse_reuse
 from models.mochi.sampling.reuse import ReusePolicy, check_reused
-from models.mochi.sampling.schedule import guidance_schedule, resolve_sigmas
+from models.mochi.sampling.schedule import check_reuse, guidance_schedule, resolve_sigmas
+from models.mochi.sampling.solver import EULER, check_solver
 from models.mochi.size import Subject, check_size
 from models.mochi.text.encoder import MAX_SEQUENCE_LENGTH, TextEmbeddings
 from models.mochi.vae.frames import check_latent_values
@@ -75,6 +78,7 @@ class Run:
         sigmas: n + 1 noise levels.
         guidance: n guidance scales.
         policy: decides the kind of each step; None for guidance by its scales.
+        solver: how a step combines the predictions so far.
         callback: called with (pipeline, step, model time, {}) after each step; None for nothing.
         progress: called as `progress(stage, done, total)`.
         reuse: decides which steps reuse blocks; None for none.
@@ -87,6 +91,7 @@ class Run:
     callback: Callable[[Any, int, float, dict], Any] | None
     progress: Callable[[str, int, int], None]
     reuse: ReusePolicy | None = None
+    solver: str = EULER
 
     @property
     def is_guided(self) -> bool:
@@ -111,6 +116,10 @@ class Run:
         threshold_noise: float | None = None,
         linear_steps: int | None = None,
         policy: StepPolicy | None = None,
+        solver: str | None = None,
+        guidance_interval: str | Sequence[float] | None = None,
+        guidance_reuse: int | None = None,
+        preset: str | None = None,
         reuse: Any = None,
         fingerprint: Fingerprint | None = None,
         progress: Callable[[str, int, int], None] | None = None,
@@ -119,18 +128,36 @@ class Run:
         """Check the arguments of `MochiPipeline.denoise`, and draw the noise.
 
         `size` is (height, width, number of frames), `noise` the caller's latents and generators. `defaults` fill in
-        what is None. `subject` is what the size is judged for, before the noise is drawn; not at all if None.
-        `fingerprint` is that of the checkpoint, for a file of reused steps.
+        what is None and what `preset` leaves open. `subject` is what the size is judged for, before the noise is drawn;
+        not at all if None. `fingerprint` is that of the checkpoint, for a file of reused steps.
 
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
         """
         if unknown:
-            known = "seed, sigmas, threshold_noise, linear_steps, policy, reuse, progress"
+            known = (
+                "seed, sigmas, threshold_noise, linear_steps, policy, solver, guidance_interval, guidance_reuse, "
+                "reuse, preset, progress"
+            )
             raise InputError(f"there is no argument {sorted(unknown)[0]!r}; besides those that have a place: {known}")
         function("callback_on_step_end", callback)
         function("progress", progress)
-        height, width, frames = size
+        given = {
+            "solver": solver,
+            "guidance_scale": guidance_scale,
+            "guidance_interval": guidance_interval,
+            "guidance_reuse": guidance_reuse,
+            "reuse": reuse,
+        }
+        given |= dict(zip(SIZES, size, strict=True))
+        if sigmas is None:
+            given |= {
+                "num_steps": num_inference_steps,
+                "threshold_noise": threshold_noise,
+                "linear_steps": linear_steps,
+            }
+        chosen = fill(preset, given, defaults)
+        height, width, frames = (chosen[name] for name in SIZES)
         geometry = Geometry(
             defaults.height if height is None else height,
             defaults.width if width is None else width,
@@ -138,20 +165,47 @@ class Run:
             scales,
         )
         if sigmas is None:
-            num_inference_steps = defaults.num_steps if num_inference_steps is None else num_inference_steps
+            wanted, linear_steps = chosen["num_steps"], chosen["linear_steps"]
+            num_inference_steps = defaults.num_steps if wanted is None else wanted
+            threshold_noise = chosen["threshold_noise"]
             threshold_noise = defaults.threshold_noise if threshold_noise is None else threshold_noise
         levels = resolve_sigmas(num_inference_steps, sigmas, threshold_noise, linear_steps)
+        scale = chosen["guidance_scale"]
         guidance = guidance_schedule(
-            defaults.guidance_scale if guidance_scale is None else guidance_scale, len(levels) - 1
+            defaults.guidance_scale if scale is None else scale, len(levels) - 1, chosen["guidance_interval"]
         )
-        reused = parse_reuse(reuse, len(guidance), fingerprint)
+        if max(guidance) == 1 and (guidance_interval is not None or guidance_reuse is not None):
+            warnings.warn(NO_GUIDANCE, stacklevel=4)
+        if chosen["guidance_reuse"] is not None:
+            if policy is not None:
+                raise InputError("guidance_reuse is a policy of its own: give it or policy, not both")
+            policy = reuse_policy(guidance, chosen["guidance_reuse"])
+        method = check_solver(EULER if chosen["solver"] is None else chosen["solver"])
+        reused = parse_reuse(chosen["reuse"], len(guidance), fingerprint)
         if reused is not None and policy is None:
             check_reused(reused, [1 if scale == 1 else 2 for scale in guidance])
         if subject is not None:
             check_size(subject.keeping(reused, is_guided=max(guidance) > 1), geometry, videos)
         drawn = make_latents(geometry, videos, noise[0], noise[1], seed)
-        reports = progress or (lambda stage, done, total: None)
-        return cls(drawn, levels, guidance, policy, callback, reports, reused)
+        return cls(drawn, levels, guidance, policy, callback, progress or _silent, reused, method)
+
+
+NO_GUIDANCE = "guidance is 1 in every step: an interval or a reuse of guidance has no effect"
+
+
+def reuse_policy(guidance: Sequence[float], every: int) -> StepPolicy:
+    """Return the policy that computes the unconditional branch in every K-th step only.
+
+    Raises:
+        InputError: K breaks the rule of `check_reuse`.
+    """
+    from models.mochi.sampling.denoise import ReuseUnconditional  # ttnn's import takes seconds
+
+    return ReuseUnconditional(guidance, check_reuse(every))
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
 
 
 def texts(

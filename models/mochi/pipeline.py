@@ -32,7 +32,7 @@ from models.mochi.components import Models
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Scales
 from models.mochi.outputs import OUTPUT_TYPES, Denoised, Encoded, MochiOutput, as_output
-from models.mochi.sampling.denoise import denoise
+from models.mochi.sampling.denoise import ReuseUnconditional, denoise
 from models.mochi.sampling.reuse import Forwards
 from models.mochi.sampling.schedule import model_times
 from models.mochi.setup import Request, Setup, resolve
@@ -433,9 +433,14 @@ class MochiPipeline:
             options: `seed` (noise from a fresh CPU generator of this seed, instead of `generator`); `sigmas` (n + 1
                 falling values that end with 0, Genmo's `sigma_schedule`, instead of the schedule); `threshold_noise`
                 and `linear_steps` of the linear-quadratic schedule, the checkpoint's and n // 2 by default; `policy`,
-                which decides the kind of each step (`models.mochi.sampling.denoise.StepPolicy`); `reuse`, which steps
-                reuse blocks of an earlier one: a threshold, a list of steps, or a text as `mochi-tt generate --reuse`
-                takes (`models.mochi.reuse`); `progress`, called as `progress("denoise", done, total)`.
+                which decides the kind of each step (`models.mochi.sampling.denoise.StepPolicy`); `solver`, one of
+                "euler", "ab2" and "unipc" (`models.mochi.sampling.solver`); `guidance_interval`, "A:B" or (A, B): the
+                scale holds from the share A of the steps to the share B, and is 1 elsewhere; `guidance_reuse`, K: in
+                the middle of the run the unconditional branch is computed in every K-th guided step only; `reuse`,
+                which steps reuse blocks of an earlier one: a threshold, a list of steps, or a text as `mochi-tt
+                generate --reuse` takes (`models.mochi.reuse`); `preset`, a name of `models.mochi.presets`, for what is
+                not given (its precision is `from_pretrained`'s business); `progress`, called as `progress("denoise",
+                done, total)`.
 
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
@@ -508,13 +513,20 @@ class MochiPipeline:
         if words is None:
             return
         said = words.warning(" ".join(text for text in texts if isinstance(text, str)))
-        if said is not None and self._on_message is not None:
-            self._on_message(said)
-        elif said is not None:
-            warnings.warn(said, stacklevel=4)
+        if said is not None:
+            self._tell(said)
+
+    def _tell(self, line: str) -> None:
+        if self._on_message is not None:
+            self._on_message(line)
+        else:
+            warnings.warn(line, stacklevel=5)
 
     def _denoise(self, encoded: Encoded, run: inputs.Run) -> Denoised:
-        steps, times, done = len(run.guidance), model_times(run.sigmas), 0
+        steps, times, done, policy = len(run.guidance), model_times(run.sigmas), 0, run.policy
+        if self.parallel is not None and isinstance(policy, ReuseUnconditional):
+            self._tell(NO_REUSE)
+            policy = None
         run.progress("denoise", 0, steps * len(encoded.prompts))
 
         def on_step(step: int) -> bool:
@@ -541,7 +553,8 @@ class MochiPipeline:
                     prompt=(text.embeds, text.mask),
                     negative=None if negative is None else (negative.embeds, negative.mask),
                     parallel=self.parallel,
-                    policy=run.policy,
+                    policy=policy,
+                    solver=run.solver,
                     reuse=run.reuse,
                     forwards=forwards[-1],
                     capture=self.capture and self.mesh.can_capture,
@@ -574,6 +587,7 @@ class MochiPipeline:
             )
 
 
+NO_REUSE = "guidance_reuse saves nothing on a layout of two halves, which compute both branches at once: it is left out"
 _OVERFLOW = (
     "the numbers overflowed, so the weights do not fit the model, or guidance or a LoRA is too strong; check the "
     "checkpoint, and on cards run mochi-tt selftest"

@@ -25,9 +25,11 @@ from models.mochi.conventions import Conventions
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import Precision
+from models.mochi.presets import fill, preset
 from models.mochi.reuse import Fingerprint, parse_reuse
 from models.mochi.sampling.reuse import ReusePolicy
-from models.mochi.sampling.schedule import check_scheduler, guidance_schedule, linear_quadratic_schedule
+from models.mochi.sampling.schedule import check_reuse, check_scheduler, guidance_schedule, linear_quadratic_schedule
+from models.mochi.sampling.solver import EULER, check_solver
 from models.mochi.text.config import T5Config
 from models.mochi.text.words import Words
 from models.mochi.vae.config import DecoderConfig
@@ -61,38 +63,71 @@ class VideoRequest:
     linear_steps: int | None = None
     seed: int | None = None
     fps: int | None = None
+    solver: str | None = None
+    guidance_interval: str | Sequence[float] | None = None
+    guidance_reuse: int | None = None
+    preset: str | None = None
     reuse: Any = None
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video with every default filled in and every rule checked."""
+    """A video with every default filled in and every rule checked.
+
+    Attributes:
+        settings: the preset's and the checkpoint's where the request has none.
+        geometry: sizes.
+        sigmas: n + 1 noise levels.
+        guidance: n guidance scales.
+        chosen: every setting of the request as it is used, the preset's included.
+        reuse: decides which steps reuse blocks; None for none.
+        solver: of `models.mochi.sampling.solver`.
+        guidance_reuse: K of `models.mochi.inputs.reuse_policy`; None to compute every guided step.
+    """
 
     settings: Defaults
     geometry: Geometry
     sigmas: list[float]
     guidance: list[float]
+    chosen: Mapping[str, Any]
     reuse: ReusePolicy | None = None
+    solver: str = EULER
+    guidance_reuse: int | None = None
 
     @classmethod
     def resolve(
         cls, request: VideoRequest, defaults: Defaults, scales: Scales, fingerprint: Fingerprint | None = None
     ) -> Video:
-        """Fill in `defaults` and check the rules of a request; `fingerprint` is that of its checkpoint.
+        """Fill in the request's preset and `defaults`, and check its rules; `fingerprint` is that of its checkpoint.
 
         Raises:
             InputError: a value breaks its rule.
         """
-        wanted = {field.name: getattr(request, field.name) for field in fields(Defaults)}
-        settings = defaults.overridden(wanted)
+        given = {field.name: getattr(request, field.name) for field in fields(request)}
+        chosen = fill(request.preset, given, defaults)
+        try:
+            return cls._checked(chosen, defaults, scales, fingerprint)
+        except InputError as error:
+            if request.preset is None:
+                raise
+            raise InputError(f"{error} (preset {request.preset}: {preset(request.preset)})") from error
+
+    @classmethod
+    def _checked(
+        cls, chosen: Mapping[str, Any], defaults: Defaults, scales: Scales, fingerprint: Fingerprint | None
+    ) -> Video:
+        settings = defaults.overridden({field.name: chosen[field.name] for field in fields(Defaults)})
         check_fps(settings.fps)
         whole("seed", settings.seed, 0, 2**63 - 1)
         return cls(
             settings,
             Geometry(settings.height, settings.width, settings.num_frames, scales),
-            linear_quadratic_schedule(settings.num_steps, settings.threshold_noise, request.linear_steps),
-            guidance_schedule(settings.guidance_scale, settings.num_steps),
-            parse_reuse(request.reuse, settings.num_steps, fingerprint),
+            linear_quadratic_schedule(settings.num_steps, settings.threshold_noise, chosen["linear_steps"]),
+            guidance_schedule(settings.guidance_scale, settings.num_steps, chosen["guidance_interval"]),
+            chosen,
+            parse_reuse(chosen["reuse"], settings.num_steps, fingerprint),
+            check_solver(EULER if chosen["solver"] is None else chosen["solver"]),
+            None if chosen["guidance_reuse"] is None else check_reuse(chosen["guidance_reuse"]),
         )
 
 
@@ -122,7 +157,7 @@ class Request:
         layout: such as `sp0tp1`; by the mesh if None.
         mode: `hardware`, `golden`, `dry-run` or `auto`.
         system: what the mesh is part of, by its name in `models.machine.systems`; None for the smallest that holds it.
-        precision: name of a policy of `models.mochi.precision`.
+        precision: name of a policy of `models.mochi.precision`; None for the preset's, else `default`.
         loras: merged into the transformer's weights: requests, paths (`FILE` or
             `FILE:STRENGTH`), or tuples of path and strength.
         cache_dir: of the store; see `weight_cache.location`.
@@ -148,7 +183,7 @@ class Request:
     layout: str | None = None
     mode: str = "auto"
     system: str | None = None
-    precision: str = "default"
+    precision: str | None = None
     loras: Sequence[str | Path | tuple[str | Path, float] | LoraRequest] = ()
     cache_dir: str | Path | None = None
     vae_split: str | None = None
@@ -228,7 +263,7 @@ def resolve(request: Request) -> Setup:
         MachineError: mode `hardware` without cards.
     """
     _check_types(request)
-    precision = Precision.named(request.precision)
+    precision = Precision.named(request.precision or _precision_of_preset(request.video) or "default")
     opened = request.mesh if isinstance(request.mesh, OpenMesh) else None
     mesh_shape = opened.shape if opened is not None else parse_mesh(request.mesh)  # type: ignore[arg-type]
     if opened is not None and request.mode not in ("auto", opened.mode):
@@ -334,6 +369,10 @@ def _check_types(request: Request) -> None:
         whole("links", request.links, 1, MOST_LINKS)
     if request.capture not in (None, True, False):
         raise InputError(f"capture {short(request.capture)} must be true or false, or None for the default")
+
+
+def _precision_of_preset(video: VideoRequest | None) -> str | None:
+    return None if video is None or video.preset is None else preset(video.preset).settings.get("precision")
 
 
 def check_mesh(shape: tuple[int, int], mode: str) -> None:

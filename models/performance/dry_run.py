@@ -110,7 +110,7 @@ def dry_run(
 
     The weights of all models are resident, whatever stages run. `encode` is one prompt. `denoise` has three traces:
     `prepare` (rotation tables, both captions, all modulations), `denoise` (one forward) and `guide` (the rest of a
-    guided step: the second forward, guidance and the Euler step). `decode` is the whole video. On two halves the
+    guided step: the second forward, guidance and the solver's step). `decode` is the whole video. On two halves the
     conditional half is traced: it holds the text encoder and the decoder, and the second forward does not run on it.
 
     Args:
@@ -188,19 +188,20 @@ def _denoise(
     times = list(np.linspace(0, 980, steps))
     features = torch.zeros(text_tokens, config.text_embed_dim)
     patches = torch.zeros(geometry.num_tokens, config.patch_values)
+    weights = np.full((steps, 1, 1), 1 / steps)
     traces: dict[str, Trace] = {}
     tell("prepare")
     with trace(device) as traces["prepare"]:
         grid = model.grid(*geometry.token_grid)
         prompts = [model.prepare(features, times)]
-        schedules = [Schedule.upload(model.mesh, [4.5] * steps, [1 / steps] * steps)]
+        schedules = [Schedule.upload(model.mesh, [4.5] * steps, weights)]
         if parallel is None:
             prompts.append(model.prepare(features, times))
             branches: BranchesInTurn | BranchesOnHalves = BranchesInTurn(model, grid, patches, prompts, schedules[0])
         else:
             other = parallel.unconditional
             prompts.append(other.prepare(features, times))
-            schedules.append(Schedule.upload(other.mesh, [4.5] * steps, [1 / steps] * steps))
+            schedules.append(Schedule.upload(other.mesh, [4.5] * steps, weights))
             grids = [grid, other.grid(*geometry.token_grid)]
             branches = BranchesOnHalves(model, parallel, grids, patches, prompts, schedules)
     tell("compile")

@@ -42,6 +42,7 @@ def reference_denoise(
     negative,
     parallel,
     policy,
+    solver,
     reuse,
     forwards,
     capture,

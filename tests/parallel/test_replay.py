@@ -96,14 +96,16 @@ def test_replayed_steps_are_those_that_are_sent(mesh):
     assert torch.equal(denoise(ours, latents, capture=True, **arguments), expected)
 
 
+@pytest.mark.parametrize("solver", ["euler", "unipc"])
 @pytest.mark.parametrize("mesh", ["1x2sp0tp1"], indirect=True)
-def test_a_step_can_be_replayed(mesh, monkeypatch):
+def test_a_step_can_be_replayed(mesh, monkeypatch, solver):
     """The recorded program, run again as it was recorded, makes every later step.
 
     A replay repeats ops on the addresses of the recording. So here it repeats the recorded Python, and the test fails
     if any number of a step went into it other than by the tensors that `select` fills.
     """
     ours, latents, arguments = sampling_on(mesh)
+    arguments["solver"] = solver
     expected = denoise(ours, latents, **arguments)
 
     trace, original = FakeTrace(monkeypatch), Replay._record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -26,6 +27,8 @@ class StepKind(Enum):
     """Both branches, joined by classifier-free guidance."""
     CONDITIONAL = "conditional"
     """The conditional branch alone."""
+    DIFFERENCE = "difference"
+    """The conditional branch, guided by the difference of the branches that the last guided step kept."""
 
     @property
     def branches(self) -> int:
@@ -55,9 +58,40 @@ def guided(conditional: ttnn.Tensor, unconditional: ttnn.Tensor, scale: ttnn.Ten
     return ttnn.add(unconditional, ttnn.multiply(ttnn.subtract(conditional, unconditional), scale))
 
 
-def euler(state: ttnn.Tensor, velocity: ttnn.Tensor, step: ttnn.Tensor) -> ttnn.Tensor:
-    """``state += step velocity``, both [1, 1, N / SP, I] float32, in place; ``step`` is [1, 1, 1, 1] float32."""
-    return ttnn.add(state, ttnn.multiply(velocity, step), output_tensor=state)
+def combined(sources: Sequence[ttnn.Tensor], weights: Sequence[ttnn.Tensor]) -> ttnn.Tensor:
+    """The sum of ``weights[i] sources[i]``: sources [1, 1, N / SP, I] float32, weights [1, 1, 1, 1] float32."""
+    terms = [ttnn.multiply(source, weight) for source, weight in zip(sources, weights, strict=True)]
+    return functools.reduce(ttnn.add, terms)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The state on one mesh and what the solver keeps of earlier steps, [1, 1, N / SP, I] float32 over SP.
+
+    Their addresses do not change, so that a captured program can advance them.
+    """
+
+    state_1BNI: ttnn.Tensor
+    kept: Sequence[ttnn.Tensor]
+
+    @classmethod
+    def begin(cls, transformer: MochiTransformer, patches: torch.Tensor, kept: int) -> Flow:
+        """Put patches of noise on the mesh, and ``kept`` tensors of zeros beside them."""
+        state = transformer.upload_patches(patches)
+        return cls(state, [transformer.upload_patches(patches.new_zeros(patches.shape)) for _ in range(kept)])
+
+    def advance(self, velocity: ttnn.Tensor, weights: Sequence[Sequence[ttnn.Tensor]]) -> None:
+        """Make a step of the solver (`models.mochi.sampling.solver`), in place.
+
+        Args:
+            velocity: the model's, joined by guidance.
+            weights: m + 1 rows of m + 1 weights, where m tensors are kept.
+        """
+        sources = (velocity, *self.kept)
+        moved, *fresh = [combined(sources, row) for row in weights]
+        ttnn.add(self.state_1BNI, moved, output_tensor=self.state_1BNI)
+        for tensor, kept in zip(fresh, self.kept, strict=True):
+            ttnn.copy(tensor, kept)
 
 
 @dataclass(frozen=True)
@@ -70,26 +104,30 @@ class GuidanceParallel:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Numbers of all steps on one mesh: the scale of guidance, and the step in sigma."""
+    """Numbers of all steps on one mesh: the scale of guidance, and the solver's weights."""
 
     table: StepTable
+    kept: int
+    """How many tensors the solver keeps: m."""
 
     @classmethod
-    def upload(cls, mesh: Mesh, scales: Sequence[float], steps: Sequence[float]) -> Schedule:
-        """Put n scales and n steps on a mesh."""
-        columns = [np.asarray(values, dtype=np.float32)[None, None, :, None] for values in (scales, steps)]
+    def upload(cls, mesh: Mesh, scales: Sequence[float], weights: np.ndarray) -> Schedule:
+        """Put n scales and the weights [n, m + 1, m + 1] of `models.mochi.sampling.solver` on a mesh."""
+        kept = weights.shape[1] - 1
+        numbers = [np.asarray(scales), *weights.reshape(len(weights), -1).T]
+        columns = [np.asarray(values, dtype=np.float32)[None, None, :, None] for values in numbers]
         # Whole tiles, because a piece of a row begins at a tile.
         tiles = [np.repeat(column, TILE, axis=3) for column in columns]
-        return cls(StepTable([[mesh.upload(tile, dtype=ttnn.float32) for tile in tiles]]))
+        return cls(StepTable([[mesh.upload(tile, dtype=ttnn.float32) for tile in tiles]]), kept)
 
-    def now(self) -> tuple[ttnn.Tensor, ttnn.Tensor]:
-        """The current step's scale and step, each [1, 1, 1, 1] float32."""
-        scale, step = (ttnn.slice(row, [0, 0, 0, 0], [1, 1, 1, 1]) for row in self.table.group(0))
-        return scale, step
+    def now(self) -> tuple[ttnn.Tensor, list[tuple[ttnn.Tensor, ...]]]:
+        """The current step's scale, and its m + 1 rows of m + 1 weights; each number is [1, 1, 1, 1] float32."""
+        scale, *weights = (ttnn.slice(row, [0, 0, 0, 0], [1, 1, 1, 1]) for row in self.table.group(0))
+        return scale, list(itertools.batched(weights, self.kept + 1))
 
 
 class BranchesInTurn:
-    """One mesh, one state; a guided step is two forwards, a scale of 1 needs one only."""
+    """One mesh, one state; a guided step is two forwards, every other kind needs one only."""
 
     def __init__(
         self,
@@ -99,21 +137,28 @@ class BranchesInTurn:
         prompts: Sequence[PreparedPrompt],
         schedule: Schedule,
         *,
+        keeps_difference: bool = False,
         capture: bool = False,
     ) -> None:
+        """Put the state on the mesh. ``keeps_difference`` makes guided steps keep what `StepKind.DIFFERENCE` needs."""
         self.transformer = transformer
         self.grid = grid
         self.prompts = prompts
         self.schedule = schedule
-        self.state_1BNI = transformer.upload_patches(patches)
+        self.flow = Flow.begin(transformer, patches, schedule.kept)
+        self.difference = transformer.upload_patches(patches.new_zeros(patches.shape)) if keeps_difference else None
         device = transformer.mesh.device
-        self._guided: Replay[ttnn.Tensor] = Replay(device, capture=capture)
-        self._alone: Replay[ttnn.Tensor] = Replay(device, capture=capture)
+        self._replays = {kind: Replay[ttnn.Tensor](device, capture=capture) for kind in StepKind}
+
+    @property
+    def state_1BNI(self) -> ttnn.Tensor:
+        """The noisy latents."""
+        return self.flow.state_1BNI
 
     def step(self, index: int, kind: StepKind) -> Blocks:
         """Advance the state by step `index` in the way that `kind` says; return what was done with the blocks."""
         self.select(index, kind)
-        replay = self._guided if kind is StepKind.GUIDED else self._alone
+        replay = self._replays[kind]
         replay(lambda: self.apply(kind, [self.predict(branch) for branch in range(kind.branches)]))
         replay.finish()
         return Blocks.COMPUTED
@@ -129,20 +174,34 @@ class BranchesInTurn:
         return self.transformer(self.state_1BNI, self.prompts[branch], self.grid)
 
     def apply(self, kind: StepKind, predictions: Sequence[ttnn.Tensor]) -> ttnn.Tensor:
-        """Advance the state, in place, by the predictions of the branches that took part."""
+        """Advance the state, in place, by the predictions of the branches that took part.
+
+        `StepKind.DIFFERENCE` guides the conditional prediction c by what was kept: ``c + (u' - c')`` stands for the
+        unconditional one. This is FasterCache's reuse (arXiv:2410.19355, equations 9 and 10; Diffusers
+        ``hooks/faster_cache.py``) with both of its weights at 1. Its low and high frequencies of u' - c' are weighted
+        apart, which takes a two-dimensional Fourier transform of each latent frame, and frames lie cut over the mesh.
+        """
         if kind is StepKind.GUIDED:
             return self.advance(*predictions)
-        return euler(self.state_1BNI, predictions[0], self.schedule.now()[1])
+        scale, weights = self.schedule.now()
+        velocity = predictions[0]
+        if kind is StepKind.DIFFERENCE:
+            velocity = guided(velocity, ttnn.add(velocity, self.difference), scale)
+        self.flow.advance(velocity, weights)
+        return self.state_1BNI
 
     def advance(self, conditional: ttnn.Tensor, unconditional: ttnn.Tensor) -> ttnn.Tensor:
-        """Guide the predictions and advance the state, in place."""
-        scale, step = self.schedule.now()
-        return euler(self.state_1BNI, guided(conditional, unconditional, scale), step)
+        """Guide the predictions and advance the state, in place; keep their difference where that is wanted."""
+        if self.difference is not None:
+            ttnn.subtract(unconditional, conditional, output_tensor=self.difference)
+        scale, weights = self.schedule.now()
+        self.flow.advance(guided(conditional, unconditional, scale), weights)
+        return self.state_1BNI
 
     def release(self) -> None:
         """Free what was captured."""
-        self._guided.release()
-        self._alone.release()
+        for replay in self._replays.values():
+            replay.release()
 
 
 class BranchesOnHalves:
@@ -165,7 +224,9 @@ class BranchesOnHalves:
         self.grids = grids
         self.prompts = prompts
         self.schedules = schedules
-        self.states = [model.upload_patches(patches) for model in self.models]
+        self.flows = [
+            Flow.begin(model, patches, schedule.kept) for model, schedule in zip(self.models, schedules, strict=True)
+        ]
         self._forwards: list[Replay[ttnn.Tensor]] = [
             Replay(model.mesh.device, capture=capture) for model in self.models
         ]
@@ -173,7 +234,12 @@ class BranchesOnHalves:
     @property
     def state_1BNI(self) -> ttnn.Tensor:
         """The state on the conditional half."""
-        return self.states[0]
+        return self.flows[0].state_1BNI
+
+    @property
+    def states(self) -> list[ttnn.Tensor]:
+        """The state on each half."""
+        return [flow.state_1BNI for flow in self.flows]
 
     def step(self, index: int, kind: StepKind) -> Blocks:
         """Advance both states by step `index` in the way that `kind` says; return what was done with the blocks.
@@ -202,21 +268,21 @@ class BranchesOnHalves:
 
     def predict(self, half: int) -> ttnn.Tensor:
         """The forward of one half: 0 is the conditional branch."""
-        return self.models[half](self.states[half], self.prompts[half], self.grids[half])
+        return self.models[half](self.flows[half].state_1BNI, self.prompts[half], self.grids[half])
 
     def advance(self, conditional: ttnn.Tensor, unconditional: ttnn.Tensor) -> None:
         """Swap the predictions and advance both states, in place."""
         other_unconditional, other_conditional = self.halves.swap(conditional, unconditional)
         pairs = ((conditional, other_unconditional), (other_conditional, unconditional))
-        for state, pair, schedule in zip(self.states, pairs, self.schedules, strict=True):
-            scale, step = schedule.now()
-            euler(state, guided(*pair, scale), step)
+        for flow, pair, schedule in zip(self.flows, pairs, self.schedules, strict=True):
+            scale, weights = schedule.now()
+            flow.advance(guided(*pair, scale), weights)
 
     def _follow(self, conditional: ttnn.Tensor) -> None:
         """Advance both states, in place, by the conditional half's prediction."""
-        _, copied = self.halves.swap(conditional, self.states[1])  # The swap takes a tensor of each half.
-        for state, velocity, schedule in zip(self.states, (conditional, copied), self.schedules, strict=True):
-            euler(state, velocity, schedule.now()[1])
+        _, copied = self.halves.swap(conditional, self.flows[1].state_1BNI)  # The swap takes a tensor of each half.
+        for flow, velocity, schedule in zip(self.flows, (conditional, copied), self.schedules, strict=True):
+            flow.advance(velocity, schedule.now()[1])
 
     def release(self) -> None:
         """Free what was captured."""

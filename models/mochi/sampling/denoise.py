@@ -1,6 +1,7 @@
 """The denoising loop: from noise to latents, one step after the other, with the state on the mesh.
 
-Its parts: `packing` turns latents into patches, `schedule` gives the noise levels, `branches` runs a step.
+Its parts: `packing` turns latents into patches, `schedule` gives the noise levels, `solver` how a step combines
+predictions, `branches` runs it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from models.mochi.sampling.cached import ReusingInTurn, ReusingOnHalves
 from models.mochi.sampling.packing import pack_latents, unpack_latents
 from models.mochi.sampling.reuse import Forwards, ReusePolicy, check_reused
 from models.mochi.sampling.schedule import model_times
+from models.mochi.sampling.solver import EULER, solver_weights
 from models.mochi.transformer import MochiTransformer
 
 if TYPE_CHECKING:
@@ -50,6 +52,29 @@ class GuideByScale:
         return StepKind.CONDITIONAL if self.scales[index] == 1.0 else StepKind.GUIDED
 
 
+@dataclass(frozen=True)
+class ReuseUnconditional:
+    """Compute the unconditional branch in every K-th guided step of the run's middle, and reuse its difference between.
+
+    The first third of the steps and the last one are as `GuideByScale` has them: the difference changes fast there. A
+    guided step after one at scale 1 computes both branches too.
+    """
+
+    scales: Sequence[float]
+    every: int
+
+    def kind(self, index: int) -> StepKind:
+        """Return the kind of step `index`."""
+        if self.scales[index] == 1.0:
+            return StepKind.CONDITIONAL
+        steps = len(self.scales)
+        start = -(-steps // 3)
+        if not start < index < steps - 1:
+            return StepKind.GUIDED
+        before = itertools.takewhile(lambda scale: scale != 1.0, reversed(self.scales[start:index]))
+        return StepKind.DIFFERENCE if len(list(before)) % self.every else StepKind.GUIDED
+
+
 def real_tokens(prompt: Prompt) -> torch.Tensor:
     """Caption features [L, C] of the tokens whose mask is set, from features [1, L_max, C] and mask [1, L_max]."""
     features, mask = prompt
@@ -66,12 +91,13 @@ def denoise(
     negative: Prompt | None,
     parallel: GuidanceParallel | None = None,
     policy: StepPolicy | None = None,
+    solver: str = EULER,
     reuse: ReusePolicy | None = None,
     forwards: Forwards | None = None,
     capture: bool = False,
     on_step: Callable[[int], bool | None] | None = None,
 ) -> torch.Tensor:
-    """Integrate the flow from noise to latents with Euler steps; the state is float32 and stays on the mesh.
+    """Integrate the flow from noise to latents; the state is float32 and stays on the mesh.
 
     Source: Genmo ``pipelines.py`` ``sample_model``; Diffusers ``FlowMatchEulerDiscreteScheduler.step``.
 
@@ -84,6 +110,7 @@ def denoise(
         negative: the same for the unconditional pass; may be None where every scale is 1.
         parallel: the other half of the mesh, where the layout has one; idle if every scale is 1.
         policy: decides the kind of each step; `GuideByScale` of the guidance scales if None.
+        solver: how a step combines the predictions so far: one of `models.mochi.sampling.solver.SOLVERS`.
         reuse: decides which steps reuse blocks of an earlier one (`models.mochi.sampling.reuse`); none if None.
         forwards: is told what each step computed.
         capture: record a step's ops on the chips and replay them; the mesh must have been opened for it.
@@ -94,7 +121,7 @@ def denoise(
 
     Raises:
         ValueError: schedules of unequal length, latents that are not whole patches, guidance without ``negative``, or
-            reuse that has nothing to reuse.
+            no such solver, or reuse that has nothing to reuse.
     """
     steps, policy = len(guidance), policy or GuideByScale(guidance)
     if len(sigmas) != steps + 1:
@@ -113,22 +140,26 @@ def denoise(
     grid, times = transformer.grid(*size), model_times(sigmas)
     patches = pack_latents(latents, patch)
     prompts = [transformer.prepare(real_tokens(prompt), times)]
-    deltas = [before - after for before, after in itertools.pairwise(sigmas)]
-    schedules = [Schedule.upload(transformer.mesh, guidance, deltas)]
+    weights = solver_weights(solver, sigmas, guidance)
+    schedules = [Schedule.upload(transformer.mesh, guidance, weights)]
     if reuse is not None:
         check_reused(reuse, [policy.kind(index).branches for index in range(steps)], len(transformer.blocks))
-    if all(policy.kind(index) is StepKind.CONDITIONAL for index in range(steps)):
+    kinds = {policy.kind(index) for index in range(steps)}
+    if kinds <= {StepKind.CONDITIONAL}:
         negative = None
+    keeps = StepKind.DIFFERENCE in kinds
     branches: Branches
     if negative is None or parallel is None:
         if negative is not None:
             prompts.append(transformer.prepare(real_tokens(negative), times))
         in_turn = BranchesInTurn if reuse is None else functools.partial(ReusingInTurn, reuse=reuse)
-        branches = in_turn(transformer, grid, patches, prompts, schedules[0], capture=capture)
+        branches = in_turn(transformer, grid, patches, prompts, schedules[0], keeps_difference=keeps, capture=capture)
     else:
+        if keeps:
+            raise InputError("two halves compute both branches at once, so the unconditional one is not reused on them")
         other = parallel.unconditional
         prompts.append(other.prepare(real_tokens(negative), times))
-        schedules.append(Schedule.upload(other.mesh, guidance, deltas))
+        schedules.append(Schedule.upload(other.mesh, guidance, weights))
         grids = [grid, other.grid(*size)]
         on_halves = BranchesOnHalves if reuse is None else functools.partial(ReusingOnHalves, reuse=reuse)
         branches = on_halves(transformer, parallel, grids, patches, prompts, schedules, capture=capture)

@@ -115,16 +115,22 @@ def model_times(sigmas: Sequence[float]) -> list[float]:
     return [(1.0 - s) * TIMESTEPS for s in sigmas[:-1]]
 
 
-def guidance_schedule(guidance: float | Sequence[float], num_steps: int) -> list[float]:
+def guidance_schedule(
+    guidance: float | Sequence[float], num_steps: int, interval: str | Sequence[float] | None = None
+) -> list[float]:
     """Return one guidance scale per step. A scale of 1 means that the unconditional pass is not needed.
 
     Args:
         guidance: one scale for all steps, or one for each.
-        num_steps: number of denoising steps.
+        num_steps: number of denoising steps, n.
+        interval: A and B, see `check_interval`: step i (from 0) has the scale if A <= i / n < B, else 1. All steps by
+            default. Source: Kynkaanniemi et al., arXiv:2404.07724, whose interval is one of noise levels; here it is
+            one of steps, so that it says what it saves.
 
     Raises:
         InputError: the number of scales is wrong, or a scale is below 1, above `MOST_GUIDANCE` or not finite.
-            (Diffusers takes every scale up to 1 as "no guidance". Here 1 means that.)
+            (Diffusers takes every scale up to 1 as "no guidance". Here 1 means that.) Or the interval is none, has no
+            step in it, or comes with a list of scales.
     """
     _check_steps(num_steps)
     many = hasattr(guidance, "__iter__") and getattr(guidance, "ndim", 1) == 1 and not isinstance(guidance, str)
@@ -136,7 +142,48 @@ def guidance_schedule(guidance: float | Sequence[float], num_steps: int) -> list
             raise InputError(
                 f"guidance scale {scale:g} must be at least 1 (1 turns guidance off) and at most {MOST_GUIDANCE:g}"
             )
-    return scales
+    if interval is None:
+        return scales
+    if many:
+        raise InputError(
+            "guidance_interval belongs to one guidance scale; a list says each step's own: put 1 where none is wanted"
+        )
+    start, end = check_interval(interval)
+    inside = [start <= index / num_steps < end for index in range(num_steps)]
+    if not any(inside):
+        raise InputError(f"guidance_interval {start:g}:{end:g} has none of the {num_steps} steps in it: make it wider")
+    return [scale if guides else 1.0 for scale, guides in zip(scales, inside, strict=True)]
+
+
+def check_interval(interval: str | Sequence[float]) -> tuple[float, float]:
+    """Return A and B of a guidance interval: shares of the steps, 0 <= A < B <= 1.
+
+    Args:
+        interval: text "A:B", or two numbers.
+
+    Raises:
+        InputError: it is none of these, or the numbers break the rule.
+    """
+    rule = "must be A:B, shares of the steps with 0 <= A < B <= 1, such as 0.1:0.8"
+    parts: Any = interval
+    if isinstance(interval, str):
+        try:
+            parts = [float(part) for part in interval.split(":")]
+        except ValueError:
+            raise InputError(f"guidance_interval {interval!r} {rule}") from None
+    ends = numbers("guidance_interval", parts)
+    if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= 1:
+        raise InputError(f"guidance_interval {interval!r} {rule}")
+    return ends[0], ends[1]
+
+
+def check_reuse(every: int) -> int:
+    """Return K, where in every K-th guided step the unconditional branch is computed.
+
+    Raises:
+        InputError: K is no whole number from 1 (which reuses nothing) to `MOST_STEPS`.
+    """
+    return whole("guidance_reuse", every, 1, MOST_STEPS)
 
 
 def check_scheduler(config: Mapping[str, Any]) -> None:

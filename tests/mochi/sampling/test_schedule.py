@@ -3,6 +3,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from models.machine.errors import InputError
 from models.mochi.sampling.schedule import (
     check_scheduler,
     check_sigmas,
@@ -148,3 +149,47 @@ def test_defaults_are_genmos():
 def test_sigmas_must_fall(sigmas):
     with pytest.raises(ValueError, match="must fall strictly"):
         check_sigmas(sigmas)
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps", "guided"),
+    [
+        ("0:1", 4, [0, 1, 2, 3]),
+        ((0, 1), 1, [0]),
+        ("0.25:0.75", 4, [1, 2]),
+        ([0.3, 0.7], 10, [3, 4, 5, 6]),
+        ("0.1:0.8", 5, [1, 2, 3]),
+        (np.array([0.5, 1]), 3, [2]),
+    ],
+)
+def test_guidance_in_an_interval_of_the_steps(interval, steps, guided):
+    scales = guidance_schedule(6.0, steps, interval)
+    assert [i for i, scale in enumerate(scales) if scale == 6.0] == guided
+    assert set(scales) <= {1.0, 6.0}
+
+
+@pytest.mark.parametrize(
+    ("interval", "message"),
+    [
+        ("0.5", "must be A:B"),
+        ("a:b", "'a:b' must be A:B"),
+        ("0.1:0.2:0.3", "must be A:B"),
+        ("0.8:0.2", "0 <= A < B <= 1"),
+        ("0.5:0.5", "0 <= A < B <= 1"),
+        ("-0.1:0.5", "0 <= A < B <= 1"),
+        ("0:1.1", "0 <= A < B <= 1"),
+        ("nan:1", "finite"),
+        ((0.2, "x"), "must be a number"),
+        (0.5, "must be a list of numbers"),
+        ("0.4:0.5", "none of the 3 steps"),
+        ("", "must be A:B"),
+    ],
+)
+def test_an_interval_that_is_none_is_refused(interval, message):
+    with pytest.raises(InputError, match=message):
+        guidance_schedule(6.0, 3, interval)
+
+
+def test_an_interval_is_for_one_scale():
+    with pytest.raises(InputError, match="a list says each step's own"):
+        guidance_schedule([6, 6, 1], 3, "0:0.5")

@@ -11,7 +11,6 @@ import typer
 from models.device import MODES
 from models.jobs.generate import GenerateRequest, about_the_machine, check_mode, plan, run
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
-from models.mochi.presets import presets
 from models.mochi.setup import Request, VideoRequest
 from models.mochi.text.words import Words
 from scripts.options import HELP
@@ -57,20 +56,12 @@ def generate(
     cfg_scale: Annotated[
         float | None, typer.Option(help=f"Guidance; 1 turns it off and halves the time. {_default('guidance_scale')}")
     ] = None,
-    guidance_interval: Annotated[
-        str | None,
-        typer.Option(help="A:B, shares of the steps: guidance from A to B only, one branch elsewhere. [default: 0:1]"),
-    ] = None,
-    guidance_reuse: Annotated[
-        int | None,
-        typer.Option(help="K: in the run's middle, compute the unconditional branch in every K-th step. [default: 1]"),
-    ] = None,
+    guidance_interval: Annotated[str | None, typer.Option(help=HELP["guidance_interval"])] = None,
+    guidance_reuse: Annotated[int | None, typer.Option(help=HELP["guidance_reuse"])] = None,
     solver: Annotated[
         str | None, typer.Option(help="euler, or of second order: ab2 or unipc. [default: euler]")
     ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help=f"{', '.join(presets())}: settings for what is not named (mochi-tt presets).")
-    ] = None,
+    preset: Annotated[str | None, typer.Option(help=HELP["preset"])] = None,
     threshold_noise: Annotated[
         float | None, typer.Option(help=f"Noise removed in the linear part. {_default('threshold_noise')}")
     ] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,8 @@ from models.machine.processes import fresh_processes
 from models.machine.systems import System
 from models.machine.systems import system as system_called
 from models.mochi.precision import Precision
-from models.mochi.setup import Request, Setup, VideoRequest, resolve
+from models.mochi.sampling.reuse import Forwards
+from models.mochi.setup import Request, Setup, VideoRequest, planned_forwards, resolve
 from models.performance.compare import baseline, ratios, read, regressions
 from models.performance.plots import check_plot, plot
 from models.performance.report import markdown
@@ -24,16 +25,27 @@ from scripts.options import HELP
 
 MODES = ("auto", "hardware", "projection")
 REGRESSION = 1
+STEPS, FRAMES = 50, 163
 
 
 def measure(
     system: Annotated[str, typer.Option(help="quietbox (2x4), galaxy (4x8), or another system's name.")] = ("quietbox"),
     layout: Annotated[str | None, typer.Option(help="Such as sp0tp1. [default: the system's]")] = None,
-    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
-    num_steps: Annotated[int, typer.Option(min=2, help="Denoising steps, all with guidance.")] = 50,
+    precision: Annotated[
+        str | None, typer.Option(help=f"{HELP['precision']} [default: the preset's, else default]")
+    ] = None,
+    num_steps: Annotated[
+        int | None, typer.Option(min=2, help="Denoising steps, with guidance. [default: the preset's, else 50]")
+    ] = None,
     width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 848,
     height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
-    num_frames: Annotated[int, typer.Option(help="6k + 1.")] = 163,
+    num_frames: Annotated[int | None, typer.Option(help="6k + 1. [default: 163, or the preset's]")] = None,
+    preset: Annotated[str | None, typer.Option(help=HELP["preset"])] = None,
+    guidance_interval: Annotated[str | None, typer.Option(help=HELP["guidance_interval"])] = None,
+    guidance_reuse: Annotated[int | None, typer.Option(help=HELP["guidance_reuse"])] = None,
+    reuse: Annotated[
+        str | None, typer.Option(help="off, or steps:3,4,6. A projection cannot know what a threshold decides.")
+    ] = None,
     attention_chunks: Annotated[
         str | None, typer.Option(help="Rows of queries and of keys that a core takes, e.g. 256x384. [default: by rule]")
     ] = None,
@@ -102,18 +114,32 @@ def measure(
             vae_split=vae_split,
             first_frames=first_frames,
             attention_chunks=attention_chunks,
-            video=VideoRequest(height=height, width=width, num_frames=num_frames, num_steps=num_steps),
+            video=VideoRequest(
+                height=height,
+                width=width,
+                num_frames=num_frames if num_frames is not None or preset is not None else FRAMES,
+                num_steps=num_steps if num_steps is not None or preset is not None else STEPS,
+                preset=preset,
+                guidance_interval=guidance_interval,
+                guidance_reuse=guidance_reuse,
+                reuse=reuse,
+            ),
         )
     )
     if on_hardware and model is None:
         raise InputError("a measurement needs weights: give --model, or --mode projection for none")
     quiet_ttnn()
     if scaling:
-        return _scaling(machine, num_steps, setup.precision)
+        return _scaling(machine, num_steps or STEPS, setup.precision)
+    assert setup.video is not None
+    is_usual = preset is None and guidance_interval is None and guidance_reuse is None and reuse in (None, "off")
     if on_hardware:
-        report = _measured(setup, machine, num_steps, runs, calibration)
+        options = {"guidance_interval": guidance_interval, "guidance_reuse": guidance_reuse, "reuse": reuse}
+        report = _measured(setup, machine, runs, calibration, None if is_usual else {**options, "preset": preset})
     else:
-        report = _projected(setup, machine, num_steps, calibration)
+        halves = setup.layout.cfg_axis is not None
+        forwards = None if is_usual else planned_forwards(setup.video, on_halves=halves)
+        report = _projected(setup, machine, forwards, calibration)
 
     print("\n".join(markdown(report)))
     if json_file is not None:
@@ -152,13 +178,14 @@ def _scaling(system: System, num_steps: int, precision: Precision) -> int:
     return 0
 
 
-def _projected(setup: Setup, system: System, num_steps: int, calibration: str | None) -> dict:
+def _projected(setup: Setup, system: System, forwards: Forwards | None, calibration: str | None) -> dict:
     from models.parallel import place
     from models.performance.calibration import find
     from models.performance.dry_run import dry_run
     from models.performance.projection import Projection
 
     assert setup.video is not None
+    num_steps = setup.video.settings.num_steps
     calibrated = find(calibration, system.name)
     with open_mesh(setup.mesh_shape, "dry-run", system=system.name) as opened:
         run = dry_run(
@@ -170,10 +197,10 @@ def _projected(setup: Setup, system: System, num_steps: int, calibration: str | 
             chunks=setup.chunks,
             precision=setup.precision,
         )
-    return Projection(system, run, num_steps, calibrated).to_json()
+    return Projection(system, run, num_steps, calibrated, forwards).to_json()
 
 
-def _measured(setup: Setup, system: System, num_steps: int, runs: int, calibration: str | None) -> dict:
+def _measured(setup: Setup, system: System, runs: int, calibration: str | None, options: dict[str, Any] | None) -> dict:
     from models.mochi.pipeline import MochiPipeline
     from models.mochi.vae.frames import to_uint8
     from models.performance.calibration import default_file
@@ -187,8 +214,9 @@ def _measured(setup: Setup, system: System, num_steps: int, runs: int, calibrati
             pipe,
             system,
             geometry,
-            num_steps=num_steps,
+            num_steps=setup.video.settings.num_steps,
             runs=runs,
+            options=options,
             precision=setup.precision.name,
             write=lambda frames: write_mp4(to_uint8(frames), Path(folder, "video.mp4")),
             on_message=lambda line: print(line),

@@ -1,5 +1,7 @@
 """What several commands say of an option."""
 
+from models.mochi.presets import presets
+
 HELP = {
     "base": "For Genmo's and ComfyUI's forms: a Diffusers-layout checkpoint that holds the text encoder and tokenizer. "
     "[default: genmo/mochi-1-preview in the local cache]",
@@ -12,6 +14,9 @@ HELP = {
     "or encoded (T5 encodes the end token, as in Diffusers and ComfyUI). [default: by the checkpoint, docs/weights.md]",
     "plain": "Ops to avoid on this machine, such as norm,halo: single ops take their place; all, or none "
     "(docs/selftest.md). [default: the machine profile's]",
+    "guidance_interval": "A:B, shares of the steps: guidance from A to B only, one branch elsewhere. [default: 0:1]",
+    "guidance_reuse": "K: in the run's middle, compute the unconditional branch in every K-th step. [default: 1]",
+    "preset": f"{', '.join(presets())}: settings for what is not named (mochi-tt presets).",
     "links": "Most Ethernet links to use between two chips. [default: the machine profile's, else all]",
     "topology": "line or ring: how the fabric is started and used. [default: the profile's, else by the system]",
     "profile": "Machine profile to read, or none. [default: on hardware the machine's own]",

@@ -27,7 +27,7 @@ from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import Precision
 from models.mochi.presets import fill, preset
 from models.mochi.reuse import Fingerprint, parse_reuse
-from models.mochi.sampling.reuse import ReusePolicy
+from models.mochi.sampling.reuse import Blocks, Decisions, Forwards, ReusePolicy
 from models.mochi.sampling.schedule import check_reuse, check_scheduler, guidance_schedule, linear_quadratic_schedule
 from models.mochi.sampling.solver import EULER, check_solver
 from models.mochi.text.config import T5Config
@@ -40,6 +40,7 @@ from weight_cache.location import store_directory
 if TYPE_CHECKING:
     from models.layers import Chunks
     from models.mochi.components import Configs
+    from models.mochi.sampling.denoise import StepPolicy
     from models.mochi.size import Subject
     from models.parallel import Layout
 
@@ -129,6 +130,29 @@ class Video:
             check_solver(EULER if chosen["solver"] is None else chosen["solver"]),
             None if chosen["guidance_reuse"] is None else check_reuse(chosen["guidance_reuse"]),
         )
+
+
+def planned_forwards(video: Video, *, on_halves: bool) -> Forwards:
+    """Return what each step of a video will compute. Steps that a threshold decides count as computed.
+
+    Args:
+        video: the video.
+        on_halves: whether the branches run beside each other; the unconditional one is then never left out.
+    """
+    from models.mochi.sampling.denoise import GuideByScale, ReuseUnconditional
+
+    policy: StepPolicy = GuideByScale(video.guidance)
+    if video.guidance_reuse is not None and not on_halves:
+        policy = ReuseUnconditional(video.guidance, video.guidance_reuse)
+    made, decisions = Forwards(), None if video.reuse is None else Decisions(video.reuse)
+    for index in range(len(video.guidance)):
+        branches = policy.kind(index).branches
+        blocks = Blocks.COMPUTED if decisions is None else decisions.wanted(index, branches)
+        blocks = Blocks.REUSED if blocks is Blocks.REUSED else Blocks.COMPUTED
+        if decisions is not None:
+            decisions.done(blocks, branches)
+        made.add(branches, blocks)
+    return made
 
 
 def check_fps(fps: Any) -> int:

@@ -1,10 +1,11 @@
 """Timing of the pipeline on its mesh: whole videos after a warm-up, and one traced video for the counts."""
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from models.machine.systems import System
 from models.mochi.geometry import Geometry
 from models.mochi.outputs import MochiOutput
 from models.mochi.pipeline import MochiPipeline
+from models.mochi.sampling.reuse import Forwards
 from models.performance.calibration import Calibration, calibrate
 from models.performance.trace import Trace, trace
 from weight_cache.store import Progress
@@ -67,6 +69,7 @@ def measure(
     precision: str,
     prompt: str = PROMPT,
     write: Write | None = None,
+    options: Mapping[str, Any] | None = None,
     on_message: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Make videos with a loaded pipeline and time them.
@@ -84,6 +87,7 @@ def measure(
         precision: precision of the pipeline, for the report.
         prompt: prompt of the videos; the negative prompt is empty, guidance is on.
         write: writes each video; its time is the stage `output`, which is left out without it.
+        options: further arguments of the timed videos, such as `solver` and `reuse`.
         on_message: called with a line before each part of the work.
 
     Returns:
@@ -95,7 +99,11 @@ def measure(
     if num_steps < 2 or runs < 1:
         raise InputError(f"{num_steps} steps and {runs} runs: a measurement needs at least 2 steps and 1 run")
 
-    def video(steps: int, progress: Progress | None = None) -> dict[str, float]:
+    forwards: list[Forwards] = []
+
+    def video(
+        steps: int, progress: Progress | None = None, options: Mapping[str, Any] | None = None
+    ) -> dict[str, float]:
         out = pipe(
             prompt,
             height=geometry.height,
@@ -105,7 +113,9 @@ def measure(
             seed=0,
             output_type="np",
             progress=progress,
+            **(options or {}),
         )
+        forwards[:] = out.forwards  # type: ignore[union-attr]
         assert isinstance(out, MochiOutput)  # This is the default return type.
         seconds = {stage: out.seconds[stage] for stage in _STAGES}
         if write is not None:
@@ -119,7 +129,8 @@ def measure(
     timed = []
     for run in range(runs):
         on_message(f"run {run + 1} of {runs}")
-        timed.append(video(num_steps))
+        timed.append(video(num_steps, options=options))
+    computed = forwards[0].to_json()
     on_message("counting")
     with trace(pipe.transformer.mesh.device) as made:
         marks = _Marks(made)
@@ -140,6 +151,7 @@ def measure(
         "num_frames": geometry.num_frames,
         "num_steps": num_steps,
         "guidance": True,
+        "forwards": computed if options else None,
         "runs": runs,
         "seconds": seconds,
         "compile_seconds": {stage: round(max(cold[stage] - warm[stage], 0.0), 3) for stage in _STAGES},

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from models.machine.attention_steps import is_covered
 from models.machine.systems import System
+from models.mochi.sampling.reuse import Blocks, Forwards
 from models.mochi.sampling.schedule import NUM_STEPS
 from models.performance.calibration import Calibration
 from models.performance.cost_model import OpTime, Seconds, attention_chunks, dispatch, op_time, output, total
@@ -19,6 +20,8 @@ _PARTS = {
     "decode": {"decode": "once"},
 }
 _CAPTURED = ("denoise", "guide")
+REUSED_BLOCKS = 1.5
+"""Blocks that a forward costs which reuses all but the first: the first, and what is around the blocks."""
 NOT_COUNTED = (
     "a second text encoding (an empty negative prompt of zeros needs none); compilation; host work outside of op "
     "dispatch and of the output"
@@ -49,17 +52,28 @@ class OpRow:
 class Projection:
     """Projected seconds of one video with guidance in every step, and their parts.
 
-    With a `calibration` the time of each kind of op is what was measured on the machine.
+    With a `calibration` the time of each kind of op is what was measured on the machine. With `forwards` the steps are
+    those that they tell, in place of `num_steps` guided ones that are computed.
     """
 
     system: System
     run: DryRun
     num_steps: int
     calibration: Calibration | None = None
+    forwards: Forwards | None = None
 
-    def repeats(self, part: str) -> int:
-        """Return the number of runs of a traced part in one video."""
-        return next(self.num_steps if parts[part] == "steps" else 1 for parts in _PARTS.values() if part in parts)
+    def repeats(self, part: str) -> float:
+        """Return the number of runs of a traced part in one video.
+
+        A forward that reuses runs one block, and the layers before and after them count as another half.
+        """
+        if any(parts.get(part) == "once" for parts in _PARTS.values()):
+            return 1
+        if self.forwards is None:
+            return self.num_steps
+        share = {Blocks.COMPUTED: 1.0, Blocks.REUSED: REUSED_BLOCKS / self.run.blocks}
+        counted = [(branches, share[blocks]) for branches, blocks in self.forwards.steps]
+        return sum(part_of for branches, part_of in counted if part == "denoise" or branches > 1)
 
     def part_seconds(self, part: str) -> Seconds:
         """Return the seconds of one run of a traced part.
@@ -89,7 +103,7 @@ class Projection:
 
     def of_steps(self, num_steps: int) -> Seconds:
         """Return the seconds of a whole video of another number of steps."""
-        return replace(self, num_steps=num_steps).seconds()["total"]
+        return replace(self, num_steps=num_steps, forwards=None).seconds()["total"]
 
     def unmeasured_chunks(self) -> list[str]:
         """Return the chunks of attention in a denoising step that no published time is near to, such as `320x512`."""
@@ -100,7 +114,7 @@ class Projection:
 
     def rows(self) -> list[OpRow]:
         """Return the time of the whole video by stage and op, longest first."""
-        made: dict[tuple[str, str], list[tuple[Record, OpTime, int]]] = {}
+        made: dict[tuple[str, str], list[tuple[Record, OpTime, float]]] = {}
         for stage, parts in _PARTS.items():
             for part in parts:
                 if part in self.run.stages:
@@ -135,6 +149,7 @@ class Projection:
             "num_frames": geometry.num_frames,
             "num_steps": self.num_steps,
             "guidance": True,
+            "forwards": self.forwards.to_json() if self.forwards is not None else None,
             "seconds": {stage: seconds.to_json() for stage, seconds in self.seconds().items()},
             "default_steps": {"num_steps": NUM_STEPS, "total": self.of_steps(NUM_STEPS).to_json()},
             "dram_peak_bytes": self.run.dram_peak_bytes,
@@ -152,7 +167,7 @@ class Projection:
             yield record, time if self.calibration is None else self.calibration.applied(time)
 
 
-def _row(stage: str, op: str, calls: list[tuple[Record, OpTime, int]]) -> OpRow:
+def _row(stage: str, op: str, calls: list[tuple[Record, OpTime, float]]) -> OpRow:
     def counted(what: str) -> float:
         return sum(getattr(record.cost, what) * times for record, _, times in calls)
 
@@ -163,7 +178,7 @@ def _row(stage: str, op: str, calls: list[tuple[Record, OpTime, int]]) -> OpRow:
         stage=stage,
         op=op,
         kind=calls[0][1].kind,
-        calls=sum(times for _, _, times in calls),
+        calls=round(sum(times for _, _, times in calls)),
         flops=counted("flops"),
         dram_bytes=counted("dram_bytes"),
         link_bytes=counted("link_bytes"),

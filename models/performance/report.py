@@ -36,7 +36,8 @@ def _subject(report: Report) -> str:
     return (
         f"{report['system']}, layout {report['layout']}, precision {report['precision']}, "
         f"{report['width']}x{report['height']}, {report['num_frames']} frames, "
-        f"{report['num_steps']} steps with guidance"
+        f"{report['num_steps']} steps"
+        + (" with guidance" if report.get("forwards") is None else "")
         + ("" if report.get("verified_system", True) else "; a system that nothing here has ever opened")
     )
 
@@ -50,6 +51,8 @@ def _facts(report: Report) -> list[str]:
             f"With {of['num_steps']} steps, as generate makes by default: {_time(seconds['expected'])} "
             f"({_time(seconds['low'])} to {_time(seconds['high'])})."
         )
+    if report.get("forwards"):
+        facts.append(_forwards(report["forwards"]))
     if report.get("calibration"):
         facts.append(f"Calibrated: {report['calibration']}.")
     for chunks in report.get("unmeasured_chunks", []):
@@ -62,6 +65,12 @@ def _facts(report: Report) -> list[str]:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in parts.items())
         facts.append(f"Utilisation in {stage}: {shares} of peak.")
     return facts
+
+
+def _forwards(forwards: Mapping[str, Any]) -> str:
+    branches = [forwards["conditional"], forwards["unconditional"]]
+    computed, reused = (sum(branch[name] for branch in branches) for name in ("computed", "reused"))
+    return f"Forwards: {computed} computed, {reused} of one block only."
 
 
 def _ops(report: Report, most: int) -> list[str]:

@@ -7,12 +7,13 @@ import pytest
 from models.machine.systems import system
 from models.mochi.geometry import Geometry
 from models.mochi.precision import PRECISIONS
+from models.mochi.sampling.reuse import Blocks, Forwards
 from models.mochi.sampling.schedule import NUM_STEPS
 from models.performance.cost_model import constants, dispatch, op_time, output
 from models.performance.counts import Cost
 from models.performance.dry_run import DryRun
 from models.performance.plots import plot
-from models.performance.projection import FIRST_LINE, Projection
+from models.performance.projection import FIRST_LINE, REUSED_BLOCKS, Projection
 from models.performance.report import markdown
 from models.performance.settings import Settings
 from models.performance.trace import Record, Trace
@@ -110,3 +111,18 @@ def test_plot(whole, tmp_path, suffix, start):
     plot(whole.to_json(), target)
     assert target.read_bytes().startswith(start)
     assert [file.name for file in tmp_path.iterdir()] == [target.name]
+
+
+def test_forwards_that_are_left_out_or_reuse_blocks_take_less(whole):
+    """Four steps: guided, one branch, both branches reused, one branch reused."""
+    both, one = (2, Blocks.COMPUTED), (1, Blocks.COMPUTED)
+    steps = [both, one, (2, Blocks.REUSED), (1, Blocks.REUSED)]
+    made = Projection(GALAXY, whole.run, 4, forwards=Forwards(steps))
+    share = REUSED_BLOCKS / 48
+    forward, rest = (whole.part_seconds(part).expected for part in ("denoise", "guide"))
+    once = whole.part_seconds("prepare").expected
+    expected = once + forward * (2 + 2 * share) + rest * (1 + share)
+    assert made.seconds()["denoise"].expected == pytest.approx(expected)
+    report = made.to_json()
+    assert "Forwards: 3 computed, 3 of one block only." in markdown(report)
+    assert report["default_steps"] == whole.to_json()["default_steps"], "which are all computed"

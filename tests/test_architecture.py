@@ -238,6 +238,7 @@ def closure(start: str, *, inside: bool = False) -> set[str]:
 DOORS = {
     "models.device": {"models.mock"},  # opens a mock mesh
     "models.jobs.evaluate": {"models.reference", "models.tiny"},  # compares with PyTorch
+    "models.jobs.compare_settings": {"models.tiny"},  # looks at what the tiny model made
     "models.jobs.doctor": {"models.mock"},  # says whether the mock can run
 }
 HOST_ONLY = {"models.mock", "models.reference", "models.tiny"}

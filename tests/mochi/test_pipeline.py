@@ -327,7 +327,8 @@ def test_on_the_mesh_it_samples_as_diffusers_does(small_checkpoint, reference, m
             expected = reference(latents=noise, **inputs, **arguments).frames
             actual = pipe(latents=noise, **inputs, **arguments).frames
             assert pcc(expected - noise, actual - noise) >= 0.999
-            assert relative_rmse(expected - noise, actual - noise) <= 0.03
+            # 0.028 with attention's output and partial sums in bfloat16; chips exchange both in bfloat8_b.
+            assert relative_rmse(expected - noise, actual - noise) <= 0.034
         frames = pipe(PROMPT, num_inference_steps=1, guidance_scale=1, seed=0, output_type="np", **SIZE).frames
         assert frames.shape == (1, 7, 32, 48, 3)
 

@@ -189,7 +189,7 @@ def read() -> Iterator[tuple[str, str, str]]:
     }
     modules = {name: name.removesuffix(".weight") for name in matrices}
     one = {f"{module}.scale_weight": torch.tensor(0.75) for module in modules.values()}
-    rows = {f"{m}.weight_scale": numbers((len(dit[n]),), m, 3) for n, m in modules.items()}
+    rows = {f"{m}.weight_scale": numbers((len(dit[n]),), m, 3).abs() + 1 / 256 for n, m in modules.items()}
     comfyui = FORMS["comfyui"].name
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file.safetensors"

@@ -18,10 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from models.machine.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 EULER = "euler"
 _NOISIEST = 1 - 1e-6
@@ -33,6 +35,8 @@ by is then mostly rounding, which extrapolating would multiply by half of the fa
 
 def euler(sigmas: Sequence[float], restarts: frozenset[int] = frozenset()) -> np.ndarray:
     """Weights [n, 1, 1] of Euler's method: ``z += (sigma[i] - sigma[i + 1]) v``. First order; nothing is kept."""
+    import numpy as np
+
     return np.array([[[before - after]] for before, after in pairwise(sigmas)])
 
 
@@ -45,6 +49,8 @@ def ab2(sigmas: Sequence[float], restarts: frozenset[int] = frozenset()) -> np.n
 
     Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, III.5.
     """
+    import numpy as np
+
     steps = [before - after for before, after in pairwise(sigmas)]
     weights = np.zeros((len(steps), 2, 2))
     for index, step in enumerate(steps):
@@ -74,6 +80,8 @@ def unipc(sigmas: Sequence[float], restarts: frozenset[int] = frozenset()) -> np
     correct the state either. Kept are m[i - 1] - z[i], and g[i], which is all of c[i] - z[i] that was known before
     v[i]. Both are relative to the state, because the weights then need no column for it.
     """
+    import numpy as np
+
     count = len(sigmas) - 1
     levels = [math.log1p(-min(s, _NOISIEST)) - math.log(s) if s > 0 else math.inf for s in sigmas]
     weights = np.zeros((count, 3, 3))

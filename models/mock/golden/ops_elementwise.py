@@ -22,6 +22,7 @@ _BINARY_SOURCE = (
     "eltwise/binary_ng/device/binary_ng_utils.cpp pack_scalar_runtime_arg"
 )
 _SFPU = "tt_metal/hw/ckernels/wormhole_b0/metal/llk_api/llk_sfpu"
+_LLK = "tt_metal/tt-llk/tt_llk_wormhole_b0/common/inc"
 
 
 def _scalar(value, dtype: ttnn.DataType):
@@ -112,7 +113,7 @@ def abs_(input_tensor):
     return input_tensor.abs()
 
 
-@local_rule("ttnn.where", source=f"{_SFPU}/ckernel_sfpu_where.h: selects, so that a NaN not taken leaves no trace")
+@local_rule("ttnn.where", source=f"{_LLK}/sfpu/ckernel_sfpu_where.h: selects, so that a NaN not taken leaves no trace")
 def where(predicate, true_value, false_value):
     """Return the second operand where the first is not zero, else the third; either may be a scalar."""
     return torch.where(predicate != 0, true_value, false_value)

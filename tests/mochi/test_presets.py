@@ -105,7 +105,7 @@ def test_a_call_in_python_takes_the_same_settings():
     assert run().solver == "euler"
     assert run().policy is None
     fast = run(preset="fast")
-    assert (fast.solver, len(fast.guidance), fast.guidance[-1]) == ("unipc", 24, 3.0)
+    assert (fast.solver, len(fast.guidance), fast.guidance[-1]) == ("unipc", 16, 3.0)
     assert run(preset="fast", steps=4, solver="euler").solver == "euler"
     assert run(preset="fast-mochi", sigmas=[1, 0.5, 0]).guidance == [1.5, 1.5]
     assert run(guidance_interval=(0.5, 1), steps=4).guidance == [1.0, 1.0, 3.0, 3.0]

@@ -236,7 +236,7 @@ def test_hardware_opening_on_a_described_cluster(tmp_path: Path) -> None:
     assert "| info " not in log
 
 
-@pytest.mark.parametrize("mode", ["hardware", "golden"])
+@pytest.mark.parametrize("mode", ["hardware", pytest.param("golden", marks=pytest.mark.full)])
 def test_one_chip_has_no_fabric(mode: str, tmp_path: Path) -> None:
     found, _ = run(ONE_CHIP, tmp_path, mode)
     assert found == [mode, [1, 1], []]

@@ -33,7 +33,10 @@ def test_every_example_is_run():
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(RUNS)
 
 
-@pytest.mark.parametrize("name", RUNS)
+# The first one runs each time; the others are as long and do little else.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "video_to_mp4.py" else [pytest.mark.full]) for name in RUNS]
+)
 def test_example(name, tmp_path):
     import imageio_ffmpeg
 

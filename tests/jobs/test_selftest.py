@@ -173,7 +173,7 @@ CRASHES = {
 
 @pytest.mark.parametrize(
     "fault",
-    [pytest.param(name, marks=[pytest.mark.full] if name in ("nonsense", "rule") else []) for name in CRASHES],
+    [pytest.param(name, marks=[] if name in ("no-result", "fork") else [pytest.mark.full]) for name in CRASHES],
 )
 def test_a_process_that_misbehaves_is_a_row(fault, monkeypatch):
     """The case after the one that passed has the trouble, and the one behind it is run."""

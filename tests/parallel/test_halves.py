@@ -62,7 +62,7 @@ def loaded(mesh: Mesh) -> MochiTransformer:
     ("halves", "rows"),
     [
         ("1x2cfg1sp0tp1", 6),
-        ("1x2cfg1sp0tp1", 14),
+        pytest.param("1x2cfg1sp0tp1", 14, marks=pytest.mark.full),
         pytest.param("2x4cfg0sp0tp1", 6, marks=pytest.mark.full),
         ("2x4cfg0sp0tp1", 14),
         pytest.param("4x8cfg0sp1tp0", 6, marks=pytest.mark.full),

@@ -66,7 +66,7 @@ def test_mesh_invariance(mesh, split, open_layout):
         ("1x2sp0tp1", "t1", 4),
         pytest.param("2x4sp0tp1", "t0h1", 4, marks=pytest.mark.full),
         pytest.param("2x4sp0tp1", "w0h1", 2, marks=pytest.mark.full),
-        ("2x4sp0tp1", "h0w1", 3),
+        pytest.param("2x4sp0tp1", "h0w1", 3, marks=pytest.mark.full),
     ],
     indirect=["mesh"],
 )

@@ -339,7 +339,7 @@ def test_several_are_added_up(component, tmp_path):
 
 
 @pytest.mark.parametrize("mesh", ["1x2sp0tp1"], indirect=True)
-@pytest.mark.parametrize("precision", ["bf16", "bf8"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("bf8", marks=pytest.mark.full)])
 def test_strengths_share_one_entry(mesh, component, tmp_path, precision):
     """What is loaded is what a conversion of merged weights gives, and no strength is written to the disk."""
     from weight_cache.precision import set_precision

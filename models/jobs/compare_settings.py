@@ -18,11 +18,13 @@ import torch
 from models.jobs.evaluate import ATTRIBUTES, plan, worst_psnr
 from models.machine.files import renamed_when_done
 from models.machine.processes import fresh_processes
+from models.mochi.config import CONFIGS
 from models.mochi.geometry import Geometry
 from models.mochi.inputs import make_latents
 from models.mochi.pipeline import MochiPipeline
 from models.mochi.sampling.reuse import Blocks, Forwards
 from models.mochi.setup import check_configs
+from models.performance.projection import REUSED_BLOCKS, Projection
 from models.tiny.vision import Sight, look
 
 Settings = Mapping[str, Any]
@@ -39,7 +41,7 @@ COMPARED: tuple[Settings, ...] = (
     {"num_inference_steps": 32, "solver": "unipc", "reuse": 0.1},
     {"num_inference_steps": 24, "solver": "unipc", "guidance_reuse": 3},
 )
-_BLOCKS = 48
+_BLOCKS = CONFIGS["preview"].num_layers
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,8 @@ class FullSize:
     forward: float
 
     def seconds(self, computed: float, reused: float) -> float:
-        """Return the seconds of a video.
-
-        A forward that reuses runs one of 48 blocks; the layers before and after them are counted as another half.
-        """
-        return self.besides + self.forward * (computed + 1.5 / _BLOCKS * reused)
+        """Return the seconds of a video; forwards that reuse are counted as in a projection."""
+        return self.besides + self.forward * (computed + REUSED_BLOCKS / _BLOCKS * reused)
 
 
 @dataclass
@@ -152,11 +151,9 @@ def full_size(precision: str) -> list[FullSize]:
 def _full_size(name: str, precision: str) -> FullSize:
     from models.device import open_mesh
     from models.machine.systems import system
-    from models.mochi.config import CONFIGS
     from models.mochi.precision import Precision
     from models.parallel import Layout, place
     from models.performance.dry_run import dry_run, preview_geometry
-    from models.performance.projection import Projection
 
     machine, steps = system(name), 2
     layout = Layout.default(machine.mesh, CONFIGS["preview"].num_attention_heads)

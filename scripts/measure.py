@@ -128,6 +128,11 @@ def measure(
     )
     if on_hardware and model is None:
         raise InputError("a measurement needs weights: give --model, or --mode projection for none")
+    if not on_hardware and setup.video is not None and getattr(setup.video.reuse, "threshold", None) is not None:
+        raise InputError(
+            f"a projection cannot know which steps the reuse threshold {reuse} will reuse: give them as steps:3,4,6 or "
+            "steps:FILE (mochi-tt calibrate writes one)"
+        )
     quiet_ttnn()
     if scaling:
         return _scaling(machine, num_steps or STEPS, setup.precision)

@@ -8,13 +8,14 @@ projects have folders of these names too: Tenstorrent's guide puts a checkout of
 
 from __future__ import annotations
 
-import signal
+import _signal  # What `signal` is made of: it is there already, so that nothing can be interrupted before the mask.
 import sys
-from typing import TYPE_CHECKING, Any
 
 if sys.argv[0].endswith("/mochi-tt"):
     # The program, not a program that imports this: a Ctrl-C waits until `mochi_tt.__main__` can answer it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP))
+
+from typing import TYPE_CHECKING, Any
 
 from mochi_tt.packages import claim_packages
 

@@ -18,7 +18,8 @@ setup: $(BIN)/.ready
 
 $(BIN)/.ready: pyproject.toml | $(UV)
 	test -x $(BIN)/python || $(UV) venv --quiet --python 3.12 .venv
-	$(UV) pip install --quiet --python $(BIN)/python -e '.[dev]'
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[dev]'
+	$(BIN)/python -m compileall -q models weight_cache scripts mochi_tt tests
 	@touch $@
 
 $(CURDIR)/.uv/bin/uv:

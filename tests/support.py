@@ -24,17 +24,18 @@ class StateDict:
     module: torch.nn.Module
     prefix: str = ""
 
+    @functools.cached_property
     def _weights(self) -> dict[str, torch.Tensor]:
         return {self.prefix + name: value for name, value in self.module.state_dict().items()}
 
     def keys(self):
-        return self._weights().keys()
+        return self._weights.keys()
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._weights()[key].shape)
+        return tuple(self._weights[key].shape)
 
     def tensor(self, key: str) -> torch.Tensor:
-        return self._weights()[key]
+        return self._weights[key]
 
 
 @functools.cache

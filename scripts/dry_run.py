@@ -10,19 +10,33 @@ import typer
 from models.device import open_mesh
 from models.machine.errors import InputError
 from models.machine.files import check_writable, write_json
-from models.mochi.setup import Request, VideoRequest, resolve
+from models.mochi.sampling.reuse import Forwards
+from models.mochi.setup import Request, Video, VideoRequest, planned_forwards, resolve
 from scripts.options import HELP
+
+STEPS, FRAMES = 50, 163
 
 
 def dry_run(
     model_config: Annotated[str, typer.Option(help="Sizes of the model: preview (genmo/mochi-1-preview).")] = "preview",
     mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
     layout: Annotated[str | None, typer.Option(help="Such as sp0tp1. [default: by the mesh]")] = None,
-    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
+    precision: Annotated[
+        str | None, typer.Option(help=f"{HELP['precision']} [default: the preset's, else default]")
+    ] = None,
     width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 848,
     height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
-    num_frames: Annotated[int, typer.Option(help="6k + 1.")] = 163,
-    num_steps: Annotated[int, typer.Option(min=1, help="Steps that modulations are prepared for.")] = 50,
+    num_frames: Annotated[int | None, typer.Option(help="6k + 1. [default: 163, or the preset's]")] = None,
+    num_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps that modulations are prepared for. [default: the preset's, else 50]"),
+    ] = None,
+    cfg_scale: Annotated[float | None, typer.Option(help="Guidance; 1 turns it off. [default: 4.5]")] = None,
+    guidance_interval: Annotated[str | None, typer.Option(help=HELP["guidance_interval"])] = None,
+    guidance_reuse: Annotated[int | None, typer.Option(help=HELP["guidance_reuse"])] = None,
+    solver: Annotated[str | None, typer.Option(help=HELP["solver"])] = None,
+    preset: Annotated[str | None, typer.Option(help=HELP["preset"])] = None,
+    reuse: Annotated[str | None, typer.Option(help=HELP["reuse"])] = None,
     text_tokens: Annotated[int, typer.Option(min=1, max=256, help="Tokens of each prompt.")] = 256,
     stage: Annotated[
         list[str] | None, typer.Option(help="encode, denoise or decode; may be repeated. [default: all]")
@@ -50,14 +64,26 @@ def dry_run(
             vae_split=vae_split,
             first_frames=first_frames,
             attention_chunks=attention_chunks,
-            video=VideoRequest(height=height, width=width, num_frames=num_frames, num_steps=num_steps),
+            video=VideoRequest(
+                height=height,
+                width=width,
+                num_frames=num_frames if num_frames is not None or preset is not None else FRAMES,
+                num_steps=num_steps if num_steps is not None or preset is not None else STEPS,
+                guidance_scale=cfg_scale,
+                guidance_interval=guidance_interval,
+                guidance_reuse=guidance_reuse,
+                solver=solver,
+                preset=preset,
+                reuse=reuse,
+            ),
         )
     )
     from models.parallel import place
-    from models.performance.dry_run import STAGES
+    from models.performance.dry_run import STAGES, Sampling
     from models.performance.dry_run import dry_run as run
 
     assert setup.video is not None
+    on_halves = setup.layout.cfg_axis is not None
     stages = tuple(stage) if stage else STAGES
     for name in stages:
         if name not in STAGES:
@@ -77,10 +103,24 @@ def dry_run(
             precision=setup.precision,
             blocks=blocks,
             text_tokens=text_tokens,
-            steps=num_steps,
+            steps=setup.video.settings.num_steps,
+            sampling=Sampling.of(setup.video, on_halves=on_halves),
             on_stage=lambda stage: print(f"{stage} ...", flush=True),
         )
-    print("\n".join(report.lines()))
+    forwards = planned_forwards(setup.video, on_halves=on_halves)
+    print("\n".join([*report.lines(), forwards_line(setup.video, forwards)]))
     if target is not None:
-        write_json(report.to_json(), target)
+        write_json(report.to_json() | {"forwards": forwards.to_json()}, target)
         print(f"wrote {target}")
+
+
+def forwards_line(video: Video, forwards: Forwards) -> str:
+    """Return what the steps of the video compute, in words."""
+    counts = forwards.to_json()
+    each = ", ".join(
+        f"{branch} {counts[branch]['computed']} computed"
+        + (f" and {counts[branch]['reused']} reused" if counts[branch]["reused"] else "")
+        for branch in ("conditional", "unconditional")
+    )
+    decided = getattr(video.reuse, "threshold", None) is not None
+    return f"forwards      {each}" + ("; the threshold decides how many of them reuse blocks" if decided else "")

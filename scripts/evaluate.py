@@ -72,20 +72,20 @@ def _compared(
 ) -> None:
     quiet_libraries()
     quiet_ttnn()
-    from models.jobs.compare_settings import compare_settings, full_size, plot, report, table
+    from models.jobs.compare_settings import compare_settings, plot, project, report, table
 
     with make_reporter() as reporter:
         rows = compare_settings(model, limit, mesh=mesh, precision=precision, progress=reporter.progress)
         reporter.progress("project", 0, 1)
-        sizes = full_size(precision)
+        project(rows, precision)
         reporter.progress("project", 1, 1)
     mode = choose_mode("auto")
     print(f"{len(rows[0].psnr)} held-out prompts, mode {mode}, mesh {mesh}, precision {precision}; PSNR in dB against")
     print("the first setting below; seconds are projections of Mochi 1 at full size, no card was used\n")
-    print("\n".join(table(rows, sizes)))
+    print("\n".join(table(rows)))
     if json_file is not None:
-        write_json(report(rows, sizes, mode), json_file)
+        write_json(report(rows, mode), json_file)
     if plot_file is not None:
-        plot(rows, sizes, Path(plot_file))
+        plot(rows, Path(plot_file))
     for name in filter(None, (json_file, plot_file)):
         print(f"wrote {name}")

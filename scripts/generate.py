@@ -58,9 +58,7 @@ def generate(
     ] = None,
     guidance_interval: Annotated[str | None, typer.Option(help=HELP["guidance_interval"])] = None,
     guidance_reuse: Annotated[int | None, typer.Option(help=HELP["guidance_reuse"])] = None,
-    solver: Annotated[
-        str | None, typer.Option(help="euler, or of second order: ab2 or unipc. [default: euler]")
-    ] = None,
+    solver: Annotated[str | None, typer.Option(help=HELP["solver"])] = None,
     preset: Annotated[str | None, typer.Option(help=HELP["preset"])] = None,
     threshold_noise: Annotated[
         float | None, typer.Option(help=f"Noise removed in the linear part. {_default('threshold_noise')}")
@@ -68,13 +66,7 @@ def generate(
     linear_steps: Annotated[
         int | None, typer.Option(help="Steps of the linear part. [default: half of the steps]")
     ] = None,
-    reuse: Annotated[
-        str | None,
-        typer.Option(
-            help="Reuse blocks of earlier steps: off, a threshold of change such as 0.1, steps:3,4,6, or steps:FILE of "
-            "mochi-tt calibrate. [default: off]"
-        ),
-    ] = None,
+    reuse: Annotated[str | None, typer.Option(help=HELP["reuse"])] = None,
     seed: Annotated[int | None, typer.Option(help=f"Of the noise. {_default('seed')}")] = None,
     fps: Annotated[int | None, typer.Option(help=f"Frames per second of the file. {_default('fps')}")] = None,
     out: Annotated[str | None, typer.Option(help="The .mp4 to write. [default: outputs/<prompt>-<seed>.mp4]")] = None,

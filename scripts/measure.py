@@ -41,6 +41,7 @@ def measure(
     height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
     num_frames: Annotated[int | None, typer.Option(help="6k + 1. [default: 163, or the preset's]")] = None,
     preset: Annotated[str | None, typer.Option(help=HELP["preset"])] = None,
+    solver: Annotated[str | None, typer.Option(help=HELP["solver"])] = None,
     guidance_interval: Annotated[str | None, typer.Option(help=HELP["guidance_interval"])] = None,
     guidance_reuse: Annotated[int | None, typer.Option(help=HELP["guidance_reuse"])] = None,
     reuse: Annotated[
@@ -120,6 +121,7 @@ def measure(
                 num_frames=num_frames if num_frames is not None or preset is not None else FRAMES,
                 num_steps=num_steps if num_steps is not None or preset is not None else STEPS,
                 preset=preset,
+                solver=solver,
                 guidance_interval=guidance_interval,
                 guidance_reuse=guidance_reuse,
                 reuse=reuse,
@@ -137,9 +139,17 @@ def measure(
     if scaling:
         return _scaling(machine, num_steps or STEPS, setup.precision)
     assert setup.video is not None
-    is_usual = preset is None and guidance_interval is None and guidance_reuse is None and reuse in (None, "off")
+    is_usual = all(each is None for each in (preset, solver, guidance_interval, guidance_reuse)) and reuse in (
+        None,
+        "off",
+    )
     if on_hardware:
-        options = {"guidance_interval": guidance_interval, "guidance_reuse": guidance_reuse, "reuse": reuse}
+        options = {
+            "solver": solver,
+            "guidance_interval": guidance_interval,
+            "guidance_reuse": guidance_reuse,
+            "reuse": reuse,
+        }
         report = _measured(setup, machine, runs, calibration, None if is_usual else {**options, "preset": preset})
     else:
         halves = setup.layout.cfg_axis is not None
@@ -186,7 +196,7 @@ def _scaling(system: System, num_steps: int, precision: Precision) -> int:
 def _projected(setup: Setup, system: System, forwards: Forwards | None, calibration: str | None) -> dict:
     from models.parallel import place
     from models.performance.calibration import find
-    from models.performance.dry_run import dry_run
+    from models.performance.dry_run import Sampling, dry_run
     from models.performance.projection import Projection
 
     assert setup.video is not None
@@ -197,6 +207,7 @@ def _projected(setup: Setup, system: System, forwards: Forwards | None, calibrat
             place(opened.device, setup.layout, setup.ways),
             setup.video.geometry,
             steps=num_steps,
+            sampling=Sampling.of(setup.video, on_halves=setup.layout.cfg_axis is not None),
             split=setup.request.vae_split,
             first_frames=setup.conventions.first_frames,
             chunks=setup.chunks,

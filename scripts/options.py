@@ -16,6 +16,9 @@ HELP = {
     "(docs/selftest.md). [default: the machine profile's]",
     "guidance_interval": "A:B, shares of the steps: guidance from A to B only, one branch elsewhere. [default: 0:1]",
     "guidance_reuse": "K: in the run's middle, compute the unconditional branch in every K-th step. [default: 1]",
+    "solver": "euler, or of second order: ab2 or unipc. [default: euler]",
+    "reuse": "Reuse blocks of earlier steps: off, a threshold of change such as 0.1, steps:3,4,6, or steps:FILE of "
+    "mochi-tt calibrate. [default: off]",
     "preset": f"{', '.join(presets())}: settings for what is not named (mochi-tt presets).",
     "links": "Most Ethernet links to use between two chips. [default: the machine profile's, else all]",
     "topology": "line or ring: how the fabric is started and used. [default: the profile's, else by the system]",

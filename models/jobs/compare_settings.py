@@ -8,7 +8,7 @@ forwards of such a run are projected to take with Mochi 1 at full size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,9 +22,9 @@ from models.mochi.config import CONFIGS
 from models.mochi.geometry import Geometry
 from models.mochi.inputs import make_latents
 from models.mochi.pipeline import MochiPipeline
-from models.mochi.sampling.reuse import Blocks, Forwards
+from models.mochi.sampling.reuse import Blocks, Forwards, ReuseBelow
 from models.mochi.setup import check_configs
-from models.performance.projection import REUSED_BLOCKS, Projection
+from models.performance.projection import Projection
 from models.tiny.vision import Sight, look
 
 Settings = Mapping[str, Any]
@@ -41,38 +41,30 @@ COMPARED: tuple[Settings, ...] = (
     {"num_inference_steps": 32, "solver": "unipc", "reuse": 0.1},
     {"num_inference_steps": 24, "solver": "unipc", "guidance_reuse": 3},
 )
-_BLOCKS = CONFIGS["preview"].num_layers
-
-
-@dataclass(frozen=True)
-class FullSize:
-    """Projected seconds of Mochi 1 on a system: what each video takes besides forwards, and one forward."""
-
-    system: str
-    besides: float
-    forward: float
-
-    def seconds(self, computed: float, reused: float) -> float:
-        """Return the seconds of a video; forwards that reuse are counted as in a projection."""
-        return self.besides + self.forward * (computed + REUSED_BLOCKS / _BLOCKS * reused)
 
 
 @dataclass
 class Row:
-    """What one setting did: means over prompts, but the PSNR of each, in dB, of its worst frame."""
+    """What one setting did: the forwards of each prompt, the PSNR of its worst frame in dB, and what is right in it.
+
+    `seconds` are those of a full-size video by system, the mean over prompts (`project`).
+    """
 
     settings: Settings
-    computed: list[int] = field(default_factory=list)
-    reused: list[int] = field(default_factory=list)
+    forwards: list[Forwards] = field(default_factory=list)
     psnr: list[float] = field(default_factory=list)
     right: list[float] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, forwards: Forwards, psnr: float, seen: Sight, asked: Sight) -> None:
         """Take the video of one prompt."""
-        self.computed.append(sum(number for number, blocks in forwards.steps if blocks is Blocks.COMPUTED))
-        self.reused.append(sum(number for number, blocks in forwards.steps if blocks is Blocks.REUSED))
+        self.forwards.append(forwards)
         self.psnr.append(psnr)
         self.right.append(mean(getattr(seen, name) == getattr(asked, name) for name in ATTRIBUTES))
+
+    def number(self, wanted: Blocks) -> float:
+        """Return the number of forwards that did this with their blocks, of both branches, the mean over prompts."""
+        return mean(sum(number for number, blocks in run.steps if blocks is wanted) for run in self.forwards)
 
     @property
     def name(self) -> str:
@@ -81,22 +73,18 @@ class Row:
         words = [rest.pop("solver", "euler"), str(rest.pop("num_inference_steps"))]
         return ", ".join([" ".join(words), *(f"{key.replace('_', ' ')} {value}" for key, value in rest.items())])
 
-    def to_json(self, full_size: Sequence[FullSize]) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the row as plain data."""
         return {
             "settings": dict(self.settings),
             "name": self.name,
-            "forwards_computed": mean(self.computed),
-            "forwards_reused": mean(self.reused),
-            "seconds": {each.system: round(self.seconds(each), 1) for each in full_size},
+            "forwards_computed": self.number(Blocks.COMPUTED),
+            "forwards_reused": self.number(Blocks.REUSED),
+            "seconds": {system: round(seconds, 1) for system, seconds in self.seconds.items()},
             "psnr_mean": round(mean(self.psnr), 2),
             "psnr_worst": round(min(self.psnr), 2),
             "attributes_right": round(mean(self.right), 4),
         }
-
-    def seconds(self, full_size: FullSize) -> float:
-        """Return the projected seconds of a full-size video of these settings."""
-        return full_size.seconds(mean(self.computed), mean(self.reused))
 
 
 def compare_settings(
@@ -142,68 +130,78 @@ def compare_settings(
     return rows
 
 
-def full_size(precision: str) -> list[FullSize]:
-    """Project a full-size video on both systems, each in a process of its own."""
+def project(rows: Sequence[Row], precision: str) -> None:
+    """Fill in the seconds of rows: those of a full-size video of Mochi 1 with the forwards that the rows made.
+
+    Each system, with reuse and without, is traced in a process of its own.
+    """
     with fresh_processes() as pool:
-        return [pool.submit(_full_size, system, precision).result() for system in SYSTEMS]
+        for system in SYSTEMS:
+            for reuses in (False, True):
+                some = [row for row in rows if ("reuse" in row.settings) is reuses]
+                made = pool.submit(_seconds, system, precision, [row.forwards for row in some], reuses=reuses).result()
+                for row, seconds in zip(some, made, strict=True):
+                    row.seconds[system] = seconds
 
 
-def _full_size(name: str, precision: str) -> FullSize:
+def _seconds(name: str, precision: str, rows: Sequence[Sequence[Forwards]], *, reuses: bool) -> list[float]:
+    """Return the expected seconds of each row's videos, the mean of the row."""
     from models.device import open_mesh
     from models.machine.systems import system
     from models.mochi.precision import Precision
     from models.parallel import Layout, place
-    from models.performance.dry_run import dry_run, preview_geometry
+    from models.performance.dry_run import Sampling, dry_run, preview_geometry
 
+    if not rows:
+        return []
     machine, steps = system(name), 2
     layout = Layout.default(machine.mesh, CONFIGS["preview"].num_attention_heads)
+    sampling = Sampling(reuse=ReuseBelow.of(1.0, steps) if reuses else None)
     with open_mesh(machine.mesh, "dry-run", system=name) as opened:
-        run = dry_run(
-            place(opened.device, layout), preview_geometry(), precision=Precision.named(precision), steps=steps
-        )
-        seconds = Projection(machine, run, steps).seconds()
-    step = seconds["step"].expected
-    return FullSize(name, seconds["total"].expected - steps * step, step / 2)
+        placed = place(opened.device, layout)
+        run = dry_run(placed, preview_geometry(), precision=Precision.named(precision), steps=steps, sampling=sampling)
+    return [
+        mean(Projection(machine, run, steps, forwards=each).seconds()["total"].expected for each in row) for row in rows
+    ]
 
 
-def table(rows: Sequence[Row], sizes: Sequence[FullSize]) -> list[str]:
+def table(rows: Sequence[Row]) -> list[str]:
     """Return a Markdown table, the slowest setting first."""
-    names = ["setting", "forwards", "reused", *(f"{each.system}, s" for each in sizes)]
+    names = ["setting", "forwards", "reused", *(f"{system}, s" for system in SYSTEMS)]
     names += ["mean PSNR", "worst PSNR", "attributes right"]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for row in sorted(rows, key=lambda row: -row.seconds(sizes[0])):
-        cells = [row.name, f"{mean(row.computed):.0f}", f"{mean(row.reused):.0f}"]
-        cells += [f"{row.seconds(each):.0f}" for each in sizes]
+    for row in sorted(rows, key=lambda row: -row.seconds[SYSTEMS[0]]):
+        cells = [row.name, f"{row.number(Blocks.COMPUTED):.0f}", f"{row.number(Blocks.REUSED):.0f}"]
+        cells += [f"{row.seconds[system]:.0f}" for system in SYSTEMS]
         same = row is rows[0]
         cells += ["-", "-"] if same else [f"{mean(row.psnr):.1f}", f"{min(row.psnr):.1f}"]
         lines.append(f"| {' | '.join([*cells, f'{mean(row.right):.0%}'])} |")
     return lines
 
 
-def report(rows: Sequence[Row], sizes: Sequence[FullSize], mode: str) -> dict[str, Any]:
+def report(rows: Sequence[Row], mode: str) -> dict[str, Any]:
     """Return all of it as plain data."""
     return {
         "mode": mode,
         "note": "PSNR on the model that was named; seconds are projections of Mochi 1 at full size, no card was used",
-        "full_size": [asdict(each) for each in sizes],
-        "rows": [row.to_json(sizes) for row in rows],
+        "rows": [row.to_json() for row in rows],
     }
 
 
-def plot(rows: Sequence[Row], sizes: Sequence[FullSize], path: Path) -> None:
+def plot(rows: Sequence[Row], path: Path) -> None:
     """Draw seconds against the worst PSNR, a panel for each system."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"font.size": 8, "svg.hashsalt": "mochi-tt"}):
         figure = Figure(figsize=(11, 5), layout="constrained")
-        for axes, size in zip(figure.subplots(1, len(sizes)), sizes, strict=True):
+        for axes, system in zip(figure.subplots(1, len(SYSTEMS)), SYSTEMS, strict=True):
             for row in rows[1:]:
-                at = row.seconds(size), min(row.psnr)
+                at = row.seconds[system], min(row.psnr)
                 axes.plot(*at, "o")
                 axes.annotate(row.name, at, textcoords="offset points", xytext=(4, 3))
-            axes.axvline(rows[0].seconds(size), linestyle=":", label="the full run")
-            axes.set(xlabel=f"projected seconds on {size.system}", ylabel="PSNR of the worst frame on tiny, dB")
+            axes.axvline(rows[0].seconds[system], linestyle=":", label="the full run")
+            axes.set(xlabel=f"projected seconds on {system}", ylabel="PSNR of the worst frame on tiny, dB")
             axes.legend()
         with renamed_when_done(path) as scratch:
             figure.savefig(scratch, format=path.suffix[1:].lower(), dpi=120)

@@ -1,8 +1,10 @@
 """Full-size dry runs: the real program with parameters of the real shapes, without weights and numbers."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,10 @@ from models.mochi.conventions import FirstFrames
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.precision import PRECISIONS, Precision
 from models.mochi.sampling.branches import BranchesInTurn, BranchesOnHalves, GuidanceParallel, Schedule
+from models.mochi.sampling.cached import ReusingInTurn, ReusingOnHalves
+from models.mochi.sampling.reuse import Blocks, ReusePolicy
+from models.mochi.sampling.solver import EULER, solver_weights
+from models.mochi.setup import Video
 from models.mochi.text.t5 import T5_XXL, T5Encoder
 from models.mochi.transformer import MochiTransformer
 from models.mochi.vae.config import DecoderConfig
@@ -25,7 +31,28 @@ from weight_cache.precision import set_precision
 
 STAGES = ("encode", "denoise", "decode")
 STEPS = 50
+SCALE = 4.5
 GB = 1e9
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a denoising loop does besides its forwards.
+
+    Attributes:
+        solver: one of `models.mochi.sampling.solver.SOLVERS`.
+        reuse: of blocks; None for none.
+        keeps_difference: whether guided steps keep what `StepKind.DIFFERENCE` needs.
+    """
+
+    solver: str = EULER
+    reuse: ReusePolicy | None = None
+    keeps_difference: bool = False
+
+    @classmethod
+    def of(cls, video: Video, *, on_halves: bool) -> "Sampling":
+        """Return that of a video."""
+        return cls(video.solver, video.reuse, video.guidance_reuse is not None and not on_halves)
 
 
 @dataclass(frozen=True)
@@ -101,6 +128,7 @@ def dry_run(
     blocks: int | None = None,
     text_tokens: int = 256,
     steps: int = STEPS,
+    sampling: Sampling = Sampling(),
     split: str | None = None,
     first_frames: FirstFrames | str = "genmo",
     chunks: Chunks | None = None,
@@ -110,7 +138,8 @@ def dry_run(
 
     The weights of all models are resident, whatever stages run. `encode` is one prompt. `denoise` has three traces:
     `prepare` (rotation tables, both captions, all modulations), `denoise` (one forward) and `guide` (the rest of a
-    guided step: the second forward, guidance and the solver's step). `decode` is the whole video. On two halves the
+    guided step: the second forward, guidance and the solver's step). `decode` is the whole video. Where `sampling`
+    reuses blocks, `denoise_reused` and `guide_reused` are the same two of a step that reuses them. On two halves the
     conditional half is traced: it holds the text encoder and the decoder, and the second forward does not run on it.
 
     Args:
@@ -122,6 +151,7 @@ def dry_run(
         blocks: number of transformer blocks to build; all by default.
         text_tokens: number of tokens of each prompt, 1 to 256.
         steps: number of denoising steps that modulations are prepared for.
+        sampling: solver and reuse.
         split: split of the decoder over the mesh; see `models.mochi.vae.Split`.
         first_frames: see `models.mochi.conventions`; the published checkpoint's by default.
         chunks: chunks of attention; chosen by rule if None.
@@ -162,7 +192,7 @@ def dry_run(
         with trace(mesh.device) as traces["encode"]:
             encoder(ids)
     if "denoise" in stages:
-        traces |= _denoise(transformer, parallel, geometry, text_tokens, steps, tell)
+        traces |= _denoise(transformer, parallel, geometry, text_tokens, steps, sampling, tell)
     if "decode" in stages:
         tell("decode")
         mesh.free_buffers()  # The sampler does the same at its end.
@@ -182,40 +212,52 @@ def _denoise(
     geometry: Geometry,
     text_tokens: int,
     steps: int,
+    sampling: Sampling,
     tell: Callable[[str], None],
 ) -> dict[str, Trace]:
     device, config, step = model.mesh.device, model.config, min(1, steps - 1)
     times = list(np.linspace(0, 980, steps))
     features = torch.zeros(text_tokens, config.text_embed_dim)
     patches = torch.zeros(geometry.num_tokens, config.patch_values)
-    weights = np.full((steps, 1, 1), 1 / steps)
+    guidance = [SCALE] * steps
+    weights = solver_weights(sampling.solver, list(np.linspace(1, 0, steps + 1)), guidance)
+    in_turn: Any = BranchesInTurn
+    on_halves: Any = BranchesOnHalves
+    if sampling.reuse is not None:
+        in_turn = functools.partial(ReusingInTurn, reuse=sampling.reuse)
+        on_halves = functools.partial(ReusingOnHalves, reuse=sampling.reuse)
     traces: dict[str, Trace] = {}
     tell("prepare")
     with trace(device) as traces["prepare"]:
         grid = model.grid(*geometry.token_grid)
         prompts = [model.prepare(features, times)]
-        schedules = [Schedule.upload(model.mesh, [4.5] * steps, weights)]
+        schedules = [Schedule.upload(model.mesh, guidance, weights)]
         if parallel is None:
             prompts.append(model.prepare(features, times))
-            branches: BranchesInTurn | BranchesOnHalves = BranchesInTurn(model, grid, patches, prompts, schedules[0])
+            keeps = sampling.keeps_difference
+            branches = in_turn(model, grid, patches, prompts, schedules[0], keeps_difference=keeps)
         else:
             other = parallel.unconditional
             prompts.append(other.prepare(features, times))
-            schedules.append(Schedule.upload(other.mesh, [4.5] * steps, weights))
+            schedules.append(Schedule.upload(other.mesh, guidance, weights))
             grids = [grid, other.grid(*geometry.token_grid)]
-            branches = BranchesOnHalves(model, parallel, grids, patches, prompts, schedules)
-    tell("compile")
-    branches.predict(0)
-    tell("denoise")
-    with trace(device) as traces["denoise"]:
-        for prompt in prompts:
-            prompt.select(step)
-        for schedule in schedules:
-            schedule.table.select(step)
-        conditional = branches.predict(0)
-    tell("guide")
-    with trace(device) as traces["guide"]:
-        branches.advance(conditional, branches.predict(1))
+            branches = on_halves(model, parallel, grids, patches, prompts, schedules)
+    ways = {"": branches.predict}
+    if sampling.reuse is not None:
+        ways["_reused"] = functools.partial(branches.predict, blocks=Blocks.REUSED)
+    for suffix, predict in ways.items():
+        tell(f"compile{suffix}")
+        predict(0)
+        tell(f"denoise{suffix}")
+        with trace(device) as traces[f"denoise{suffix}"]:
+            for prompt in prompts:
+                prompt.select(step)
+            for schedule in schedules:
+                schedule.table.select(step)
+            conditional = predict(0)
+        tell(f"guide{suffix}")
+        with trace(device) as traces[f"guide{suffix}"]:
+            branches.advance(conditional, predict(1))
     return traces
 
 

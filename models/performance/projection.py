@@ -16,12 +16,16 @@ FIRST_LINE = "PROJECTION: no card was used; op trace of a full-size dry run on a
 # Stages of the report, and the number of runs of each traced part in one video of n guided steps.
 _PARTS = {
     "encode": {"encode": "once"},
-    "denoise": {"prepare": "once", "denoise": "steps", "guide": "steps"},
+    "denoise": {
+        "prepare": "once",
+        "denoise": "steps",
+        "guide": "steps",
+        "denoise_reused": "steps",
+        "guide_reused": "steps",
+    },
     "decode": {"decode": "once"},
 }
-_CAPTURED = ("denoise", "guide")
-REUSED_BLOCKS = 1.5
-"""Blocks that a forward costs which reuses all but the first: the first, and what is around the blocks."""
+_CAPTURED = ("denoise", "guide", "denoise_reused", "guide_reused")
 NOT_COUNTED = (
     "a second text encoding (an empty negative prompt of zeros needs none); compilation; host work outside of op "
     "dispatch and of the output"
@@ -53,7 +57,8 @@ class Projection:
     """Projected seconds of one video with guidance in every step, and their parts.
 
     With a `calibration` the time of each kind of op is what was measured on the machine. With `forwards` the steps are
-    those that they tell, in place of `num_steps` guided ones that are computed.
+    those that they tell, in place of `num_steps` guided ones that are computed; the run must have traced what they
+    reuse.
     """
 
     system: System
@@ -62,18 +67,19 @@ class Projection:
     calibration: Calibration | None = None
     forwards: Forwards | None = None
 
-    def repeats(self, part: str) -> float:
-        """Return the number of runs of a traced part in one video.
+    def __post_init__(self) -> None:
+        if self.forwards is not None and self.forwards.reused:
+            assert "denoise_reused" in self.run.stages, "the dry run traced no step that reuses blocks"
 
-        A forward that reuses runs one block, and the layers before and after them count as another half.
-        """
+    def repeats(self, part: str) -> int:
+        """Return the number of runs of a traced part in one video."""
         if any(parts.get(part) == "once" for parts in _PARTS.values()):
             return 1
+        name, _, reused = part.partition("_")
         if self.forwards is None:
-            return self.num_steps
-        share = {Blocks.COMPUTED: 1.0, Blocks.REUSED: REUSED_BLOCKS / self.run.blocks}
-        counted = [(branches, share[blocks]) for branches, blocks in self.forwards.steps]
-        return sum(part_of for branches, part_of in counted if part == "denoise" or branches > 1)
+            return 0 if reused else self.num_steps
+        wanted = Blocks.REUSED if reused else Blocks.COMPUTED
+        return sum(blocks is wanted for branches, blocks in self.forwards.steps if name == "denoise" or branches > 1)
 
     def part_seconds(self, part: str) -> Seconds:
         """Return the seconds of one run of a traced part.
@@ -117,7 +123,7 @@ class Projection:
         made: dict[tuple[str, str], list[tuple[Record, OpTime, float]]] = {}
         for stage, parts in _PARTS.items():
             for part in parts:
-                if part in self.run.stages:
+                if part in self.run.stages and self.repeats(part):
                     for record, time in self._times(self.run.stages[part]):
                         made.setdefault((stage, record.name), []).append((record, time, self.repeats(part)))
         rows = [_row(stage, op, calls) for (stage, op), calls in made.items()]

@@ -37,7 +37,7 @@ class CachedBranch:
             rows: visual tokens of a shard, N / SP.
             compares: whether steps are compared.
         """
-        self._model, self._prompt, self._grid = transformer, prompt, grid
+        self._model, self._prompt, self._grid, self._compares = transformer, prompt, grid, compares
         shape = (1, 1, rows, transformer.stream_width)
         self._rest = self._kept(shape)  # last block's output - first block's output, of the last computed step
         if compares:
@@ -90,6 +90,13 @@ class CachedBranch:
         if blocks is Blocks.COMPUTED:
             ttnn.copy(self._moved, self._last)
         return self._finish(self._visual, self._text, blocks)
+
+    def predict(self, patches_1BNI: ttnn.Tensor, blocks: Blocks) -> ttnn.Tensor:
+        """Predict with whatever a step runs whose outcome is known; arguments and result as in `forward`."""
+        if not self._compares:
+            return self.forward(patches_1BNI, blocks)
+        self.head(patches_1BNI)
+        return self.tail(blocks)
 
     def _finish(self, visual_1BND: ttnn.Tensor, text_1BLP: ttnn.Tensor | None, blocks: Blocks) -> ttnn.Tensor:
         if blocks is Blocks.REUSED:
@@ -175,6 +182,10 @@ class ReusingInTurn(BranchesInTurn):
         self._decisions.done(blocks, kind.branches)
         return blocks
 
+    def predict(self, branch: int, blocks: Blocks = Blocks.COMPUTED) -> ttnn.Tensor:
+        """A forward that computes or reuses the blocks: 0 is the conditional branch."""
+        return self._cached[branch].predict(self.state_1BNI, blocks)
+
     def _heads(self, kind: StepKind) -> ttnn.Tensor:
         """Run the first block of each branch, and return the sums over all of them."""
         sums = None
@@ -231,6 +242,10 @@ class ReusingOnHalves(BranchesOnHalves):
         self._finish()
         self._decisions.done(blocks, kind.branches)
         return blocks
+
+    def predict(self, half: int, blocks: Blocks = Blocks.COMPUTED) -> ttnn.Tensor:
+        """The forward of one half, which computes or reuses the blocks: 0 is the conditional branch."""
+        return self._cached[half].predict(self.states[half], blocks)
 
     def _each(self, kind: StepKind, name: str, program: Callable[[int], ttnn.Tensor]) -> list[ttnn.Tensor]:
         """Run a program on each half that takes part; it is the same in every kind of step."""

@@ -9,8 +9,7 @@ import typer
 from models.device import MODES
 from models.jobs.calibrate import THRESHOLD, plan, run
 from models.jobs.generate import check_mode
-from models.mochi.setup import Request, VideoRequest
-from scripts.options import HELP
+from scripts.options import HELP, request
 from scripts.progress import make_reporter, quiet_libraries
 
 
@@ -22,6 +21,9 @@ def calibrate(
     ] = THRESHOLD,
     num_steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the checkpoint's]")] = None,
     cfg_scale: Annotated[float | None, typer.Option(help="Guidance. [default: the checkpoint's]")] = None,
+    guidance_interval: Annotated[str | None, typer.Option(help=HELP["guidance_interval"])] = None,
+    solver: Annotated[str | None, typer.Option(help=HELP["solver"])] = None,
+    preset: Annotated[str | None, typer.Option(help=HELP["preset"])] = None,
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16. [default: the checkpoint's]")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16. [default: the checkpoint's]")] = None,
     num_frames: Annotated[int | None, typer.Option(help="6k + 1. [default: the checkpoint's]")] = None,
@@ -30,7 +32,9 @@ def calibrate(
     model: Annotated[str, typer.Option(help="The checkpoint, as for generate.")] = "tiny",
     variant: Annotated[str | None, typer.Option(help="Of the weight files, such as bf16.")] = None,
     base: Annotated[str | None, typer.Option(help=HELP["base"])] = None,
-    precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
+    precision: Annotated[
+        str | None, typer.Option(help=f"{HELP['precision']} [default: the preset's, else default]")
+    ] = None,
     lora: Annotated[list[str] | None, typer.Option(help=HELP["lora"])] = None,
     cache_dir: Annotated[str | None, typer.Option(help=HELP["cache_dir"])] = None,
     mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
@@ -41,30 +45,9 @@ def calibrate(
     profile: Annotated[str | None, typer.Option(help=HELP["profile"])] = None,
 ) -> None:
     """Run a few prompts, and write the list of steps that reused blocks in all of them."""
+    options = locals()
     print(f"mode {MODES[check_mode(mode)]}", flush=True)
-    video = VideoRequest(
-        height=height,
-        width=width,
-        num_frames=num_frames,
-        num_steps=num_steps,
-        guidance_scale=cfg_scale,
-        seed=seed,
-        reuse=threshold,
-    )
-    request = Request(
-        model=model,
-        variant=variant,
-        base=base,
-        mesh=mesh,
-        layout=layout,
-        mode=mode,
-        precision=precision,
-        loras=tuple(lora or ()),
-        cache_dir=cache_dir,
-        profile=profile,
-        video=video,
-    )
-    job = plan(prompts, request, out)
+    job = plan(prompts, request(options, reuse=threshold), out)
     quiet_libraries()
     with make_reporter() as reporter:
         found = run(job, reporter.progress, lambda line: reporter.line(f"warning: {line}"))

@@ -10,8 +10,7 @@ from loguru import logger
 from models.device import MODES
 from models.jobs.decode import DecodeRequest, plan, run
 from models.jobs.generate import check_mode
-from models.mochi.setup import Request
-from scripts.options import HELP
+from scripts.options import HELP, request
 from scripts.progress import make_reporter
 
 
@@ -40,24 +39,13 @@ def decode(
     profile: Annotated[str | None, typer.Option(help=HELP["profile"])] = None,
 ) -> None:
     """Decode saved latents, with the very decoder that generate uses."""
+    options = locals()
     logger.disable("models")
     print(f"mode {MODES[check_mode(mode)]}", flush=True)
     job = plan(
         DecodeRequest(
             latents=latents,
-            request=Request(
-                model=model,
-                variant=variant,
-                base=base,
-                mesh=mesh,
-                layout=layout,
-                mode=mode,
-                cache_dir=cache_dir,
-                vae_split=vae_split,
-                first_frames=first_frames,
-                plain=plain,
-                profile=profile,
-            ),
+            request=request(options),
             keep_all_frames=keep_all_frames,
             fps=fps,
             out=out,

@@ -11,8 +11,8 @@ from models.device import open_mesh
 from models.machine.errors import InputError
 from models.machine.files import check_writable, write_json
 from models.mochi.sampling.reuse import Forwards
-from models.mochi.setup import Request, Video, VideoRequest, planned_forwards, resolve
-from scripts.options import HELP
+from models.mochi.setup import Video, planned_forwards, resolve
+from scripts.options import HELP, request
 
 STEPS, FRAMES = 50, 163
 
@@ -53,29 +53,14 @@ def dry_run(
 
     ttnn validates every op, builds its program and allocates its buffers, and fails where the real machine would.
     """
+    options = locals()
     setup = resolve(
-        Request(
+        request(
+            options,
             model=None,
-            model_config=model_config,
-            mesh=mesh,
-            layout=layout,
             mode="dry-run",
-            precision=precision,
-            vae_split=vae_split,
-            first_frames=first_frames,
-            attention_chunks=attention_chunks,
-            video=VideoRequest(
-                height=height,
-                width=width,
-                num_frames=num_frames if num_frames is not None or preset is not None else FRAMES,
-                num_steps=num_steps if num_steps is not None or preset is not None else STEPS,
-                guidance_scale=cfg_scale,
-                guidance_interval=guidance_interval,
-                guidance_reuse=guidance_reuse,
-                solver=solver,
-                preset=preset,
-                reuse=reuse,
-            ),
+            num_frames=num_frames if num_frames is not None or preset is not None else FRAMES,
+            num_steps=num_steps if num_steps is not None or preset is not None else STEPS,
         )
     )
     from models.parallel import place

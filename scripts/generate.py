@@ -11,9 +11,8 @@ import typer
 from models.device import MODES
 from models.jobs.generate import GenerateRequest, about_the_machine, check_mode, plan, run
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
-from models.mochi.setup import Request, VideoRequest
 from models.mochi.text.words import Words
-from scripts.options import HELP
+from scripts.options import HELP, request
 from scripts.progress import make_reporter, quiet_libraries
 from weight_cache.checkpoints import TINY
 from weight_cache.checkpoints.checkpoint import Checkpoint
@@ -125,49 +124,13 @@ def generate(
     ] = False,
 ) -> None:
     """Make a video from a text: an .mp4, and a .json with everything that went into it."""
+    options = locals()
     if help_words:
         _list_words(model, variant, base)
         return
     assert prompt is not None
     print(f"mode {MODES[check_mode(mode)]}", flush=True)
-    video = VideoRequest(
-        height=height,
-        width=width,
-        num_frames=num_frames,
-        num_steps=num_steps,
-        guidance_scale=cfg_scale,
-        threshold_noise=threshold_noise,
-        linear_steps=linear_steps,
-        seed=seed,
-        fps=fps,
-        solver=solver,
-        guidance_interval=guidance_interval,
-        guidance_reuse=guidance_reuse,
-        preset=preset,
-        reuse=reuse,
-    )
-    request = Request(
-        model=model,
-        variant=variant,
-        base=base,
-        mesh=mesh,
-        layout=layout,
-        mode=mode,
-        precision=precision,
-        loras=tuple(lora or ()),
-        cache_dir=cache_dir,
-        vae_split=vae_split,
-        first_frames=first_frames,
-        empty_prompt=empty_prompt,
-        capture=capture,
-        plain=plain,
-        links=links,
-        topology=topology,
-        attention_chunks=attention_chunks,
-        profile=profile,
-        video=video,
-    )
-    job = plan(GenerateRequest(prompt, request, negative_prompt, save_latents, out))
+    job = plan(GenerateRequest(prompt, request(options), negative_prompt, save_latents, out))
     quiet_libraries()
     size = job.video.geometry
     with make_reporter() as reporter:

@@ -17,15 +17,17 @@ from models.machine.systems import System
 from models.machine.systems import system as system_called
 from models.mochi.precision import Precision
 from models.mochi.sampling.reuse import Forwards
-from models.mochi.setup import Request, Setup, VideoRequest, planned_forwards, resolve
+from models.mochi.setup import Setup, planned_forwards, resolve
 from models.performance.compare import baseline, ratios, read, regressions
 from models.performance.plots import check_plot, plot
 from models.performance.report import markdown
-from scripts.options import HELP
+from scripts.options import HELP, request
 
 MODES = ("auto", "hardware", "projection")
 REGRESSION = 1
 STEPS, FRAMES = 50, 163
+CHOICES = ("preset", "solver", "guidance_interval", "guidance_reuse", "reuse")
+"""Options that change which forwards a video computes."""
 
 
 def measure(
@@ -83,6 +85,7 @@ def measure(
 
     The first line says whether it is a measurement or a projection. A projection needs neither card nor weights.
     """
+    options = locals()
     if compare is not None:
         return _compare(*compare, threshold)
     if validation:
@@ -104,28 +107,14 @@ def measure(
     if not on_hardware and machine.mock is None:
         raise InputError(f"system {machine.name} cannot be projected yet: no mock stands for it")
     setup = resolve(
-        Request(
+        request(
+            options,
             model=model if on_hardware else None,
             mesh=machine.mesh,
-            layout=layout,
             mode="hardware" if on_hardware else "dry-run",
             system=machine.name,
-            precision=precision,
-            cache_dir=cache_dir,
-            vae_split=vae_split,
-            first_frames=first_frames,
-            attention_chunks=attention_chunks,
-            video=VideoRequest(
-                height=height,
-                width=width,
-                num_frames=num_frames if num_frames is not None or preset is not None else FRAMES,
-                num_steps=num_steps if num_steps is not None or preset is not None else STEPS,
-                preset=preset,
-                solver=solver,
-                guidance_interval=guidance_interval,
-                guidance_reuse=guidance_reuse,
-                reuse=reuse,
-            ),
+            num_frames=num_frames if num_frames is not None or preset is not None else FRAMES,
+            num_steps=num_steps if num_steps is not None or preset is not None else STEPS,
         )
     )
     if on_hardware and model is None:
@@ -139,18 +128,10 @@ def measure(
     if scaling:
         return _scaling(machine, num_steps or STEPS, setup.precision)
     assert setup.video is not None
-    is_usual = all(each is None for each in (preset, solver, guidance_interval, guidance_reuse)) and reuse in (
-        None,
-        "off",
-    )
+    is_usual = all(options[name] in (None, "off") for name in CHOICES)
     if on_hardware:
-        options = {
-            "solver": solver,
-            "guidance_interval": guidance_interval,
-            "guidance_reuse": guidance_reuse,
-            "reuse": reuse,
-        }
-        report = _measured(setup, machine, runs, calibration, None if is_usual else {**options, "preset": preset})
+        chosen = {name: options[name] for name in CHOICES}
+        report = _measured(setup, machine, runs, calibration, None if is_usual else chosen)
     else:
         halves = setup.layout.cfg_axis is not None
         forwards = None if is_usual else planned_forwards(setup.video, on_halves=halves)

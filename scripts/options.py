@@ -1,6 +1,10 @@
-"""What several commands say of an option."""
+"""What several commands say of an option, and the request that options make."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from models.mochi.presets import presets
+from models.mochi.setup import Request, request_of
 
 HELP = {
     "base": "For Genmo's and ComfyUI's forms: a Diffusers-layout checkpoint that holds the text encoder and tokenizer. "
@@ -26,3 +30,11 @@ HELP = {
     "cache_dir": "Where converted weights are kept. [default: MOCHI_TT_CACHE_DIR, else TT_DIT_CACHE_DIR, else the "
     "user's cache directory]",
 }
+
+_NAMES = {"cfg_scale": "guidance_scale", "lora": "loras"}
+
+
+def request(options: Mapping[str, Any], **own: Any) -> Request:
+    """Return the request that a command's options make, by their names; values of ``own`` win."""
+    named = {_NAMES.get(name, name): value for name, value in options.items()}
+    return request_of(named | {"loras": tuple(named.get("loras") or ())}, **own)

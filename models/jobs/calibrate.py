@@ -7,7 +7,7 @@ runs of the same checkpoint and number of steps take with `--reuse steps:FILE`: 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.jobs.generate import Message, Progress, check_mode
@@ -53,7 +53,7 @@ def plan(prompts: Sequence[str], request: Request, out: str) -> Plan:
             Calibration.read(path)
         except InputError as error:
             raise InputError(f"{path} exists and is no earlier calibration: choose another --out") from error
-    setup = resolve(request)
+    setup = resolve(replace(request, components=("transformer", "text_encoder")))
     video = setup.video
     threshold = None if video is None or video.reuse is None else video.reuse.threshold
     if video is None or threshold is None:
@@ -84,6 +84,7 @@ def run(job: Plan, progress: Progress | None = None, on_message: Message | None 
                 num_frames=video.geometry.num_frames,
                 sigmas=video.sigmas,
                 guidance_scale=video.guidance,
+                solver=video.solver,
                 seed=seed,
                 reuse=video.reuse,
                 progress=progress,
@@ -103,9 +104,10 @@ def run(job: Plan, progress: Progress | None = None, on_message: Message | None 
         "reused_steps_of_each_prompt": reused,
         "seeds": seeds,
         "sigmas": video.sigmas,
+        "solver": video.solver,
         "guidance_schedule": video.guidance,
         "size": [video.geometry.width, video.geometry.height, video.geometry.num_frames],
-        "precision": setup.request.precision,
+        "precision": setup.precision.name,
         "loras": [str(lora) for lora in setup.loras],
         "mode": setup.mode,
         "layout": str(setup.layout),

@@ -183,16 +183,17 @@ class Models:
         *,
         precision: Precision,
         loras: Sequence[LoraRequest] = (),
+        components: Sequence[str] = COMPONENTS,
         progress: Progress | None = None,
         on_message: Message | None = None,
     ) -> None:
-        """Fill all models from the store of converted weights, which is filled first where it lacks them.
+        """Fill the models of some components from the store of converted weights, which is filled first if it must be.
 
         Raises:
             InputError: weights or LoRAs do not fit.
             MachineError: no space, or the store cannot be written.
         """
-        for module, component, merged in self.with_weights(checkpoint, loras):
+        for module, component, merged in self.with_weights(checkpoint, loras, components):
             store.load(
                 module,
                 component,
@@ -203,9 +204,9 @@ class Models:
             )
 
     def with_weights(
-        self, checkpoint: Checkpoint, loras: Sequence[LoraRequest] = ()
+        self, checkpoint: Checkpoint, loras: Sequence[LoraRequest] = (), components: Sequence[str] = COMPONENTS
     ) -> Iterator[tuple[Module, Component, Sequence[LoraRequest]]]:
-        """Each model, the component of `checkpoint` that fills it, and those of `loras` that are merged into it.
+        """Each model of `components`, what of `checkpoint` fills it, and those of `loras` that are merged into it.
 
         All of them are checked before the first is given.
 
@@ -220,6 +221,7 @@ class Models:
         ]
         if self.parallel is not None:
             parts.append((self.parallel.unconditional, checkpoint.transformer, loras))
+        parts = [part for part in parts if part[1].name in components]
         for part in parts:
             checked_source(*part)
         yield from parts

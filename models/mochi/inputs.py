@@ -17,7 +17,7 @@ from models.machine.checks import check_text, function, short, whole
 from models.machine.errors import InputError
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
-from models.mochi.presets import SIZES, fill
+from models.mochi.presets import SIZES, fill, preset
 from models.mochi.reuse import Fingerprint, parse_reuse
 from models.mochi.sampling.reuse import ReusePolicy, check_reused
 from models.mochi.sampling.schedule import check_reuse, guidance_schedule, resolve_sigmas
@@ -157,6 +157,8 @@ class Run:
                 "linear_steps": linear_steps,
             }
         chosen = fill(preset, given, defaults)
+        if preset is not None and subject is not None:
+            _tell_precision(preset, subject.precision.name)
         height, width, frames = (chosen[name] for name in SIZES)
         geometry = Geometry(
             defaults.height if height is None else height,
@@ -188,6 +190,17 @@ class Run:
             check_size(subject.keeping(reused, is_guided=max(guidance) > 1), geometry, videos)
         drawn = make_latents(geometry, videos, noise[0], noise[1], seed)
         return cls(drawn, levels, guidance, policy, callback, progress or _silent, reused, method)
+
+
+def _tell_precision(name: str, used: str) -> None:
+    """Warn if a preset has another precision than the pipeline was opened with."""
+    wanted = preset(name).settings.get("precision", used)
+    if wanted != used:
+        warnings.warn(
+            f"preset {name} is of precision {wanted}, but this pipeline was opened with {used}, which stays: open it "
+            f"with precision={wanted!r} for the preset's speed",
+            stacklevel=5,
+        )
 
 
 NO_GUIDANCE = "guidance is 1 in every step: an interval or a reuse of guidance has no effect"

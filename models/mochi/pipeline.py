@@ -70,7 +70,7 @@ class MochiPipeline:
         *,
         transformer: MochiTransformer,
         text_encoder: TextEncoder,
-        vae: VaeDecoder,
+        vae: VaeDecoder | None,
         scales: Scales,
         mesh: OpenMesh,
         layout: Layout,
@@ -87,7 +87,7 @@ class MochiPipeline:
 
         `defaults` are what a call takes where it names nothing: the checkpoint's, or Genmo's if None. `subject` is what
         the size of a call is judged for, before anything is allocated; not at all if None. `fingerprint` gives that of
-        the transformer's checkpoint, which a file of reused steps names.
+        the transformer's checkpoint, which a file of reused steps names. Without a `vae` there are only latents.
         """
         self.defaults = Defaults() if defaults is None else defaults
         self._subject = subject
@@ -237,6 +237,7 @@ class MochiPipeline:
                 Store(request.cache_dir),
                 precision=setup.precision,
                 loras=setup.loras,
+                components=request.components,
                 progress=progress,
                 on_message=on_message,
             )
@@ -247,7 +248,7 @@ class MochiPipeline:
         return cls(
             transformer=models.transformer,
             text_encoder=text_encoder,
-            vae=models.vae,
+            vae=models.vae if "vae" in request.components else None,
             scales=setup.scales,
             mesh=opened,
             layout=setup.layout,
@@ -482,6 +483,8 @@ class MochiPipeline:
         each = inputs.latents_list(latents)
         if output_type == "latent":
             return torch.cat(each)
+        if self.vae is None:
+            raise InputError("the pipeline was loaded without the vae, so it has no frames: ask for latents")
         report("decode", 0, len(each))
         videos = []
         for index, latents_BCTHW in enumerate(each):

@@ -474,6 +474,18 @@ def check_configs(checkpoint: Checkpoint) -> Scales:
     return Scales.from_configs(transformer, DecoderConfig.from_dict(checkpoint.vae.config))
 
 
+def request_of(named: Mapping[str, Any], **own: Any) -> Request:
+    """Return the request that values by name make, such as the options of a command.
+
+    Names that neither a request nor its video has are left out; values of ``own`` win. Without a value for the video
+    there is none.
+    """
+    values = {**named, **own}
+    video = {field.name: values[field.name] for field in fields(VideoRequest) if field.name in values}
+    of_request = {field.name: values[field.name] for field in fields(Request) if field.name in values}
+    return Request(**{"video": VideoRequest(**video) if video else None, **of_request})
+
+
 def as_arguments(request: Request) -> dict[str, Any]:
     """Return a request as plain data, for the JSON beside a video."""
     given = {field.name: getattr(request, field.name) for field in fields(request)}
@@ -495,4 +507,14 @@ def plain(value: Any) -> Any:
     return float(value) if hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0 else str(value)
 
 
-__all__ = ["MODES", "Request", "Setup", "Video", "VideoRequest", "as_arguments", "check_configs", "resolve"]
+__all__ = [
+    "MODES",
+    "Request",
+    "Setup",
+    "Video",
+    "VideoRequest",
+    "as_arguments",
+    "check_configs",
+    "request_of",
+    "resolve",
+]

@@ -14,9 +14,10 @@ from pathlib import Path
 from models.device import open_mesh
 from models.machine.systems import system
 from models.mochi.precision import Precision
+from models.mochi.sampling.reuse import ReuseBelow
 from models.parallel import Layout, place
 from models.performance.configurations import configurations
-from models.performance.dry_run import dry_run, preview_geometry
+from models.performance.dry_run import Sampling, dry_run, preview_geometry
 
 # Names of witnesses, from the best to the least, and what each means.
 WITNESSES = {
@@ -31,14 +32,23 @@ _OF_MODE = {"hardware": "hardware", "simulator": "kernels"}
 
 @dataclass(frozen=True)
 class Way:
-    """A way through the device code: a system, a layout of its mesh, a precision policy."""
+    """A way through the device code: a system, a layout of its mesh, a precision policy, and how steps are made.
+
+    With `reuses` a threshold decides which steps reuse blocks, and the solver is one that keeps tensors.
+    """
 
     system: str
     layout: str
     precision: str = "default"
+    reuses: bool = False
 
     def __str__(self) -> str:
-        return f"{self.system} {self.layout} {self.precision}"
+        return f"{self.system} {self.layout} {self.precision}" + (" reuse" if self.reuses else "")
+
+    @property
+    def sampling(self) -> Sampling:
+        """How steps are made."""
+        return Sampling("unipc", ReuseBelow.of(0.1, _STEPS), keeps_difference=True) if self.reuses else Sampling()
 
 
 # The default layouts with every policy; layouts that owners ask for; one chip.
@@ -49,7 +59,10 @@ WAYS = (
     Way("galaxy", "sp1tp0"),
     Way("galaxy", "sp1tp0", "fast"),
     Way("galaxy", "cfg0sp1tp0"),
+    Way("quietbox", "sp1tp0", reuses=True),
+    Way("galaxy", "sp1tp0", reuses=True),
 )
+_STEPS = 2
 _BLOCKS = 2  # one like all others and the last one
 
 
@@ -67,7 +80,8 @@ def device_path(way: Way) -> list[str]:
             place(opened.device, Layout.parse(way.layout, machine.mesh)),
             preview_geometry(),
             blocks=_BLOCKS,
-            steps=2,
+            steps=_STEPS,
+            sampling=way.sampling,
             precision=Precision.named(way.precision),
         )
     return sorted(found)

@@ -7,6 +7,7 @@ import pytest
 from models.machine.errors import InputError
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Scales
+from models.mochi.inputs import Run
 from models.mochi.precision import Precision
 from models.mochi.presets import SETTINGS, Preset, fill, lines, preset, presets
 from models.mochi.setup import Request, Video, VideoRequest, resolve
@@ -120,3 +121,14 @@ def test_a_call_in_python_takes_the_same_settings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(scale=1, preset="fast")
+
+
+@pytest.mark.parametrize(("precision", "warned"), [("default", True), ("fast", False)])
+def test_a_presets_precision_that_cannot_apply_is_said(precision, warned):
+    """In Python the pipeline is open already: its precision stays."""
+    subject = resolve(Request(mesh="1x1", mode="golden", precision=precision)).subject
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        size, noise = (32, 32, 7), (None, None)
+        Run.of(1, Defaults(), Scales(), subject, size, None, None, noise, None, preset="draft")
+    assert any("this pipeline was opened with default" in str(each.message) for each in said) is warned

@@ -9,6 +9,7 @@ import pytest
 
 from models.machine.systems import system
 
+SMALL = ("--mesh", "1x1", "--width", "208", "--height", "112", "--num-frames", "7")
 CHIP_DRAM = system("quietbox").architecture.dram_bytes
 
 
@@ -34,6 +35,19 @@ def test_one_block_at_full_size(tmp_path, mesh, tokens_per_chip):
     chips = int(mesh[0]) * int(mesh[2])
     assert stage["flops"] > 4 * 44_520**2 * 24 * 128 / chips
     assert stage["link_bytes"] > 0
+
+
+def test_steps_that_reuse_blocks_are_traced(tmp_path):
+    """A preset's steps and solver, and a forward that runs one block of two."""
+    report = dry_run(
+        tmp_path, "--blocks", "2", "--stage", "denoise", "--preset", "fast", "--reuse", "steps:3,4", *SMALL
+    )
+    assert report["forwards"]["conditional"] == {"computed": 14, "reused": 2}
+    assert report["forwards"]["reused_steps"] == [3, 4]
+    stages = report["stages"]
+    for part in ("denoise", "guide"):
+        assert 0.45 < stages[f"{part}_reused"]["flops"] / stages[part]["flops"] < 0.55
+    assert stages["guide"]["device_calls"] > stages["denoise"]["device_calls"] + 20, "unipc keeps two tensors"
 
 
 # 44,520 tokens are 1391.25 tiles. In `accurate` attention fills L1, and must leave room for the sockets of halves.

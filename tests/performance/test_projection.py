@@ -1,6 +1,7 @@
 """From traces to the seconds of a video, on traces made by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from models.performance.cost_model import constants, dispatch, op_time, output
 from models.performance.counts import Cost
 from models.performance.dry_run import DryRun
 from models.performance.plots import plot
-from models.performance.projection import FIRST_LINE, REUSED_BLOCKS, Projection
+from models.performance.projection import FIRST_LINE, Projection
 from models.performance.report import markdown
 from models.performance.settings import Settings
 from models.performance.trace import Record, Trace
@@ -113,16 +114,23 @@ def test_plot(whole, tmp_path, suffix, start):
     assert [file.name for file in tmp_path.iterdir()] == [target.name]
 
 
-def test_forwards_that_are_left_out_or_reuse_blocks_take_less(whole):
-    """Four steps: guided, one branch, both branches reused, one branch reused."""
+def test_forwards_that_are_left_out_or_reuse_blocks_take_less():
+    """Five steps: guided, two of one branch, both branches reused, one branch reused."""
+    parts = {"prepare": 1, "denoise": 20, "guide": 30, "denoise_reused": 2, "guide_reused": 3}
+    made = projection(**{name: [PRODUCT] * count for name, count in parts.items()})
     both, one = (2, Blocks.COMPUTED), (1, Blocks.COMPUTED)
-    steps = [both, one, (2, Blocks.REUSED), (1, Blocks.REUSED)]
-    made = Projection(GALAXY, whole.run, 4, forwards=Forwards(steps))
-    share = REUSED_BLOCKS / 48
-    forward, rest = (whole.part_seconds(part).expected for part in ("denoise", "guide"))
-    once = whole.part_seconds("prepare").expected
-    expected = once + forward * (2 + 2 * share) + rest * (1 + share)
-    assert made.seconds()["denoise"].expected == pytest.approx(expected)
-    report = made.to_json()
-    assert "Forwards: 3 computed, 3 of one block only." in markdown(report)
-    assert report["default_steps"] == whole.to_json()["default_steps"], "which are all computed"
+    steps = [both, one, one, (2, Blocks.REUSED), (1, Blocks.REUSED)]
+    fewer = replace(made, forwards=Forwards(steps))
+    product = op_time(PRODUCT, GALAXY).seconds.expected
+    assert made.seconds()["denoise"].expected == pytest.approx(product * (1 + 10 * (20 + 30)))
+    assert fewer.seconds()["denoise"].expected == pytest.approx(product * (1 + 3 * 20 + 30 + 2 * 2 + 3))
+    report = fewer.to_json()
+    assert "Forwards: 4 computed, 3 of one block only." in markdown(report)
+    assert report["default_steps"] == made.to_json()["default_steps"], "which are all computed"
+    assert sum(row["calls"] for row in report["per_op"]) == 1 + 3 * 20 + 30 + 2 * 2 + 3
+
+
+def test_reused_forwards_are_not_guessed(whole):
+    """What a step that reuses costs is traced, or there is no projection."""
+    with pytest.raises(AssertionError, match="traced no step"):
+        replace(whole, forwards=Forwards([(2, Blocks.COMPUTED), (2, Blocks.REUSED)]))

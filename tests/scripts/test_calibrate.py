@@ -20,8 +20,9 @@ def here(tmp_path, monkeypatch):
 def test_a_calibrated_list_makes_a_video(small_checkpoint, here, capsys):
     """The weights are random, so only a threshold that anything is below reuses a step."""
     model = ["--model", str(small_checkpoint), *SMALL]
-    assert main(["calibrate", "a red ball", "--threshold", "1", "--out", "found.json", *model]) == 0
+    assert main(["calibrate", "a red ball", "--threshold", "1", "--out", "found.json", "--solver", "ab2", *model]) == 0
     found = json.loads((here / "found.json").read_text())
+    assert (found["solver"], found["precision"]) == ("ab2", "default")
     assert (found["num_steps"], found["threshold"], found["prompts"]) == (3, 1.0, ["a red ball"])
     assert found["reused_steps"] == [1]
     assert found["reused_steps_of_each_prompt"] == [[1]]

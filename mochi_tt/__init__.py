@@ -14,6 +14,10 @@ import sys
 if sys.argv[0].endswith("/mochi-tt"):
     # The program, not a program that imports this: a Ctrl-C waits until `mochi_tt.__main__` can answer it.
     _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP))
+    # What the caller has ignored (nohup, a background job) stays ignored: blocked, it would wait instead.
+    _signal.pthread_sigmask(
+        _signal.SIG_UNBLOCK, [number for number in range(1, 32) if _signal.getsignal(number) == _signal.SIG_IGN]
+    )
 
 from typing import TYPE_CHECKING, Any
 

@@ -12,9 +12,12 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def main() -> int:
     """Run the command line and return its exit code.
 
-    The signals that end a program wait until it is imported: `scripts.interrupts` then takes them.
+    The signals that end a program wait until it is imported: `scripts.interrupts` then takes them. Those that the
+    caller has ignored stay so.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, {number for number in _ENDINGS if signal.getsignal(number) != signal.SIG_IGN}
+    )
     from scripts.cli import main as run
 
     code = run()

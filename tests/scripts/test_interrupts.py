@@ -287,3 +287,20 @@ def test_an_interrupt_in_the_first_moments_is_no_traceback(tmp_path):
         waits = "mochi-tt: ending when the present call returns; the same signal again ends at once\n"
         assert shown.removeprefix(waits) in ("", "mochi-tt: interrupted, no file is left half-written\n")
     assert is_empty_soon(tmp_path / "temporary")
+
+
+def test_what_the_caller_ignores_stays_ignored(small_checkpoint, tmp_path):
+    """As under nohup, or in a script's background: the signals are dropped, and the video is made."""
+
+    def ignore():
+        for number in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+    command = [PROGRAM, "generate", "x", "--model", str(small_checkpoint), *SIZE[:-1], "3", "--out", "x.mp4"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, preexec_fn=ignore) as process:
+        for line in process.stdout:
+            if line.startswith(("mode", "denoise")):
+                process.send_signal(signal.SIGHUP)
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
+    assert (tmp_path / "x.mp4").exists()

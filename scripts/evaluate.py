@@ -72,7 +72,8 @@ def _compared(
 ) -> None:
     quiet_libraries()
     quiet_ttnn()
-    from models.jobs.compare_settings import compare_settings, plot, project, report, table
+    from models.jobs.compare_settings import SYSTEMS, compare_settings, plot, project, report, table
+    from models.performance.calibration import used
 
     with make_reporter() as reporter:
         rows = compare_settings(model, limit, mesh=mesh, precision=precision, progress=reporter.progress)
@@ -81,7 +82,8 @@ def _compared(
         reporter.progress("project", 1, 1)
     mode = choose_mode("auto")
     print(f"{len(rows[0].psnr)} held-out prompts, mode {mode}, mesh {mesh}, precision {precision}; PSNR in dB against")
-    print("the first setting below; seconds are projections of Mochi 1 at full size, no card was used\n")
+    print("the first setting below; seconds are projections of Mochi 1 at full size, no card was used")
+    print("\n".join([*(line for system in SYSTEMS for line in used(system, precision)), ""]))
     print("\n".join(table(rows)))
     if json_file is not None:
         write_json(report(rows, mode), json_file)

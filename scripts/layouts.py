@@ -52,6 +52,7 @@ def layouts(
     assert setup.video is not None
     quiet_ttnn()
     from models.parallel import Layout
+    from models.performance.calibration import used
     from models.performance.layouts import advice, compare, layouts_of, lines
 
     heads = CONFIGS["preview"].num_attention_heads
@@ -68,7 +69,7 @@ def layouts(
         on_message=lambda line: print(line, flush=True),
     )
     print(f"PROJECTION for {machine.name}: dry runs on a mock mesh, times from a cost model; no card was used")
-    print("\n".join([*lines(found), "", *advice(found)]))
+    print("\n".join([*used(machine.name, *(policy.name for policy in policies)), *lines(found), "", *advice(found)]))
     if target is not None:
         write_json({"system": machine.name, "candidates": [row.to_json() for row in found]}, target)
         print(f"wrote {target}")

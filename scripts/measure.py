@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +26,7 @@ from scripts.options import HELP, request
 
 MODES = ("auto", "hardware", "projection")
 REGRESSION = 1
-STEPS, FRAMES = 50, 163
+STEPS, FRAMES, WIDTH, HEIGHT, RUNS = 50, 163, 848, 480, 3
 CHOICES = ("preset", "solver", "guidance_interval", "guidance_reuse", "reuse")
 """Options that change which forwards a video computes."""
 
@@ -39,8 +40,8 @@ def measure(
     num_steps: Annotated[
         int | None, typer.Option(min=2, help="Denoising steps, with guidance. [default: the preset's, else 50]")
     ] = None,
-    width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 848,
-    height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
+    width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = WIDTH,
+    height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = HEIGHT,
     num_frames: Annotated[int | None, typer.Option(help="6k + 1. [default: 163, or the preset's]")] = None,
     preset: Annotated[str | None, typer.Option(help=HELP["preset"])] = None,
     solver: Annotated[str | None, typer.Option(help=HELP["solver"])] = None,
@@ -57,7 +58,7 @@ def measure(
     mode: Annotated[str, typer.Option(help="hardware, projection, or auto: hardware where there are cards.")] = "auto",
     model: Annotated[str | None, typer.Option(help="On hardware: the checkpoint, as for generate.")] = None,
     cache_dir: Annotated[str | None, typer.Option(help="On hardware: of the converted weights.")] = None,
-    runs: Annotated[int, typer.Option(min=1, help="On hardware: videos that are timed, after a warm-up.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="On hardware: videos that are timed, after a warm-up.")] = RUNS,
     json_file: Annotated[str | None, typer.Option("--json", help="Write the report to this file.")] = None,
     baseline_file: Annotated[
         str | None, typer.Option("--baseline", help="Write the exact counts to this file, for later comparisons.")
@@ -124,11 +125,17 @@ def measure(
             f"a projection cannot know which steps the reuse threshold {reuse} will reuse: give them as steps:3,4,6 or "
             "steps:FILE (mochi-tt calibrate writes one)"
         )
+    is_usual = all(options[name] in (None, "off") for name in CHOICES)
+    if on_hardware and not is_usual and calibration not in (None, "none"):
+        raise InputError(
+            f"--calibration {calibration} needs videos of full steps: leave out {_named(options)}, or give none"
+        )
+    if scaling:
+        _check_scaling(options)
     quiet_ttnn()
     if scaling:
         return _scaling(machine, num_steps or STEPS, setup.precision)
     assert setup.video is not None
-    is_usual = all(options[name] in (None, "off") for name in CHOICES)
     if on_hardware:
         chosen = {name: options[name] for name in CHOICES}
         report = _measured(setup, machine, runs, calibration, None if is_usual else chosen)
@@ -149,6 +156,29 @@ def measure(
     return 0
 
 
+def _named(options: Mapping[str, Any]) -> str:
+    """Return the options that were given of those that change which forwards are computed."""
+    given = [name for name in CHOICES if options[name] not in (None, "off")]
+    return ", ".join(f"--{name.replace('_', '-')}" for name in given)
+
+
+def _check_scaling(options: Mapping[str, Any]) -> None:
+    """Refuse what a sweep has its own values for, or cannot write.
+
+    Raises:
+        InputError: such an option was given.
+    """
+    own = {"width": WIDTH, "height": HEIGHT, "mode": "auto", "runs": RUNS, "reuse": None}
+    names = [*CHOICES, "layout", "width", "height", "num_frames", "attention_chunks", "vae_split", "first_frames"]
+    names += ["model", "cache_dir", "runs", "json_file", "baseline_file", "plot_file", "calibration"]
+    given = [name for name in names if options[name] not in (own.get(name), "off")]
+    if given or options["mode"] == "hardware":
+        named = ", ".join(f"--{name.removesuffix('_file').replace('_', '-')}" for name in given or ["mode"])
+        raise InputError(
+            f"--scaling projects full steps of videos and layouts of its own, and only prints them: leave out {named}"
+        )
+
+
 def _compare(before: str, after: str, threshold: float) -> int:
     old, new = read(before), read(after)
     compared = ratios(old, new)
@@ -162,12 +192,13 @@ def _compare(before: str, after: str, threshold: float) -> int:
 
 
 def _scaling(system: System, num_steps: int, precision: Precision) -> int:
+    from models.performance.calibration import used
     from models.performance.dry_run import preview_geometry
     from models.performance.projection import FIRST_LINE
     from models.performance.scaling import sweep, table
 
     print(f"{FIRST_LINE}\n\n{system.name}, precision {precision.name}, {num_steps} steps with guidance\n")
-    print("\n".join(table([])))
+    print("\n".join([*used(system.name, precision.name), *table([])]))
     with fresh_processes(jobs=2) as pool:
         for point in sweep(system, num_steps, precision, preview_geometry, pool):
             print(point.row(), flush=True)
@@ -182,7 +213,7 @@ def _projected(setup: Setup, system: System, forwards: Forwards | None, calibrat
 
     assert setup.video is not None
     num_steps = setup.video.settings.num_steps
-    calibrated = find(calibration, system.name)
+    find(calibration, system.name, setup.precision.name)  # Refuse a wrong file before a minute's work.
     with open_mesh(setup.mesh_shape, "dry-run", system=system.name) as opened:
         run = dry_run(
             place(opened.device, setup.layout, setup.ways),
@@ -194,7 +225,7 @@ def _projected(setup: Setup, system: System, forwards: Forwards | None, calibrat
             chunks=setup.chunks,
             precision=setup.precision,
         )
-    return Projection(system, run, num_steps, calibrated, forwards).to_json()
+    return Projection.on_this_machine(system, run, num_steps, named=calibration, forwards=forwards).to_json()
 
 
 def _measured(setup: Setup, system: System, runs: int, calibration: str | None, options: dict[str, Any] | None) -> dict:
@@ -218,7 +249,11 @@ def _measured(setup: Setup, system: System, runs: int, calibration: str | None, 
             write=lambda frames: write_mp4(to_uint8(frames), Path(folder, "video.mp4")),
             on_message=lambda line: print(line),
         )
-        if calibration != "none":
+        if options is not None and calibration != "none":
+            print(
+                "no calibration is written, because it is of full steps: measure without preset, solver and reuse for one"
+            )
+        elif calibration != "none":
             print("timing each call of a step")
             file = Path(calibration) if calibration is not None else default_file(system.name)
             step = report["seconds"]["step"]["median"]

@@ -8,7 +8,7 @@ forwards of such a run are projected to take with Mochi 1 at full size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -160,9 +160,8 @@ def _seconds(name: str, precision: str, rows: Sequence[Sequence[Forwards]], *, r
     with open_mesh(machine.mesh, "dry-run", system=name) as opened:
         placed = place(opened.device, layout)
         run = dry_run(placed, preview_geometry(), precision=Precision.named(precision), steps=steps, sampling=sampling)
-    return [
-        mean(Projection(machine, run, steps, forwards=each).seconds()["total"].expected for each in row) for row in rows
-    ]
+    made = Projection.on_this_machine(machine, run, steps)
+    return [mean(replace(made, forwards=each).seconds()["total"].expected for each in row) for row in rows]
 
 
 def table(rows: Sequence[Row]) -> list[str]:

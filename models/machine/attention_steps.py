@@ -57,6 +57,11 @@ def step_microseconds(q: float, k: float) -> Range:
     return line * _LINE_RANGE[0], line * _LINE_RANGE[1], line * _LINE_RANGE[2]
 
 
+def is_measured(q: float, k: float) -> bool:
+    """Return whether a time of the very shape was published."""
+    return any((step.q, step.k) == (q, k) for step in measured())
+
+
 def is_covered(q: float, k: float) -> bool:
     """Return whether the shape lies between measured ones."""
     return _around(q, k) is not None

@@ -6,9 +6,10 @@ the same system on that machine multiply the model's times by them, and name the
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Calibration:
         ratios: by kind of `cost_model.toml`.
         step_ratio: a whole captured step, measured over projected with the ratios.
         file: where it was read.
+        misfit: why it is not applied to a projection; None where it is.
     """
 
     system: str
@@ -51,22 +53,24 @@ class Calibration:
     ratios: dict[str, float]
     step_ratio: float
     file: Path | None = None
+    misfit: str | None = None
 
     def __str__(self) -> str:
         where = self.file if self.file is not None else "this run"
-        return f"{where} ({self.system}, layout {self.layout}, {self.precision}, ttnn {self.ttnn}, made {self.made})"
+        about = f"{where} ({self.system}, layout {self.layout}, {self.precision}, ttnn {self.ttnn}, made {self.made})"
+        return about if self.misfit is None else f"{about}, not applied: {self.misfit}"
 
     def applied(self, time: OpTime) -> OpTime:
         """Return the time of a call with the ratio of its kind; as it was if the kind was not measured."""
         ratio = self.ratios.get(time.kind)
-        if ratio is None:
+        if ratio is None or self.misfit is not None:
             return time
         middle = time.seconds.expected * ratio * self.step_ratio
         return OpTime(time.kind, Seconds(*(middle * factor for factor in _RANGE)), time.bound)
 
     def to_json(self) -> dict[str, Any]:
         """Return the calibration as it stands in its file."""
-        return {"version": VERSION, **{name: value for name, value in vars(self).items() if name != "file"}}
+        return {"version": VERSION, **{name: value for name, value in vars(self).items() if name in _FIELDS}}
 
     def write(self, file: Path) -> None:
         """Write the calibration, whole or not at all.
@@ -153,12 +157,15 @@ def read(file: Path) -> Calibration:
     return Calibration(**names, ratios=ratios, step_ratio=_ratio(file, "step_ratio", data["step_ratio"]), file=file)
 
 
-def find(named: str | None, system: str) -> Calibration | None:
+def find(named: str | None, system: str, precision: str) -> Calibration | None:
     """Return the calibration for projections of a system: the named one, else the machine's own, if it has one.
+
+    One of another precision or ttnn timed other kernels: it has a `misfit`, and is not applied.
 
     Args:
         named: a file; `none` for no calibration; None for that of the machine.
         system: name of the system that is projected.
+        precision: of the transformer that is projected.
 
     Raises:
         MissingInputError: the named file does not exist.
@@ -172,7 +179,19 @@ def find(named: str | None, system: str) -> Calibration | None:
     made = read(file)
     if made.system != system:
         raise InputError(f"calibration {file} is of system {made.system}, not {system}: measure there, or give none")
-    return made
+    installed = importlib.metadata.version("ttnn")
+    others = [
+        f"it is of {what} {measured}, this is {wanted}"
+        for what, measured, wanted in (("precision", made.precision, precision), ("ttnn", made.ttnn, installed))
+        if measured != wanted
+    ]
+    return replace(made, misfit=" and ".join(others) or None)
+
+
+def used(system: str, *precisions: str) -> list[str]:
+    """Return a line for each calibration of this machine that projections in some precisions find."""
+    found = (find(None, system, precision) for precision in precisions)
+    return [f"Calibrated: {made}." for made in found if made is not None]
 
 
 def _ratio(file: Path, name: str, value: Any) -> float:

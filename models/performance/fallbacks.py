@@ -69,7 +69,7 @@ def fallbacks(
                 placed.release()
         except RuntimeError:
             return None
-        made = Projection(system, run, num_steps)
+        made = Projection.on_this_machine(system, run, num_steps)
         calls = sum(run.stages[part].device_calls for part in ("denoise", "guide") if part in run.stages)
         sent = dispatch(calls, system).expected * num_steps
         seconds = made.seconds()

@@ -129,7 +129,7 @@ def compare(
 def _decoding(system: System, layout: Layout, precision: Precision, geometry: Geometry, steps: int) -> Seconds:
     """Return the seconds of decoding on the mesh of `layout`, beside models of few blocks."""
     run = _run(system, replace(layout, fsdp=layout.sp > 1), precision, geometry, CONFIGS["preview"], _FEW, ["decode"])
-    return Projection(system, run, steps).seconds()["decode"]
+    return Projection.on_this_machine(system, run, steps).seconds()["decode"]
 
 
 def _measure(
@@ -169,7 +169,7 @@ def _candidate(system: System, layout: Layout, few: DryRun, more: DryRun, blocks
     def of(what: Callable[[DryRun], float]) -> float:
         return what(few) + (what(more) - what(few)) * factor
 
-    times = [Projection(system, run, steps).seconds() for run in (few, more)]
+    times = [Projection.on_this_machine(system, run, steps).seconds() for run in (few, more)]
 
     def seconds(name: str) -> Seconds:
         return times[0][name] + (times[1][name] + times[0][name] * -1.0) * factor

@@ -74,9 +74,9 @@ def measure(
 ) -> dict:
     """Make videos with a loaded pipeline and time them.
 
-    First comes a warm-up of two steps, which compiles every program. The compile time in the report is its time minus
-    that of a warm video. Then come `runs` whole videos. Last come two traced steps without timing, for counts and peak
-    DRAM.
+    First comes a warm-up of two steps, which compiles every program; with `options` a whole video with them follows,
+    which compiles theirs. The compile time in the report is that of the two steps minus that of warm ones. Then come
+    `runs` whole videos. Last come two traced steps without timing, for counts and peak DRAM.
 
     Args:
         pipe: an open pipeline; its mode goes into the report.
@@ -87,7 +87,8 @@ def measure(
         precision: precision of the pipeline, for the report.
         prompt: prompt of the videos; the negative prompt is empty, guidance is on.
         write: writes each video; its time is the stage `output`, which is left out without it.
-        options: further arguments of the timed videos, such as `solver` and `reuse`.
+        options: further arguments of the timed videos, such as `solver` and `reuse`. Their steps are not alike, so the
+            report then has no utilisation of denoising.
         on_message: called with a line before each part of the work.
 
     Returns:
@@ -100,6 +101,7 @@ def measure(
         raise InputError(f"{num_steps} steps and {runs} runs: a measurement needs at least 2 steps and 1 run")
 
     forwards: list[Forwards] = []
+    guidance: list[float] = []
 
     def video(
         steps: int, progress: Progress | None = None, options: Mapping[str, Any] | None = None
@@ -115,8 +117,8 @@ def measure(
             progress=progress,
             **(options or {}),
         )
-        forwards[:] = out.forwards  # type: ignore[union-attr]
         assert isinstance(out, MochiOutput)  # This is the default return type.
+        forwards[:], guidance[:] = out.forwards, out.guidance
         seconds = {stage: out.seconds[stage] for stage in _STAGES}
         if write is not None:
             start = perf_counter()
@@ -125,12 +127,15 @@ def measure(
         return {**seconds, "total": sum(seconds.values())}
 
     on_message("warm-up")
-    cold = video(2)
+    cold, warm_step = video(2), 0.0
+    if options:
+        warm_step = video(2)["denoise"] / 2
+        video(num_steps, options=options)
     timed = []
     for run in range(runs):
         on_message(f"run {run + 1} of {runs}")
         timed.append(video(num_steps, options=options))
-    computed = forwards[0].to_json()
+    computed, is_guided = forwards[0].to_json(), max(guidance) > 1
     on_message("counting")
     with trace(pipe.transformer.mesh.device) as made:
         marks = _Marks(made)
@@ -139,7 +144,7 @@ def measure(
     seconds["step"] = _range([run["denoise"] / num_steps for run in timed])
     parts = marks.parts()
     warm = {"encode": seconds["encode"]["median"], "decode": seconds["decode"]["median"]}
-    warm["denoise"] = 2 * seconds["step"]["median"]
+    warm["denoise"] = 2 * (warm_step if options else seconds["step"]["median"])
     report = {
         "mode": pipe.mode,
         "note": NOTES[pipe.mode],
@@ -150,7 +155,7 @@ def measure(
         "width": geometry.width,
         "num_frames": geometry.num_frames,
         "num_steps": num_steps,
-        "guidance": True,
+        "guidance": is_guided,
         "forwards": computed if options else None,
         "runs": runs,
         "seconds": seconds,
@@ -162,7 +167,8 @@ def measure(
         ],
     }
     if pipe.mode == "hardware":
-        report["utilisation"] = utilisation(parts, seconds, num_steps, system)
+        used = utilisation(parts, seconds, num_steps, system)
+        report["utilisation"] = {stage: part for stage, part in used.items() if stage != "denoise" or not options}
     return report
 
 
@@ -175,7 +181,7 @@ def time_calls(
         pipe: an open pipeline that has made a video of this size.
         system: the machine of the mesh.
         geometry: size of the video.
-        step_seconds: of a whole step, as `measure` has found it.
+        step_seconds: of a whole step, as `measure` has found it without options: both branches, every block.
         precision: of the pipeline.
     """
     capture, pipe.capture = pipe.capture, False

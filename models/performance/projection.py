@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from models.machine.attention_steps import is_covered
+from models.machine.attention_steps import is_covered, is_measured
 from models.machine.systems import System
 from models.mochi.sampling.reuse import Blocks, Forwards
 from models.mochi.sampling.schedule import NUM_STEPS
-from models.performance.calibration import Calibration
+from models.performance.calibration import Calibration, find
 from models.performance.cost_model import OpTime, Seconds, attention_chunks, dispatch, op_time, output, total
 from models.performance.dry_run import DryRun
 from models.performance.trace import Record, Trace
@@ -67,6 +67,17 @@ class Projection:
     calibration: Calibration | None = None
     forwards: Forwards | None = None
 
+    @classmethod
+    def on_this_machine(
+        cls, system: System, run: DryRun, num_steps: int, *, named: str | None = None, forwards: Forwards | None = None
+    ) -> "Projection":
+        """Project with the calibration that is named or that this machine has (`models.performance.calibration.find`).
+
+        Raises:
+            InputError: the file is no calibration, or one of another system.
+        """
+        return cls(system, run, num_steps, find(named, system.name, run.precision.name), forwards)
+
     def __post_init__(self) -> None:
         if self.forwards is not None and self.forwards.reused:
             assert "denoise_reused" in self.run.stages, "the dry run traced no step that reuses blocks"
@@ -111,12 +122,18 @@ class Projection:
         """Return the seconds of a whole video of another number of steps."""
         return replace(self, num_steps=num_steps, forwards=None).seconds()["total"]
 
-    def unmeasured_chunks(self) -> list[str]:
-        """Return the chunks of attention in a denoising step that no published time is near to, such as `320x512`."""
+    def unmeasured_chunks(self) -> dict[str, str]:
+        """Return the chunks of attention in a denoising step that no published time is of, and what stands in."""
         traces = [self.run.stages[part] for part in _CAPTURED if part in self.run.stages]
         costs = {record.cost for trace in traces for record in trace.records if record.cost.steps}
         shapes = {attention_chunks(cost) for cost in costs}
-        return [f"{q:g}x{k:g}" for q, k in sorted(shapes) if not is_covered(q, k)]
+        return {
+            f"{q:g}x{k:g}": "their time lies between published ones of other shapes"
+            if is_covered(q, k)
+            else "nobody has published a time near it, so a line stands in"
+            for q, k in sorted(shapes)
+            if not is_measured(q, k)
+        }
 
     def rows(self) -> list[OpRow]:
         """Return the time of the whole video by stage and op, longest first."""

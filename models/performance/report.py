@@ -55,8 +55,10 @@ def _facts(report: Report) -> list[str]:
         facts.append(_forwards(report["forwards"]))
     if report.get("calibration"):
         facts.append(f"Calibrated: {report['calibration']}.")
-    for chunks in report.get("unmeasured_chunks", []):
-        facts.append(f"Attention in chunks of {chunks}: nobody has published a time near it, so a line stands in.")
+    for chunks, instead in report.get("unmeasured_chunks", {}).items():
+        facts.append(
+            f"Attention in chunks of {chunks} was never timed: {instead}. A faster total is no advice to use it."
+        )
     if "not_counted" in report:
         facts.append(f"Not counted: {report['not_counted']}.")
     for stage, seconds in report.get("compile_seconds", {}).items():

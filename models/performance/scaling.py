@@ -101,7 +101,7 @@ def _point(
         if "Out of Memory" not in str(error):
             raise
         return Point(name, {}, note="does not fit DRAM"), None
-    made = Projection(part, run, num_steps)
+    made = Projection.on_this_machine(part, run, num_steps)
     return Point(name, made.seconds(), run.dram_peak_bytes, _limit(made)), made
 
 

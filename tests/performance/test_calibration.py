@@ -1,11 +1,13 @@
 """Measured times of a machine, invented here, and what projections make of them."""
 
+import importlib.metadata
 import json
+from dataclasses import replace
 
 import pytest
 
 from models.machine.systems import system
-from models.performance.calibration import Calibration, calibrate, default_file, find, read
+from models.performance.calibration import Calibration, calibrate, default_file, find, read, used
 from models.performance.cost_model import constants, op_time
 from models.performance.counts import Cost
 from models.performance.projection import Projection
@@ -16,7 +18,7 @@ from tests.performance.test_projection import PRODUCT, SMALL, projection
 
 GALAXY = system("galaxy")
 LAUNCH = constants()["launch"]["seconds"][1]
-NAMES = {"layout": "4x8sp1tp0", "precision": "default", "ttnn": "0.81.1"}
+NAMES = {"layout": "4x8sp1tp0", "precision": "default", "ttnn": importlib.metadata.version("ttnn")}
 WAITING = 5e-5
 GATHER = Record("ttnn.all_gather", (), Cost(link_bytes=1e8, exposed_link_bytes=1e8), Settings(links=4))
 
@@ -59,13 +61,29 @@ def test_a_kind_that_was_not_measured_keeps_the_models_time():
 
 def test_the_machines_own_is_found_by_system(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert find(None, "galaxy") is None
+    assert find(None, "galaxy", "default") is None
     invented({}).write(default_file("galaxy"))
-    assert find(None, "galaxy").system == "galaxy"
-    assert find("none", "galaxy") is None
-    assert find(None, "quietbox") is None
+    found = find(None, "galaxy", "default")
+    assert (found.system, found.misfit) == ("galaxy", None)
+    assert find("none", "galaxy", "default") is None
+    assert find(None, "quietbox", "default") is None
     with pytest.raises(ValueError, match="is of system galaxy, not quietbox"):
-        find(str(default_file("galaxy")), "quietbox")
+        find(str(default_file("galaxy")), "quietbox", "default")
+
+
+def test_what_other_kernels_took_is_not_applied(tmp_path, monkeypatch):
+    """Another precision is another attention kernel, another ttnn other kernels altogether."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    plain = projection(encode=[PRODUCT], denoise=[PRODUCT], guide=[PRODUCT], decode=[PRODUCT])
+    replace(invented({"matmul": 2.0}), precision="accurate", ttnn="0.70").write(default_file("galaxy"))
+    made = Projection.on_this_machine(plain.system, plain.run, plain.num_steps)
+    assert made.seconds() == plain.seconds()
+    said = "not applied: it is of precision accurate, this is default and it is of ttnn 0.70"
+    assert any(said in line for line in markdown(made.to_json()))
+    invented({"matmul": 2.0}).write(default_file("galaxy"))
+    own = Projection.on_this_machine(plain.system, plain.run, plain.num_steps)
+    assert own.seconds()["step"].expected == pytest.approx(2 * plain.seconds()["step"].expected, rel=0.01)
+    assert [("not applied" in line) for line in used("galaxy", "default", "fast")] == [False, True]
 
 
 @pytest.mark.parametrize(

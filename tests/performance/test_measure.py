@@ -44,6 +44,19 @@ def measured(small_checkpoint):
     return report
 
 
+def test_fewer_forwards_are_timed_beside_a_full_step(small_checkpoint):
+    """The counts and the compile time are of full steps; the report says what the timed videos computed."""
+    from models.mochi import MochiPipeline
+
+    options = {"guidance_interval": "0:0.5", "reuse": [1]}
+    with MochiPipeline.from_pretrained(small_checkpoint, mesh="1x1", mode="golden") as pipe:
+        report = measure(pipe, QUIETBOX, GEOMETRY, num_steps=4, runs=1, precision="default", options=options)
+    assert report["forwards"]["conditional"] == {"computed": 3, "reused": 1}
+    assert report["forwards"]["unconditional"] == {"computed": 1, "reused": 1}
+    assert report["guidance"] is True
+    assert report["counts"]["step"]["flops"] > 0
+
+
 def test_a_golden_run_is_never_taken_for_silicon(measured):
     assert measured["mode"] == "golden"
     assert "nothing of silicon" in markdown(measured)[0]
@@ -125,6 +138,9 @@ def test_too_little_to_measure(steps, runs):
         (["--reuse", "0.1"], "a projection cannot know which steps the reuse threshold 0.1 will reuse"),
         (["--preset", "slow"], "preset 'slow' must be one of quality"),
         (["--calibration", "none.json"], "calibration none.json does not exist"),
+        (["--scaling", "--preset", "draft", "--guidance-interval", "0:0.2"], "leave out --preset, --guidance-interval"),
+        (["--scaling", "--width", "640", "--json", "a.json"], "leave out --width, --json"),
+        (["--scaling", "--mode", "hardware", "--reuse", "steps:3"], "needs a Tenstorrent card"),
         (["--json", "report.txt"], "must end with .json"),
         (["--plot", "plot.pdf"], "plot plot.pdf must end with .png or .svg"),
         (["--system", "blackhole-galaxy"], "blackhole-galaxy cannot be projected yet"),

@@ -87,9 +87,11 @@ def test_chunks_that_nobody_has_measured_are_named():
         name = "ttnn.transformer.ring_joint_scaled_dot_product_attention"
         return Record(name, (), Cost(flops=1, steps=9, step_tiles=q * k / 1024, step_keys=k / 32), Settings("HiFi2"))
 
-    made = projection(denoise=[attention(320, 512), attention(256, 512)], guide=[PRODUCT])
-    assert made.unmeasured_chunks() == ["320x512"]
-    assert any("chunks of 320x512" in line for line in markdown(made.to_json()))
+    made = projection(denoise=[attention(320, 512), attention(256, 512), attention(320, 384)], guide=[PRODUCT])
+    assert list(made.unmeasured_chunks()) == ["320x384", "320x512"]
+    said = "\n".join(markdown(made.to_json()))
+    assert "chunks of 320x384 was never timed: their time lies between" in said
+    assert "chunks of 320x512 was never timed: nobody" in said
 
 
 def test_report_says_first_that_it_is_a_projection(whole):

@@ -69,6 +69,6 @@ PRECISIONS = {
         Precision("bf16", "bf16", "bfloat16", "bfloat16", "bfloat16", "HiFi2", "HiFi2", False),
         Precision("default", "mixed", "bfloat8_b", "bfloat16", "bfloat8_b", "HiFi2", "HiFi2", True),
         Precision("bf8", "bf8", "bfloat8_b", "bfloat16", "bfloat8_b", "HiFi2", "HiFi2", True),
-        Precision("fast", "bf8", "bfloat8_b", "bfloat8_b", "bfloat8_b", "LoFi", "LoFi", True),
+        Precision("fast", "bf8", "bfloat8_b", "bfloat8_b", "bfloat8_b", "HiFi2", "LoFi", True),
     )
 }

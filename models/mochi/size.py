@@ -66,6 +66,13 @@ class Subject:
         return replace(self, kept=0 if reuse is None else branches * kept_tensors(reuse))
 
     @property
+    def whole(self) -> str | None:
+        """The mesh's layout without halves for the branches of guidance, where this one has them."""
+        if self.layout.cfg_axis is None:
+            return None
+        return str(choose_layout(self.configs, self.layout.mesh_shape, self.precision))
+
+    @property
     def weights(self) -> tuple[int, int]:
         """Bytes of weights on a chip, and of all chips together where each value counts once."""
         if self.mode == "dry-run":

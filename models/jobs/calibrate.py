@@ -14,7 +14,9 @@ from models.jobs.generate import Message, Progress, check_mode, once
 from models.machine.checks import check_text
 from models.machine.errors import Cancelled, InputError
 from models.machine.files import check_writable
+from models.mochi.notes import notes
 from models.mochi.reuse import Calibration
+from models.mochi.sampling.reuse import ReuseSteps
 from models.mochi.setup import Request, Setup, Video, resolve
 
 THRESHOLD = 0.1
@@ -111,4 +113,7 @@ def run(job: Plan, progress: Progress | None = None, on_message: Message | None 
         "layout": str(setup.layout),
     }
     found.write(job.out, about)
+    branches = video.branches(on_halves=setup.on_halves)
+    for line in notes(branches, ReuseSteps(frozenset(found.reused_steps))):
+        on_message(line)
     return found

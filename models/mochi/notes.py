@@ -40,9 +40,10 @@ def notes(
             f"because the other half idles: {better} computes them with all chips"
         )
     if late := nothing_fresh(reuse, branches):
+        many = len(late) > 1
         lines.append(
-            f"reuse: step{'s' * (len(late) > 1)} {_named(late)} {'are' if len(late) > 1 else 'is'} computed, because "
-            f"the last computed step before {'them' if len(late) > 1 else 'it'} has no guidance to reuse"
+            f"reuse: step{'s' * many} {_named(late)} {'are' if many else 'is'} computed, because the last computed "
+            f"step before {'each' if many else 'it'} left out the unconditional branch"
         )
     if (note := getattr(reuse, "note", None)) is not None:
         lines.append(note)

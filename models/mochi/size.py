@@ -67,10 +67,12 @@ class Subject:
 
     @property
     def whole(self) -> str | None:
-        """The mesh's layout without halves for the branches of guidance, where this one has them."""
+        """The mesh's layout without halves for the branches of guidance; None if this one is, or the heads forbid it."""
         if self.layout.cfg_axis is None:
             return None
-        return str(choose_layout(self.configs, self.layout.mesh_shape, self.precision))
+        with suppress(InputError):
+            return str(choose_layout(self.configs, self.layout.mesh_shape, self.precision))
+        return None
 
     @property
     def weights(self) -> tuple[int, int]:

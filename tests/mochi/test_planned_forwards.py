@@ -53,7 +53,7 @@ def test_what_is_as_asked_is_not_noted():
 @pytest.mark.parametrize(
     ("video", "said"),
     [
-        ({"guidance_interval": "0.5:1"}, "reuse: step 6 is computed, because the last computed step before it has no"),
+        ({"guidance_interval": "0.5:1"}, "reuse: step 6 is computed, because the last computed step before it left"),
         ({"guidance_reuse": 2, "guidance_interval": "0:0.9"}, "reuse: step 6 is computed"),
     ],
 )

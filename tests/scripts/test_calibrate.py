@@ -132,7 +132,7 @@ def test_listed_steps_that_have_nothing_fresh_are_computed_and_named(small_check
     asked = ["generate", "x", "--reuse", "steps:reuse.json", "--out", "a.mp4", *model]
     assert main([*asked, "--guidance-interval", "0.5:1"]) == 0
     out = capsys.readouterr().out
-    assert out.count("step 2 is computed, because the last computed step before it has no guidance to reuse") == 1
+    assert out.count("step 2 is computed, because the last computed step before it left out the unconditional") == 1
     record = json.loads((here / "a.json").read_text())
     assert record["forwards"] == {
         "conditional": {"computed": 3, "reused": 1},

@@ -67,7 +67,10 @@ class Subject:
 
     @property
     def whole(self) -> str | None:
-        """The mesh's layout without halves for the branches of guidance; None if this one is, or the heads forbid it."""
+        """The mesh's layout without halves for the branches of guidance.
+
+        None if this one has none, or the mesh has no layout for the model's heads.
+        """
         if self.layout.cfg_axis is None:
             return None
         with suppress(InputError):

@@ -90,3 +90,12 @@ def test_a_model_of_one_block_is_refused_before_weights_are_read():
         patch.setattr("models.mochi.setup.config_named", lambda name: short)
         with pytest.raises(InputError, match="the model has only one"):
             resolve(request)
+
+
+def test_a_mesh_that_only_halves_suit_has_no_better_layout_to_name():
+    """One head on 2x2 chips: halves of 2x1 without TP hold it, and no other layout does."""
+    setup = resolve(Request(mesh="2x2", mode="golden", layout="cfg1sp0tp1"))
+    assert setup.subject.whole is not None
+    transformer = dataclasses.replace(setup.configs.transformer, num_attention_heads=1)
+    subject = dataclasses.replace(setup.subject, configs=dataclasses.replace(setup.configs, transformer=transformer))
+    assert subject.whole is None

@@ -10,7 +10,7 @@ import typer
 from models.device import open_mesh
 from models.machine.errors import InputError
 from models.machine.files import check_writable, write_json
-from models.mochi.sampling.reuse import Forwards
+from models.mochi.sampling.reuse import Forwards, check_reused
 from models.mochi.setup import Video, planned_forwards, resolve
 from scripts.options import HELP, request
 
@@ -36,6 +36,8 @@ def dry_run(
     guidance_reuse: Annotated[int | None, typer.Option(help=HELP["guidance_reuse"])] = None,
     solver: Annotated[str | None, typer.Option(help=HELP["solver"])] = None,
     preset: Annotated[str | None, typer.Option(help=HELP["preset"])] = None,
+    threshold_noise: Annotated[float | None, typer.Option(help=HELP["threshold_noise"])] = None,
+    linear_steps: Annotated[int | None, typer.Option(help=HELP["linear_steps"])] = None,
     reuse: Annotated[str | None, typer.Option(help=HELP["reuse"])] = None,
     text_tokens: Annotated[int, typer.Option(min=1, max=256, help="Tokens of each prompt.")] = 256,
     stage: Annotated[
@@ -68,7 +70,9 @@ def dry_run(
     from models.performance.dry_run import dry_run as run
 
     assert setup.video is not None
-    on_halves = setup.layout.cfg_axis is not None
+    on_halves = setup.on_halves
+    if setup.video.reuse is not None and blocks is not None:
+        check_reused(setup.video.reuse, len(setup.video.guidance), blocks)
     stages = tuple(stage) if stage else STAGES
     for name in stages:
         if name not in STAGES:
@@ -93,9 +97,12 @@ def dry_run(
             on_stage=lambda stage: print(f"{stage} ...", flush=True),
         )
     forwards = planned_forwards(setup.video, on_halves=on_halves)
-    print("\n".join([*report.lines(), forwards_line(setup.video, forwards)]))
+    notes = setup.notes()
+    print(
+        "\n".join([*report.lines(), forwards_line(setup.video, forwards), *(f"note          {note}" for note in notes)])
+    )
     if target is not None:
-        write_json(report.to_json() | {"forwards": forwards.to_json()}, target)
+        write_json(report.to_json() | {"forwards": forwards.to_json(), "notes": notes}, target)
         print(f"wrote {target}")
 
 

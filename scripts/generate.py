@@ -60,11 +60,9 @@ def generate(
     solver: Annotated[str | None, typer.Option(help=HELP["solver"])] = None,
     preset: Annotated[str | None, typer.Option(help=HELP["preset"])] = None,
     threshold_noise: Annotated[
-        float | None, typer.Option(help=f"Noise removed in the linear part. {_default('threshold_noise')}")
+        float | None, typer.Option(help=f"{HELP['threshold_noise']} {_default('threshold_noise')}")
     ] = None,
-    linear_steps: Annotated[
-        int | None, typer.Option(help="Steps of the linear part. [default: half of the steps]")
-    ] = None,
+    linear_steps: Annotated[int | None, typer.Option(help=HELP["linear_steps"])] = None,
     reuse: Annotated[str | None, typer.Option(help=HELP["reuse"])] = None,
     seed: Annotated[int | None, typer.Option(help=f"Of the noise. {_default('seed')}")] = None,
     fps: Annotated[int | None, typer.Option(help=f"Frames per second of the file. {_default('fps')}")] = None,

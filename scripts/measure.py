@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from models.device import cards, open_mesh, quiet_ttnn
+from models.jobs.generate import once
 from models.jobs.video import write_mp4
 from models.machine.errors import InputError
 from models.machine.files import check_writable, write_json
@@ -27,8 +28,16 @@ from scripts.options import HELP, request
 MODES = ("auto", "hardware", "projection")
 REGRESSION = 1
 STEPS, FRAMES, WIDTH, HEIGHT, RUNS = 50, 163, 848, 480, 3
-CHOICES = ("preset", "solver", "guidance_interval", "guidance_reuse", "reuse")
-"""Options that change which forwards a video computes."""
+CHOICES = (
+    "preset",
+    "solver",
+    "guidance_interval",
+    "guidance_reuse",
+    "threshold_noise",
+    "linear_steps",
+    "reuse",
+)
+"""Options that change which forwards a video computes, and what a list of reused steps was made with."""
 
 
 def measure(
@@ -47,8 +56,14 @@ def measure(
     solver: Annotated[str | None, typer.Option(help=HELP["solver"])] = None,
     guidance_interval: Annotated[str | None, typer.Option(help=HELP["guidance_interval"])] = None,
     guidance_reuse: Annotated[int | None, typer.Option(help=HELP["guidance_reuse"])] = None,
+    threshold_noise: Annotated[float | None, typer.Option(help=HELP["threshold_noise"])] = None,
+    linear_steps: Annotated[int | None, typer.Option(help=HELP["linear_steps"])] = None,
     reuse: Annotated[
-        str | None, typer.Option(help="off, or steps:3,4,6. A projection cannot know what a threshold decides.")
+        str | None,
+        typer.Option(
+            help="off, steps:3,4,6, or steps:FILE of mochi-tt calibrate. A projection cannot know what a threshold "
+            "decides."
+        ),
     ] = None,
     attention_chunks: Annotated[
         str | None, typer.Option(help="Rows of queries and of keys that a core takes, e.g. 256x384. [default: by rule]")
@@ -137,12 +152,12 @@ def measure(
         return _scaling(machine, num_steps or STEPS, setup.precision)
     assert setup.video is not None
     if on_hardware:
-        chosen = {name: options[name] for name in CHOICES}
+        chosen = {name: options[name] for name in CHOICES} | {"reuse": setup.video.reuse}
         report = _measured(setup, machine, runs, calibration, None if is_usual else chosen)
     else:
-        halves = setup.layout.cfg_axis is not None
-        forwards = None if is_usual else planned_forwards(setup.video, on_halves=halves)
+        forwards = None if is_usual else planned_forwards(setup.video, on_halves=setup.on_halves)
         report = _projected(setup, machine, forwards, calibration)
+    report["notes"] = setup.notes()
 
     print("\n".join(markdown(report)))
     if json_file is not None:
@@ -219,7 +234,7 @@ def _projected(setup: Setup, system: System, forwards: Forwards | None, calibrat
             place(opened.device, setup.layout, setup.ways),
             setup.video.geometry,
             steps=num_steps,
-            sampling=Sampling.of(setup.video, on_halves=setup.layout.cfg_axis is not None),
+            sampling=Sampling.of(setup.video, on_halves=setup.on_halves),
             split=setup.request.vae_split,
             first_frames=setup.conventions.first_frames,
             chunks=setup.chunks,
@@ -237,7 +252,12 @@ def _measured(setup: Setup, system: System, runs: int, calibration: str | None, 
 
     assert setup.video is not None
     geometry = setup.video.geometry
-    with MochiPipeline.load(setup) as pipe, tempfile.TemporaryDirectory(prefix="mochi-tt-measure-") as folder:
+    # The report has the notes of the set-up, which a pipeline would say in each run.
+    tell = once(print, setup.notes())
+    with (
+        MochiPipeline.load(setup, on_message=tell) as pipe,
+        tempfile.TemporaryDirectory(prefix="mochi-tt-measure-") as folder,
+    ):
         report = time_videos(
             pipe,
             system,
@@ -247,7 +267,7 @@ def _measured(setup: Setup, system: System, runs: int, calibration: str | None, 
             options=options,
             precision=setup.precision.name,
             write=lambda frames: write_mp4(to_uint8(frames), Path(folder, "video.mp4")),
-            on_message=lambda line: print(line),
+            on_message=print,
         )
         if options is not None and calibration != "none":
             print(

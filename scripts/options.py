@@ -19,6 +19,8 @@ HELP = {
     "plain": "Ops to avoid on this machine, such as norm,halo: single ops take their place; all, or none "
     "(docs/selftest.md). [default: the machine profile's]",
     "guidance_interval": "A:B, shares of the steps: guidance from A to B only, one branch elsewhere. [default: 0:1]",
+    "threshold_noise": "Noise removed in the linear part of the schedule.",
+    "linear_steps": "Steps of the linear part. [default: half of the steps]",
     "guidance_reuse": "K: in the run's middle, compute the unconditional branch in every K-th step. [default: 1]",
     "solver": "euler, or of second order: ab2 or unipc. [default: euler]",
     "reuse": "Reuse blocks of earlier steps: off, a threshold of change such as 0.1, steps:3,4,6, or steps:FILE of "

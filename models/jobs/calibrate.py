@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from models.jobs.generate import Message, Progress, check_mode
+from models.jobs.generate import Message, Progress, check_mode, once
 from models.machine.checks import check_text
 from models.machine.errors import Cancelled, InputError
 from models.machine.files import check_writable
+from models.mochi.notes import notes
 from models.mochi.reuse import Calibration
+from models.mochi.sampling.reuse import ReuseSteps
 from models.mochi.setup import Request, Setup, Video, resolve
 
 THRESHOLD = 0.1
@@ -72,6 +74,9 @@ def run(job: Plan, progress: Progress | None = None, on_message: Message | None 
 
     setup, video, checkpoint = job.setup, job.video, job.setup.checkpoint
     assert checkpoint is not None
+    on_message = once(on_message)
+    for line in setup.notes():
+        on_message(line)
     seeds = [(video.settings.seed + index) % 2**63 for index in range(len(job.prompts))]
     reused = []
     with MochiPipeline.load(setup, progress, on_message) as pipe:
@@ -85,6 +90,7 @@ def run(job: Plan, progress: Progress | None = None, on_message: Message | None 
                 sigmas=video.sigmas,
                 guidance_scale=video.guidance,
                 solver=video.solver,
+                guidance_reuse=video.used_guidance_reuse(on_halves=setup.on_halves),
                 seed=seed,
                 reuse=video.reuse,
                 progress=progress,
@@ -92,25 +98,22 @@ def run(job: Plan, progress: Progress | None = None, on_message: Message | None 
             if not denoised.is_complete:
                 raise Cancelled("the calibration was cancelled: nothing is written")
             reused.append(denoised.forwards[0].reused)
-    found = Calibration(
-        checkpoint.transformer.fingerprint(),
-        video.settings.num_steps,
+    found = Calibration.of(
+        setup.weights,
+        video.conditions(on_halves=setup.on_halves),
         job.threshold,
-        tuple(sorted(set(reused[0]).intersection(*reused))),
+        sorted(set(reused[0]).intersection(*reused)),
         job.prompts,
         checkpoint.source,
     )
     about = {
         "reused_steps_of_each_prompt": reused,
         "seeds": seeds,
-        "sigmas": video.sigmas,
-        "solver": video.solver,
-        "guidance_schedule": video.guidance,
-        "size": [video.geometry.width, video.geometry.height, video.geometry.num_frames],
-        "precision": setup.precision.name,
-        "loras": [str(lora) for lora in setup.loras],
         "mode": setup.mode,
         "layout": str(setup.layout),
     }
     found.write(job.out, about)
+    branches = video.branches(on_halves=setup.on_halves)
+    for line in notes(branches, ReuseSteps(frozenset(found.reused_steps))):
+        on_message(line)
     return found

@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -197,7 +197,10 @@ def run(job: Job, progress: Progress | None = None, on_message: Message | None =
     """
     from models.mochi.pipeline import MochiPipeline
 
+    on_message = once(on_message)
     tell_replaced(job.out, on_message)
+    for line in job.setup.notes():
+        on_message(line)
     start = perf_counter()
     with job.reservation:
         with MochiPipeline.load(job.setup, progress, on_message) as pipe:
@@ -205,6 +208,18 @@ def run(job: Job, progress: Progress | None = None, on_message: Message | None =
             made = make(pipe, job, progress, on_message)
         made.seconds["load"] = load_seconds
         return write(made, job, progress)
+
+
+def once(on_message: Message | None, told: Iterable[str] = ()) -> Message:
+    """Return what tells each line once, and none of those told: what the plan says, a pipeline says too."""
+    told = set(told)
+
+    def tell(line: str) -> None:
+        if on_message is not None and line not in told:
+            told.add(line)
+            on_message(line)
+
+    return tell
 
 
 def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_message: Message | None = None) -> Made:
@@ -319,6 +334,7 @@ def record(made: Made, job: Job) -> dict[str, Any]:
         "sigmas": output.sigmas,
         "guidance_schedule": output.guidance,
         "solver": job.video.solver,
+        "guidance_reuse": job.video.used_guidance_reuse(on_halves=setup.on_halves),
         "preset": _preset_of(job),
         "forwards": output.forwards[0].to_json(),
         "seed": settings.seed,

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, MappingView, Set
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -26,6 +26,8 @@ _FOREIGN = "the file is damaged or of another kind"
 
 _WRITTEN = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
 
+# What can be gone through, but has no order, or parts that nobody means.
+_NO_SEQUENCES = (str, bytes, bytearray, memoryview, Mapping, MappingView, Set)
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -100,11 +102,25 @@ def numbers(name: str, values: Any) -> list[float]:
     """Return a list, tuple, array or one-dimensional tensor of numbers as floats.
 
     Raises:
-        InputError: it cannot be gone through, or a part is no finite number.
+        InputError: it is no sequence, or a part is no finite number.
     """
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
-        raise InputError(f"{name} {short(values)} must be a list of numbers")
-    return [number(name, value) for value in values]
+    return [number(name, value) for value in sequence(name, values, "a list of numbers")]
+
+
+def sequence(name: str, values: Any, rule: str) -> list[Any]:
+    """Return the parts of a list, tuple, array or one-dimensional tensor, or of what else has an order.
+
+    Args:
+        name: of the value, for the message.
+        values: as the caller gave them.
+        rule: what it must be, for the message.
+
+    Raises:
+        InputError: it is text, bytes, a set or a mapping, or cannot be gone through.
+    """
+    if isinstance(values, _NO_SEQUENCES) or not hasattr(values, "__iter__") or getattr(values, "ndim", 1) != 1:
+        raise InputError(f"{name} {short(values)} must be {rule}")
+    return list(values)
 
 
 def stated_number(name: str, text: str) -> float:
@@ -268,7 +284,8 @@ def typed[Record](record: type[Record], values: Mapping[str, Any], where: str) -
     """Make a dataclass of the values that it knows, and check each against its annotation.
 
     Whole numbers are from 1 to `MOST_WHOLE` and numbers above 0, if the field's metadata does not name another `least`
-    or `most` (None for no bound). Lists become tuples of at most `MOST_PARTS`. Values of other names are left out.
+    or `most` (None for no bound). Lists become tuples of at most `MOST_PARTS`, or of the metadata's
+    `parts`. Values of other names are left out.
 
     Args:
         record: a dataclass with annotations of int, float, bool, str, tuples of these, and None.
@@ -299,8 +316,9 @@ def _value(value: Any, hint: Any, field: Field, where: str) -> Any:
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise InputError(f"{where} is {short(value)}, but must be a list")
-        if len(value) > MOST_PARTS:
-            raise InputError(f"{where} has {len(value)} entries, but must have at most {MOST_PARTS}")
+        most_parts = field.metadata.get("parts", MOST_PARTS)
+        if len(value) > most_parts:
+            raise InputError(f"{where} has {len(value)} entries, but must have at most {most_parts}")
         return tuple(_value(part, get_args(hint)[0], field, where) for part in value)
     right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -17,8 +17,9 @@ from models.machine.checks import check_text, function, short, whole
 from models.machine.errors import InputError
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
+from models.mochi.notes import notes
 from models.mochi.presets import SIZES, fill, preset
-from models.mochi.reuse import Fingerprint, parse_reuse
+from models.mochi.reuse import Conditions, Weights, parse_reuse
 from models.mochi.sampling.reuse import ReusePolicy, check_reused
 from models.mochi.sampling.schedule import check_reuse, guidance_schedule, resolve_sigmas
 from models.mochi.sampling.solver import EULER, check_solver
@@ -82,6 +83,7 @@ class Run:
         callback: called with (pipeline, step, model time, {}) after each step; None for nothing.
         progress: called as `progress(stage, done, total)`.
         reuse: decides which steps reuse blocks; None for none.
+        notes: what the user should know of its steps before they run, each in a line.
     """
 
     noise_BCTHW: torch.Tensor
@@ -92,6 +94,7 @@ class Run:
     progress: Callable[[str, int, int], None]
     reuse: ReusePolicy | None = None
     solver: str = EULER
+    notes: Sequence[str] = ()
 
     @property
     def is_guided(self) -> bool:
@@ -110,6 +113,9 @@ class Run:
         guidance_scale: float | Sequence[float] | None,
         noise: tuple[torch.Tensor | None, torch.Generator | Sequence[torch.Generator] | None],
         callback: Callable[[Any, int, float, dict], Any] | None,
+        weights: Weights | None = None,
+        on_halves: bool = False,
+        /,
         *,
         seed: int | None = None,
         sigmas: Sequence[float] | None = None,
@@ -121,7 +127,6 @@ class Run:
         guidance_reuse: int | None = None,
         preset: str | None = None,
         reuse: Any = None,
-        fingerprint: Fingerprint | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         **unknown: Any,
     ) -> Run:
@@ -129,7 +134,8 @@ class Run:
 
         `size` is (height, width, number of frames), `noise` the caller's latents and generators. `defaults` fill in
         what is None and what `preset` leaves open. `subject` is what the size is judged for, before the noise is drawn;
-        not at all if None. `fingerprint` is that of the checkpoint, for a file of reused steps.
+        not at all if None. `weights` are those of the transformer, for a file of reused steps. `on_halves` says whether
+        the branches run beside each other.
 
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
@@ -182,14 +188,32 @@ class Run:
             if policy is not None:
                 raise InputError("guidance_reuse is a policy of its own: give it or policy, not both")
             policy = reuse_policy(guidance, chosen["guidance_reuse"])
+        every = _reused_every(policy) if max(guidance) > 1 else None
+        if on_halves and every is not None:
+            policy = None
         method = check_solver(EULER if chosen["solver"] is None else chosen["solver"])
-        reused = parse_reuse(chosen["reuse"], len(guidance), fingerprint)
-        if reused is not None and policy is None:
-            check_reused(reused, [1 if scale == 1 else 2 for scale in guidance])
+        used = Conditions(
+            levels,
+            guidance,
+            method,
+            None if on_halves else every,
+            (geometry.width, geometry.height, geometry.num_frames),
+        )
+        reused = parse_reuse(chosen["reuse"], used, weights)
+        if reused is not None:
+            blocks = 2 if subject is None else subject.configs.transformer.num_layers
+            check_reused(reused, len(guidance), blocks)
         if subject is not None:
             check_size(subject.keeping(reused, is_guided=max(guidance) > 1), geometry, videos)
+        said = notes(
+            _branches(policy, guidance),
+            reused,
+            guidance_reuse=every,
+            on_halves=on_halves,
+            whole=subject.whole if on_halves and subject is not None else None,
+        )
         drawn = make_latents(geometry, videos, noise[0], noise[1], seed)
-        return cls(drawn, levels, guidance, policy, callback, progress or _silent, reused, method)
+        return cls(drawn, levels, guidance, policy, callback, progress or _silent, reused, method, said)
 
 
 def _tell_precision(name: str, used: str) -> None:
@@ -201,6 +225,33 @@ def _tell_precision(name: str, used: str) -> None:
             f"with precision={wanted!r} for the preset's speed",
             stacklevel=5,
         )
+
+
+def _branches(policy: StepPolicy | None, guidance: Sequence[float]) -> list[int]:
+    """Return how many branches of guidance take part in each step.
+
+    Raises:
+        InputError: the policy is none.
+    """
+    if policy is None:
+        return [1 if scale == 1 else 2 for scale in guidance]
+    rule = "must have a method kind, which returns the StepKind of a step (models.mochi.sampling.denoise)"
+    if not callable(getattr(policy, "kind", None)):
+        raise InputError(f"policy {short(policy)} {rule}")
+    kinds = [policy.kind(index) for index in range(len(guidance))]
+    for index, kind in enumerate(kinds):
+        if not hasattr(kind, "branches"):
+            raise InputError(f"policy {short(policy)} {rule}, not {short(kind)} for step {index}")
+    return [kind.branches for kind in kinds]
+
+
+def _reused_every(policy: StepPolicy | None) -> int | None:
+    """Return K of a policy that leaves out the unconditional branch in some steps; None of any other."""
+    if policy is None:
+        return None
+    from models.mochi.sampling.denoise import ReuseUnconditional
+
+    return policy.every if isinstance(policy, ReuseUnconditional) else None
 
 
 NO_GUIDANCE = "guidance is 1 in every step: an interval or a reuse of guidance has no effect"

@@ -32,7 +32,7 @@ from models.mochi.components import Models
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Scales
 from models.mochi.outputs import OUTPUT_TYPES, Denoised, Encoded, MochiOutput, as_output
-from models.mochi.sampling.denoise import ReuseUnconditional, denoise
+from models.mochi.sampling.denoise import denoise
 from models.mochi.sampling.reuse import Forwards
 from models.mochi.sampling.schedule import model_times
 from models.mochi.setup import Request, Setup, resolve
@@ -53,7 +53,7 @@ from weight_cache.store import Message, Progress, Store
 
 if TYPE_CHECKING:
     from models.device import Mode
-    from models.mochi.reuse import Fingerprint
+    from models.mochi.reuse import Weights
     from models.mochi.sampling.branches import GuidanceParallel
     from models.mochi.transformer import MochiTransformer
     from models.parallel import Layout
@@ -81,13 +81,13 @@ class MochiPipeline:
         defaults: Defaults | None = None,
         subject: Subject | None = None,
         on_message: Message | None = None,
-        fingerprint: Fingerprint | None = None,
+        weights: Weights | None = None,
     ):
         """Compose a pipeline from its parts; most callers want `from_pretrained`.
 
         `defaults` are what a call takes where it names nothing: the checkpoint's, or Genmo's if None. `subject` is what
-        the size of a call is judged for, before anything is allocated; not at all if None. `fingerprint` gives that of
-        the transformer's checkpoint, which a file of reused steps names. Without a `vae` there are only latents.
+        the size of a call is judged for, before anything is allocated; not at all if None. `weights` are those of the
+        transformer, which a file of reused steps names. Without a `vae` there are only latents.
         """
         self.defaults = Defaults() if defaults is None else defaults
         self._subject = subject
@@ -102,7 +102,7 @@ class MochiPipeline:
         self._owns_mesh = owns_mesh
         self._sampler = sampler
         self._on_message = on_message
-        self._fingerprint = fingerprint
+        self._weights = weights
         self._interrupt = False
         self._closed = False
         self._watchdog = Watchdog(active=mesh.mode == "hardware", replays=capture)
@@ -258,7 +258,7 @@ class MochiPipeline:
             defaults=setup.defaults,
             subject=setup.subject,
             on_message=on_message,
-            fingerprint=checkpoint.transformer.fingerprint,
+            weights=setup.weights,
         )
 
     @property
@@ -330,19 +330,8 @@ class MochiPipeline:
         negative = (negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask)
         texts = inputs.Texts.of(positive, negative, self.text_encoder.width)
         size, noise = (height, width, num_frames), (latents, generator)
-        run = inputs.Run.of(
-            len(texts.prompts),
-            self.defaults,
-            self.scales,
-            self._subject,
-            size,
-            num_inference_steps,
-            guidance_scale,
-            noise,
-            callback_on_step_end,
-            fingerprint=self._fingerprint,
-            **options,
-        )
+        asked = num_inference_steps, guidance_scale, noise, callback_on_step_end
+        run = self._run(len(texts.prompts), size, *asked, **options)
         seconds: dict[str, float] = {}
         with _timed(seconds, "encode"):
             encoded = self._encode(texts, max_sequence_length, run.progress, is_guided=run.is_guided)
@@ -448,19 +437,8 @@ class MochiPipeline:
         """
         self._check_open()
         size, noise = (height, width, num_frames), (latents, generator)
-        run = inputs.Run.of(
-            len(encoded.prompts),
-            self.defaults,
-            self.scales,
-            self._subject,
-            size,
-            num_inference_steps,
-            guidance_scale,
-            noise,
-            callback_on_step_end,
-            fingerprint=self._fingerprint,
-            **options,
-        )
+        asked = num_inference_steps, guidance_scale, noise, callback_on_step_end
+        run = self._run(len(encoded.prompts), size, *asked, **options)
         if run.is_guided and not encoded.negatives:
             raise InputError("guidance other than 1 needs the unconditional branch: encode with guidance")
         return self._denoise(encoded, run)
@@ -495,6 +473,36 @@ class MochiPipeline:
         check_frames(frames_BFHWC)
         return as_output(frames_BFHWC, output_type)
 
+    def _run(
+        self,
+        videos: int,
+        size: tuple[int | None, int | None, int | None],
+        steps: int | None,
+        guidance: float | Sequence[float] | None,
+        noise: tuple[Any, Any],
+        callback: Callable[[Any, int, float, dict], Any] | None,
+        /,
+        **options: Any,
+    ) -> inputs.Run:
+        """Check the arguments of a denoising run, and say what its user should know of it."""
+        run = inputs.Run.of(
+            videos,
+            self.defaults,
+            self.scales,
+            self._subject,
+            size,
+            steps,
+            guidance,
+            noise,
+            callback,
+            self._weights,
+            self.parallel is not None,
+            **options,
+        )
+        for line in run.notes:
+            self._tell(line, level=4)
+        return run
+
     def _encode(self, given: inputs.Texts, max_sequence_length: int, report: Progress, *, is_guided: bool) -> Encoded:
         if given.has_negative and not is_guided:
             warnings.warn("guidance is 1 in every step: the negative prompt has no effect", stacklevel=3)
@@ -519,17 +527,15 @@ class MochiPipeline:
         if said is not None:
             self._tell(said)
 
-    def _tell(self, line: str) -> None:
+    def _tell(self, line: str, level: int = 5) -> None:
+        """Tell a line: to `on_message`, else as a warning of the caller `level` calls away."""
         if self._on_message is not None:
             self._on_message(line)
         else:
-            warnings.warn(line, stacklevel=5)
+            warnings.warn(line, stacklevel=level)
 
     def _denoise(self, encoded: Encoded, run: inputs.Run) -> Denoised:
-        steps, times, done, policy = len(run.guidance), model_times(run.sigmas), 0, run.policy
-        if self.parallel is not None and isinstance(policy, ReuseUnconditional):
-            self._tell(NO_REUSE)
-            policy = None
+        steps, times, done = len(run.guidance), model_times(run.sigmas), 0
         run.progress("denoise", 0, steps * len(encoded.prompts))
 
         def on_step(step: int) -> bool:
@@ -556,7 +562,7 @@ class MochiPipeline:
                     prompt=(text.embeds, text.mask),
                     negative=None if negative is None else (negative.embeds, negative.mask),
                     parallel=self.parallel,
-                    policy=policy,
+                    policy=run.policy,
                     solver=run.solver,
                     reuse=run.reuse,
                     forwards=forwards[-1],
@@ -590,7 +596,6 @@ class MochiPipeline:
             )
 
 
-NO_REUSE = "guidance_reuse saves nothing on a layout of two halves, which compute both branches at once: it is left out"
 _OVERFLOW = (
     "the numbers overflowed, so the weights do not fit the model, or guidance or a LoRA is too strong; check the "
     "checkpoint, and on cards run mochi-tt selftest"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,11 @@ from models.mochi.config import TransformerConfig, config_named
 from models.mochi.conventions import Conventions
 from models.mochi.defaults import Defaults
 from models.mochi.geometry import Geometry, Scales
+from models.mochi.notes import notes
 from models.mochi.precision import Precision
 from models.mochi.presets import fill, preset
-from models.mochi.reuse import Fingerprint, parse_reuse
-from models.mochi.sampling.reuse import Blocks, Decisions, Forwards, ReusePolicy
+from models.mochi.reuse import Conditions, Weights, parse_reuse
+from models.mochi.sampling.reuse import Forwards, ReusePolicy, check_reused, planned
 from models.mochi.sampling.schedule import check_reuse, check_scheduler, guidance_schedule, linear_quadratic_schedule
 from models.mochi.sampling.solver import EULER, check_solver
 from models.mochi.text.config import T5Config
@@ -97,9 +98,17 @@ class Video:
 
     @classmethod
     def resolve(
-        cls, request: VideoRequest, defaults: Defaults, scales: Scales, fingerprint: Fingerprint | None = None
+        cls,
+        request: VideoRequest,
+        defaults: Defaults,
+        scales: Scales,
+        weights: Weights | None = None,
+        *,
+        on_halves: bool = False,
     ) -> Video:
-        """Fill in the request's preset and `defaults`, and check its rules; `fingerprint` is that of its checkpoint.
+        """Fill in the request's preset and `defaults`, and check its rules.
+
+        `weights` are those that make it. `on_halves` says whether the branches will run beside each other.
 
         Raises:
             InputError: a value breaks its rule.
@@ -107,16 +116,17 @@ class Video:
         given = {field.name: getattr(request, field.name) for field in fields(request)}
         chosen = fill(request.preset, given, defaults)
         try:
-            return cls._checked(chosen, defaults, scales, fingerprint)
+            video = cls._checked(chosen, defaults, scales)
+            reuse = parse_reuse(chosen["reuse"], video.conditions(on_halves=on_halves), weights)
+            return replace(video, reuse=reuse)
         except InputError as error:
             if request.preset is None:
                 raise
             raise InputError(f"{error} (preset {request.preset}: {preset(request.preset)})") from error
 
     @classmethod
-    def _checked(
-        cls, chosen: Mapping[str, Any], defaults: Defaults, scales: Scales, fingerprint: Fingerprint | None
-    ) -> Video:
+    def _checked(cls, chosen: Mapping[str, Any], defaults: Defaults, scales: Scales) -> Video:
+        """Return the video but for the reuse of blocks."""
         settings = defaults.overridden({field.name: chosen[field.name] for field in fields(Defaults)})
         check_fps(settings.fps)
         whole("seed", settings.seed, 0, 2**63 - 1)
@@ -126,10 +136,33 @@ class Video:
             linear_quadratic_schedule(settings.num_steps, settings.threshold_noise, chosen["linear_steps"]),
             guidance_schedule(settings.guidance_scale, settings.num_steps, chosen["guidance_interval"]),
             chosen,
-            parse_reuse(chosen["reuse"], settings.num_steps, fingerprint),
+            None,
             check_solver(EULER if chosen["solver"] is None else chosen["solver"]),
             None if chosen["guidance_reuse"] is None else check_reuse(chosen["guidance_reuse"]),
         )
+
+    def used_guidance_reuse(self, *, on_halves: bool) -> int | None:
+        """Return K as it is used; None where no guided step is left out.
+
+        Args:
+            on_halves: whether the branches run beside each other; the unconditional one is then never left out.
+        """
+        return None if on_halves or max(self.guidance) == 1 else self.guidance_reuse
+
+    def conditions(self, *, on_halves: bool) -> Conditions:
+        """Return what of it decides which steps may reuse blocks."""
+        size = (self.geometry.width, self.geometry.height, self.geometry.num_frames)
+        return Conditions(self.sigmas, self.guidance, self.solver, self.used_guidance_reuse(on_halves=on_halves), size)
+
+    def branches(self, *, on_halves: bool) -> list[int]:
+        """Return how many branches of guidance take part in each step."""
+        from models.mochi.sampling.denoise import GuideByScale, ReuseUnconditional
+
+        every = self.used_guidance_reuse(on_halves=on_halves)
+        policy: StepPolicy = GuideByScale(self.guidance)
+        if every is not None:
+            policy = ReuseUnconditional(self.guidance, every)
+        return [policy.kind(index).branches for index in range(len(self.guidance))]
 
 
 def planned_forwards(video: Video, *, on_halves: bool) -> Forwards:
@@ -139,20 +172,7 @@ def planned_forwards(video: Video, *, on_halves: bool) -> Forwards:
         video: the video.
         on_halves: whether the branches run beside each other; the unconditional one is then never left out.
     """
-    from models.mochi.sampling.denoise import GuideByScale, ReuseUnconditional
-
-    policy: StepPolicy = GuideByScale(video.guidance)
-    if video.guidance_reuse is not None and not on_halves:
-        policy = ReuseUnconditional(video.guidance, video.guidance_reuse)
-    made, decisions = Forwards(), None if video.reuse is None else Decisions(video.reuse)
-    for index in range(len(video.guidance)):
-        branches = policy.kind(index).branches
-        blocks = Blocks.COMPUTED if decisions is None else decisions.wanted(index, branches)
-        blocks = Blocks.REUSED if blocks is Blocks.REUSED else Blocks.COMPUTED
-        if decisions is not None:
-            decisions.done(blocks, branches)
-        made.add(branches, blocks)
-    return made
+    return planned(video.reuse, video.branches(on_halves=on_halves))
 
 
 def check_fps(fps: Any) -> int:
@@ -275,6 +295,28 @@ class Setup:
         """
         return Geometry(height, width, num_frames, self.scales)
 
+    @property
+    def weights(self) -> Weights:
+        """The transformer's weights, as a list of reused steps names them."""
+        return _weights(self.checkpoint, self.precision, self.loras)
+
+    @property
+    def on_halves(self) -> bool:
+        """Whether the branches of guidance run beside each other."""
+        return self.layout.cfg_axis is not None
+
+    def notes(self) -> list[str]:
+        """Return what the user should know of the video's steps before they run, each in a line."""
+        if self.video is None or self.subject is None:
+            return []
+        return notes(
+            self.video.branches(on_halves=self.on_halves),
+            self.video.reuse,
+            guidance_reuse=self.video.guidance_reuse if max(self.video.guidance) > 1 else None,
+            on_halves=self.on_halves,
+            whole=self.subject.whole,
+        )
+
 
 def resolve(request: Request) -> Setup:
     """Fill in the defaults of a request, and check whatever can be checked without weights and without a mesh.
@@ -310,8 +352,12 @@ def resolve(request: Request) -> Setup:
         scales, defaults = check_configs(checkpoint), Defaults.of(checkpoint)
         conventions = Conventions.of(checkpoint)
     conventions = conventions.overridden(request.first_frames, request.empty_prompt)
-    named = checkpoint.transformer.fingerprint if checkpoint is not None else None
-    video = Video.resolve(request.video, defaults, scales, named) if request.video is not None else None
+    weights = _weights(checkpoint, precision, loras)
+    # Layouts are ttnn's business too, but of a list of steps the numbers are checked first.
+    on_halves = request.layout is not None and "cfg" in request.layout.lower()
+    video = None
+    if request.video is not None:
+        video = Video.resolve(request.video, defaults, scales, weights, on_halves=on_halves)
     # Layouts, chunks and splits are ttnn's business, whose import takes seconds.
     quiet_ttnn()
     from models.layers import Chunks
@@ -329,6 +375,8 @@ def resolve(request: Request) -> Setup:
     if request.vae_split is not None:
         Split.parse(request.vae_split)
     subject = Subject(configs, layout, precision, mode, request.components, request.vae_split)
+    if video is not None and video.reuse is not None:
+        check_reused(video.reuse, len(video.guidance), configs.transformer.num_layers)
     if video is None:
         check_size(subject, None)
     else:
@@ -393,6 +441,10 @@ def _check_types(request: Request) -> None:
         whole("links", request.links, 1, MOST_LINKS)
     if request.capture not in (None, True, False):
         raise InputError(f"capture {short(request.capture)} must be true or false, or None for the default")
+
+
+def _weights(checkpoint: Checkpoint | None, precision: Precision, loras: Sequence[LoraRequest]) -> Weights:
+    return Weights(None if checkpoint is None else checkpoint.transformer.fingerprint, precision.name, loras)
 
 
 def _precision_of_preset(video: VideoRequest | None) -> str | None:

@@ -66,6 +66,18 @@ class Subject:
         return replace(self, kept=0 if reuse is None else branches * kept_tensors(reuse))
 
     @property
+    def whole(self) -> str | None:
+        """The mesh's layout without halves for the branches of guidance.
+
+        None if this one has none, or the mesh has no layout for the model's heads.
+        """
+        if self.layout.cfg_axis is None:
+            return None
+        with suppress(InputError):
+            return str(choose_layout(self.configs, self.layout.mesh_shape, self.precision))
+        return None
+
+    @property
     def weights(self) -> tuple[int, int]:
         """Bytes of weights on a chip, and of all chips together where each value counts once."""
         if self.mode == "dry-run":

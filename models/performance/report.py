@@ -53,6 +53,7 @@ def _facts(report: Report) -> list[str]:
         )
     if report.get("forwards"):
         facts.append(_forwards(report["forwards"]))
+    facts += [f"Note: {note}." for note in report.get("notes", [])]
     if report.get("calibration"):
         facts.append(f"Calibrated: {report['calibration']}.")
     for chunks, instead in report.get("unmeasured_chunks", {}).items():

@@ -18,6 +18,8 @@ WRONG += [(name, value) for name in ("base", "cache_dir", "profile") for value i
 WRONG += [("links", value) for value in ("x", 1.5, True, 0, [1])]
 WRONG += [("mesh", value) for value in (None, 5, [], (1,), (0, 0), (1.0, 1), "1x1x1", {}, object())]
 WRONG += [("progress", 5), ("on_message", "x"), ("capture", "yes"), ("loras", 5)]
+WRONG += [("loras", value) for value in (None, b"", b"a", {}, {"a.safetensors": 0.5}, set(), {"a"}, np.array("a"))]
+WRONG += [("mesh", value) for value in ({1, 2}, b"1x1", {1: 1, 2: 2})]
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{name}={str(value)[:9]}" for name, value in WRONG])
@@ -60,11 +62,48 @@ def run(**given):
         ("latents", np.zeros((1, 12, 2, 4, 4), object)),
         ("latents", torch.tensor(1.0)),
         ("seed", "x"),
+        *(
+            (name, value)
+            for name in ("sigmas", "guidance_interval", "reuse")
+            for value in (b"\x01\x00", {0.5: 1, 0: 1}, {0, 0.5}, {0: 1}.values(), bytearray(2), memoryview(b"ab"))
+        ),
+        ("sigmas", np.array(1.0)),
+        ("sigmas", torch.tensor([[1.0, 0.0]])),
+        ("guidance_interval", np.array(0.5)),
+        ("policy", 5),
+        ("policy", object()),
+        ("generator", {torch.Generator()}),
+        ("generator", {0: torch.Generator()}),
+        ("fingerprint", lambda: "a"),
+        ("weights", 5),
+        ("on_halves", True),
+        ("defaults", 5),
     ],
 )
 def test_a_run_with_another_type_is_refused_before_its_first_step(name, value):
     with pytest.raises(InputError, match=name):
         run(**{name: value})
+
+
+@pytest.mark.parametrize("wrong", [b"\x03", {3.0: 1}, {3.0}, "3", {0: 3.0}.values(), [b"a"], [{3.0}]])
+def test_guidance_of_another_type_is_refused(wrong):
+    with pytest.raises(InputError, match=r"^guidance.scale"):
+        inputs.Run.of(1, Defaults(), Scales(), None, (32, 32, 7), 1, wrong, (None, None), None)
+
+
+@pytest.mark.parametrize("wrong", [b"a ball", {"a ball": 1}, {"a ball"}, ("a ball", b"x"), [["a ball"]], [], 5])
+def test_prompts_of_another_type_are_refused(wrong):
+    with pytest.raises(InputError, match="prompt must be a string or a list of strings"):
+        inputs.texts("prompt", wrong, None, None, 8)
+
+
+@pytest.mark.parametrize(
+    "values", [[1, 0.5, 0], (1, 0.5, 0), np.array([1, 0.5, 0]), torch.tensor([1, 0.5, 0]), iter([1, 0.5, 0])]
+)
+def test_what_has_an_order_is_a_list_of_numbers(values):
+    assert inputs.Run.of(
+        1, Defaults(), Scales(), None, (32, 32, 7), None, 1.0, (None, None), None, sigmas=values
+    ).sigmas == [1, 0.5, 0]
 
 
 @pytest.mark.parametrize("wrong", ["x", 5, [[1.0]], torch.tensor(1.0), np.zeros((1, 4, 8), object)])

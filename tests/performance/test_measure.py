@@ -162,3 +162,22 @@ def test_a_plot_without_its_package_is_refused_at_once(capsys, tmp_path, monkeyp
     )
     assert main(["measure", "--compare", str(tmp_path / "none.json"), str(tmp_path / "none.json")]) == 2
     assert "none.json does not exist" in capsys.readouterr().err
+
+
+def test_a_measured_run_says_its_notes_once_and_counts_its_forwards(small_checkpoint, capsys):
+    """The report has them; the pipeline of each run does not repeat them."""
+    from models.mochi.setup import Request, VideoRequest, resolve
+    from scripts.measure import _measured
+
+    options = {"guidance_interval": "0.5:1", "guidance_reuse": 2, "threshold_noise": 0.3, "reuse": "steps:2"}
+    video = VideoRequest(height=16, width=16, num_frames=7, num_steps=4, **options)
+    setup = resolve(Request(small_checkpoint, mesh="1x2", layout="cfg1sp0tp1", mode="golden", video=video))
+    notes = setup.notes()
+    assert len(notes) == 3
+    report = _measured(setup, QUIETBOX, 2, "none", options | {"reuse": setup.video.reuse})
+    assert not set(notes) & set(capsys.readouterr().out.splitlines())
+    assert report["forwards"]["reused_steps"] == []
+    assert report["forwards"]["unconditional"] == {"computed": 2, "reused": 0}
+    assert [line for line in markdown(report | {"notes": notes}) if line.startswith("Note: ")] == [
+        f"Note: {note}." for note in notes
+    ]

@@ -6,16 +6,17 @@ Formula: arXiv:2106.09685, and arXiv:2312.03732 where it is rank-stabilised. `lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.machine import paths
-from models.machine.checks import number, stated_number
+from models.machine.checks import number, sequence, stated_number
 from models.machine.errors import InputError, MissingInputError
 from weight_cache.checkpoints.lora_names import PEFT_PREFIX, LoraName, Modules, other_kind, role_of
-from weight_cache.checkpoints.lora_scale import final_scale, settings_of
+from weight_cache.checkpoints.lora_scale import final_scale, settings_beside, settings_of
 from weight_cache.checkpoints.names import Piece
 
 if TYPE_CHECKING:
@@ -88,9 +89,31 @@ class LoraRequest:
         """
         if isinstance(values, str | Path | LoraRequest) or _is_pair(values):
             values = (values,)
-        if not isinstance(values, Iterable):
-            raise InputError(f"loras {values!r} must be a list of paths, or of tuples of path and strength")
-        return tuple(cls.of(value) for value in values)
+        rule = "a list of paths, or of tuples of path and strength"
+        return tuple(cls.of(value) for value in sequence("loras", values, rule))
+
+    @property
+    def name(self) -> str:
+        """The file's name and the strength, for messages."""
+        return f"{self.path.name}:{self.strength:g}"
+
+    def identity(self) -> str:
+        """Return what distinguishes this LoRA from others, wherever it lies: digits of its content, and the strength.
+
+        The content is the file, and PEFT's settings beside it if they belong to it.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        digest = hashlib.sha256()
+        beside, belongs = settings_beside(self.path) or (self.path, False)
+        for file in (self.path, beside) if belongs else (self.path,):
+            try:
+                with open(file, "rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+            except OSError as error:
+                raise paths.refused(f"LoRA {self.path}", error) from error
+        return f"{digest.hexdigest()[:16]}:{self.strength!r}"
 
     def __str__(self) -> str:
         """Return the request as `parse` reads it."""

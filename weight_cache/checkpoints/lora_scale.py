@@ -172,20 +172,27 @@ def settings_of(path: Path, metadata: Mapping[str, str], complete: bool) -> list
         values = _json(metadata["kwargs"], where)
         if any("_lora_" in name for name in values) or not (found or complete):
             found.append(GenmoSettings(where, values))
+    beside, belongs = settings_beside(path) or (None, False)
+    if beside is None:
+        return found
+    if belongs:
+        settings = _json(read_bytes(beside, "", _MEND_BESIDE, JSON_BYTES), str(beside))
+        found.append(PeftSettings.read(settings, str(beside), PEFT_PREFIX, DIFFUSERS_PREFIX))
+    elif not (found or complete):
+        raise InputError(
+            f"LoRA {path} states no alpha, and {beside} may be of another LoRA in that folder: put the two that "
+            "belong together into a folder of their own"
+        )
+    return found
+
+
+def settings_beside(path: Path) -> tuple[Path, bool] | None:
+    """Return PEFT's settings beside a LoRA's file, and whether they belong to it; None if there are none."""
     for place in dict.fromkeys((path, _target(path))):
         beside = place.with_name(_BESIDE)
-        if not is_taken(beside):
-            continue
-        if place.name == "adapter_model.safetensors" or _is_alone(place):
-            settings = _json(read_bytes(beside, "", _MEND_BESIDE, JSON_BYTES), str(beside))
-            found.append(PeftSettings.read(settings, str(beside), PEFT_PREFIX, DIFFUSERS_PREFIX))
-        elif not (found or complete):
-            raise InputError(
-                f"LoRA {path} states no alpha, and {beside} may be of another LoRA in that folder: put the two that "
-                "belong together into a folder of their own"
-            )
-        break
-    return found
+        if is_taken(beside):
+            return beside, place.name == "adapter_model.safetensors" or _is_alone(place)
+    return None
 
 
 def _target(path: Path) -> Path:

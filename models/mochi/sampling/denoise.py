@@ -121,7 +121,7 @@ def denoise(
 
     Raises:
         ValueError: schedules of unequal length, latents that are not whole patches, guidance without ``negative``, or
-            no such solver, or reuse that has nothing to reuse.
+            no such solver, or reuse of steps that are always computed.
     """
     steps, policy = len(guidance), policy or GuideByScale(guidance)
     if len(sigmas) != steps + 1:
@@ -143,7 +143,7 @@ def denoise(
     weights = solver_weights(solver, sigmas, guidance)
     schedules = [Schedule.upload(transformer.mesh, guidance, weights)]
     if reuse is not None:
-        check_reused(reuse, [policy.kind(index).branches for index in range(steps)], len(transformer.blocks))
+        check_reused(reuse, steps, len(transformer.blocks))
     kinds = {policy.kind(index) for index in range(steps)}
     if kinds <= {StepKind.CONDITIONAL}:
         negative = None

@@ -60,9 +60,13 @@ class ReuseBelow:
 
 @dataclass(frozen=True)
 class ReuseSteps:
-    """Reuse in listed steps, and compute all others; nothing is compared and nothing is read."""
+    """Reuse in listed steps, and compute all others; nothing is compared and nothing is read.
+
+    `note` is a line for the user on where the list comes from.
+    """
 
     reused: frozenset[int]
+    note: str | None = field(default=None, compare=False)
 
     def check(self, steps: int) -> None:
         """Check that a run of `steps` steps has the listed ones and computes its first and last one.
@@ -87,32 +91,51 @@ class ReuseSteps:
         return Blocks.REUSED if index in self.reused else Blocks.COMPUTED
 
 
-def check_reused(policy: ReusePolicy, branches: Sequence[int], blocks: int = 2) -> None:
-    """Check that every step that a policy reuses has something to reuse.
+def check_reused(policy: ReusePolicy, steps: int, blocks: int = 2) -> None:
+    """Check that a policy fits a run and a model. What it reuses where nothing is fresh is no error (`Decisions`).
 
     Args:
         policy: of the run.
-        branches: for each step, how many branches take part.
+        steps: of the run.
         blocks: of the model, if it is known.
 
     Raises:
-        InputError: a step is the first or last one or none, or guides again after a step without guidance; or the model
-            has one block only.
+        InputError: it reuses the first or the last step, or one that the run does not have; or the model has one block
+            only.
     """
     if blocks < 2:
         raise InputError("reuse skips the blocks after the first one, and the model has only one: leave reuse off")
-    fresh = 0
-    if isinstance(policy, ReuseSteps):
-        policy.check(len(branches))
+    listed = [index for index in {0, steps - 1} if policy.blocks(index) is Blocks.REUSED]
+    ReuseSteps(frozenset(listed) | getattr(policy, "reused", frozenset())).check(steps)
+
+
+def planned(policy: ReusePolicy | None, branches: Sequence[int]) -> Forwards:
+    """Return what each step will compute. A step that compares counts as computed.
+
+    Args:
+        policy: of the run; None for none.
+        branches: for each step, how many branches take part.
+    """
+    made, decisions = Forwards(), None if policy is None else Decisions(policy)
     for index, number in enumerate(branches):
-        asked = policy.blocks(index)
-        if asked is Blocks.REUSED and number > fresh:
-            raise InputError(
-                f"step {index} cannot be reused: it is guided, and the last computed step before it is not; leave it "
-                "out of the reused steps"
-            )
-        if asked is Blocks.COMPUTED:
-            fresh = number
+        wanted = Blocks.COMPUTED if decisions is None else decisions.wanted(index, number)
+        blocks = Blocks.REUSED if wanted is Blocks.REUSED else Blocks.COMPUTED
+        if decisions is not None:
+            decisions.done(blocks, number)
+        made.add(number, blocks)
+    return made
+
+
+def nothing_fresh(policy: ReusePolicy | None, branches: Sequence[int]) -> list[int]:
+    """Return the steps that a policy would reuse and that are computed, because nothing fresh is there to reuse."""
+    if policy is None:
+        return []
+    done = planned(policy, branches).steps
+    return [
+        index
+        for index, (_, blocks) in enumerate(done)
+        if policy.blocks(index) is Blocks.REUSED and blocks is Blocks.COMPUTED
+    ]
 
 
 def kept_tensors(policy: ReusePolicy) -> int:

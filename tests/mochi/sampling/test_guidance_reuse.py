@@ -1,6 +1,5 @@
 """Reuse of the unconditional branch: which steps, and what they compute on a mesh."""
 
-import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -95,29 +94,22 @@ def test_a_kept_difference_guides_as_on_the_host(mesh):
 
 
 def test_halves_say_that_they_save_nothing():
-    """The pipeline leaves the reuse out and says so once; a policy that insists is refused by the sampler."""
+    """The reuse is left out, and that is said; a policy that insists is refused by the sampler."""
+    from models.mochi.defaults import Defaults
+    from models.mochi.geometry import Scales
     from models.mochi.inputs import Run
-    from models.mochi.outputs import Encoded
-    from models.mochi.pipeline import NO_REUSE, MochiPipeline
 
-    given, said = {}, []
-    pipe = MochiPipeline.__new__(MochiPipeline)
-    pipe.__dict__.update(
-        parallel=object(), transformer=None, capture=False, mode_=None, _interrupt=False, _on_message=said.append
-    )
-    pipe.mesh = SimpleNamespace(mode="golden", can_capture=False)
-    from models.machine.watchdog import Watchdog
+    def asked(**options):
+        size, noise = (32, 32, 7), (None, None)
+        return Run.of(1, Defaults(), Scales(), None, size, 2, 3.0, noise, None, None, True, seed=0, **options)
 
-    pipe._watchdog = Watchdog(active=False, replays=False)
-    pipe._sampler = lambda transformer, noise, **arguments: given.update(arguments) or noise
-    policy = ReuseUnconditional([3.0, 3.0], 2)
-    run = Run(torch.zeros(1, 12, 2, 4, 6), [1.0, 0.5, 0.0], [3.0, 3.0], policy, None, lambda *a: None)
-    text = SimpleNamespace(embeds=None, mask=None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pipe._denoise(Encoded([text], [text]), run)
-    assert said == [NO_REUSE]
-    assert given["policy"] is None
+    for options in ({"guidance_reuse": 2}, {"policy": ReuseUnconditional([3.0, 3.0], 2)}):
+        run = asked(**options)
+        assert run.policy is None
+        (line,) = run.notes
+        assert line.startswith("guidance_reuse saves nothing on a layout of two halves")
+    assert asked().notes == []
+    assert asked(guidance_reuse=1).notes == []
 
     class Declared:
         config = SimpleNamespace(patch_size=2, in_channels=12)

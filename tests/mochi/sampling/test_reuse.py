@@ -10,11 +10,22 @@ import torch
 import ttnn
 from diffusers import FirstBlockCacheConfig
 from diffusers.hooks import first_block_cache
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.machine.errors import InputError
 from models.mochi.sampling.branches import GuidanceParallel
-from models.mochi.sampling.denoise import denoise
-from models.mochi.sampling.reuse import Blocks, Decisions, Forwards, ReuseBelow, ReuseSteps, check_reused
+from models.mochi.sampling.denoise import GuideByScale, ReuseUnconditional, denoise
+from models.mochi.sampling.reuse import (
+    Blocks,
+    Decisions,
+    Forwards,
+    ReuseBelow,
+    ReuseSteps,
+    check_reused,
+    nothing_fresh,
+    planned,
+)
 from models.mochi.transformer import MochiTransformer
 from models.parallel import Halves, Layout, Mesh, Replay
 from models.reference.metrics import relative_rmse
@@ -292,16 +303,81 @@ def test_a_branch_that_the_last_computed_step_left_out_is_computed():
 
 
 @pytest.mark.parametrize(
-    ("reused", "branches", "blocks", "said"),
+    ("reused", "steps", "blocks", "said"),
     [
-        ({0}, [2] * 4, 4, "step 0 cannot be reused: of 4 steps"),
-        ({3}, [2] * 4, 4, "step 3 cannot be reused"),
-        ({7}, [2] * 4, 4, "step 7 cannot be reused"),
-        ({-1}, [2] * 4, 4, "step -1 cannot be reused"),
-        ({2}, [1, 1, 2, 2], 4, "step 2 cannot be reused: it is guided"),
-        ({1}, [2] * 4, 1, "has only one"),
+        ({0}, 4, 4, "step 0 cannot be reused: of 4 steps"),
+        ({3}, 4, 4, "step 3 cannot be reused"),
+        ({7}, 4, 4, "step 7 cannot be reused"),
+        ({-1}, 4, 4, "step -1 cannot be reused"),
+        ({1}, 4, 1, "has only one"),
     ],
 )
-def test_steps_that_have_nothing_to_reuse_are_refused(reused, branches, blocks, said):
+def test_steps_that_are_always_computed_are_refused(reused, steps, blocks, said):
     with pytest.raises(InputError, match=said):
-        check_reused(ReuseSteps(frozenset(reused)), branches, blocks)
+        check_reused(ReuseSteps(frozenset(reused)), steps, blocks)
+
+
+@dataclass(frozen=True)
+class Script:
+    """A policy of a caller: for each step what it wants."""
+
+    wanted: tuple[Blocks, ...]
+    threshold: float | None = 0.1
+
+    def blocks(self, index):
+        return self.wanted[index]
+
+
+@pytest.mark.parametrize("index", [0, 3])
+def test_a_callers_policy_computes_the_first_and_the_last_step(index):
+    wanted = [Blocks.COMPUTED] * 4
+    wanted[index] = Blocks.REUSED
+    with pytest.raises(InputError, match=f"step {index} cannot be reused"):
+        check_reused(Script(tuple(wanted)), 4)
+
+
+@st.composite
+def runs(draw):
+    """A policy that `check_reused` takes, and how many branches take part in each step."""
+    steps = draw(st.integers(2, 9))
+    branches = draw(st.lists(st.sampled_from([1, 2]), min_size=steps, max_size=steps))
+    listed = st.frozensets(st.integers(1, max(1, steps - 2)) if steps > 2 else st.nothing())
+    inner = st.lists(st.sampled_from(list(Blocks)), min_size=max(0, steps - 2), max_size=max(0, steps - 2))
+    free = inner.map(lambda blocks: Script((Blocks.COMPUTED, *blocks, Blocks.COMPUTED)))
+    policy = draw(st.one_of(listed.map(ReuseSteps), free, st.just(ReuseBelow.of(0.1, steps))))
+    return policy, branches
+
+
+@given(runs())
+def test_the_plan_is_what_the_decisions_make(case):
+    """Decided without the plan: a branch has something to reuse if the last computed step ran it."""
+    policy, branches = case
+    check_reused(policy, len(branches))
+    decisions, done, late = Decisions(policy), [], []
+    computed = 0
+    for index, number in enumerate(branches):
+        wanted = decisions.wanted(index, number)
+        if number > computed:
+            assert wanted is Blocks.COMPUTED
+            late += [index] * (policy.blocks(index) is Blocks.REUSED)
+        else:
+            assert wanted is policy.blocks(index)
+        done.append(Blocks.COMPUTED if wanted is Blocks.COMPARED else wanted)
+        decisions.done(done[-1], number)
+        computed = number if done[-1] is Blocks.COMPUTED else computed
+    assert planned(policy, branches).steps == list(zip(branches, done, strict=True))
+    assert nothing_fresh(policy, branches) == late
+    assert planned(None, branches).reused == []
+
+
+@pytest.mark.parametrize("mesh", ["1x1sp0tp1"], indirect=True)
+@pytest.mark.parametrize("every", [None, 2])
+def test_a_run_computes_what_was_planned(mesh, every):
+    """A list that names guided steps whose last computed step had no guidance: they are computed."""
+    guidance = [1.0, 4.5, 4.5, 1.0, 4.5, 4.5] if every is None else [4.5] * STEPS
+    policy = GuideByScale(guidance) if every is None else ReuseUnconditional(guidance, every)
+    reuse = ReuseSteps(frozenset({1, 2, 4}))
+    branches = [policy.kind(index).branches for index in range(STEPS)]
+    _, done = run(loaded(mesh), noise(4), reuse, guidance=guidance, policy=policy)
+    assert done == planned(reuse, branches)
+    assert nothing_fresh(reuse, branches) == ([1, 4] if every is None else [4])

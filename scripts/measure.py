@@ -271,7 +271,7 @@ def _measured(setup: Setup, system: System, runs: int, calibration: str | None, 
         )
         if options is not None and calibration != "none":
             print(
-                "no calibration is written, because it is of full steps: measure without preset, solver and reuse for one"
+                "no calibration is written, because it is of full steps: measure without a preset and the like for one"
             )
         elif calibration != "none":
             print("timing each call of a step")

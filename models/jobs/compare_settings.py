@@ -32,9 +32,9 @@ SYSTEMS = ("quietbox", "galaxy")
 FULL: Settings = {"num_inference_steps": 64}
 PROMPTS = 3
 COMPARED: tuple[Settings, ...] = (
-    *({"num_inference_steps": steps} for steps in (32, 16, 12)),
+    *({"num_inference_steps": steps} for steps in (32, 16, 12, 8)),
     *({"num_inference_steps": steps, "solver": "unipc"} for steps in (32, 24, 16, 12, 8)),
-    {"num_inference_steps": 16, "solver": "ab2"},
+    *({"num_inference_steps": steps, "solver": "ab2"} for steps in (32, 16)),
     {"num_inference_steps": 64, "guidance_interval": "0.1:1"},
     {"num_inference_steps": 64, "guidance_reuse": 3},
     *({"num_inference_steps": 64, "reuse": threshold} for threshold in (0.05, 0.1, 0.2)),

@@ -589,7 +589,7 @@ class MochiPipeline:
             raise InputError(f"output_type {output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
         if self.mode == "dry-run" and output_type != "latent":
             raise InputError("a dry run computes no numbers, so it has no frames: use output_type='latent'")
-        if callback_tensors:
+        if callback_tensors is not None and not (isinstance(callback_tensors, list | tuple) and not callback_tensors):
             raise InputError(
                 f"callback_on_step_end_tensor_inputs {short(callback_tensors)} must be empty: "
                 "tensors stay on the mesh during the loop"

@@ -294,6 +294,10 @@ EMBEDS, MASK = torch.zeros(1, 4, 128), torch.ones(1, 4, dtype=torch.bool)
         (dict(generator=[torch.Generator()] * 2), "2 generators for 1"),
         (dict(output_type="gif"), "output_type 'gif'"),
         (dict(callback_on_step_end_tensor_inputs=["latents"]), "must be empty"),
+        (dict(callback_on_step_end_tensor_inputs=np.array(["latents", "x"])), "must be empty"),
+        (dict(callback_on_step_end_tensor_inputs={}), "must be empty"),
+        (dict(weights=5), "there is no argument 'weights'"),
+        (dict(reuse=b"\x01"), "must be a threshold, or a list"),
         (dict(max_sequence_length=300), "from 1 to 256"),
     ],
 )

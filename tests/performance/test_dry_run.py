@@ -45,8 +45,11 @@ def test_steps_that_reuse_blocks_are_traced(tmp_path):
     assert report["forwards"]["conditional"] == {"computed": 14, "reused": 2}
     assert report["forwards"]["reused_steps"] == [3, 4]
     stages = report["stages"]
-    for part in ("denoise", "guide"):
-        assert 0.45 < stages[f"{part}_reused"]["flops"] / stages[part]["flops"] < 0.55
+    for part in (
+        "denoise",
+        "guide",
+    ):  # one block of two, and what is around the blocks, which counts in so small a video
+        assert 0.4 < stages[f"{part}_reused"]["flops"] / stages[part]["flops"] < 0.6
     assert stages["guide"]["device_calls"] > stages["denoise"]["device_calls"] + 20, "unipc keeps two tensors"
 
 

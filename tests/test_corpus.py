@@ -18,6 +18,7 @@ import torch
 from models.jobs.latents import save_latents
 from models.machine.profile import Profile
 from models.mochi.reuse import Calibration
+from models.mochi.sampling.schedule import linear_quadratic_schedule
 from scripts.cli import main
 from tests.mangling import kinds_for
 from weight_cache.checkpoints.checkpoint import Checkpoint
@@ -151,7 +152,8 @@ def others(corpus: Corpus, checkpoint: Path, tmp_path: Path, drafts: int) -> Non
     corpus.mangle(profile, drafts, lambda what: corpus.run(what, *generate, "--profile", profile))
     reused = tmp_path / "reuse.json"
     fingerprint = Checkpoint.open(checkpoint).transformer.fingerprint()
-    Calibration(fingerprint, 8, 0.1, (3, 4), ("a ball",)).write(reused, {"mode": "golden"})
+    made_with = (tuple(linear_quadratic_schedule(8)), (4.5,) * 8, "euler", (32, 32, 7), "default")
+    Calibration(fingerprint, 8, 0.1, (3, 4), *made_with, prompts=("a ball",)).write(reused, {"mode": "golden"})
     corpus.mangle(
         reused, drafts, lambda what: corpus.run(what, *generate, "--num-steps", 8, "--reuse", f"steps:{reused}")
     )

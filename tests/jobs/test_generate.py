@@ -44,6 +44,7 @@ def made(model, out, told, **asked):
     return json.loads(path.with_suffix(".json").read_text()), path.read_bytes()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("layout", "used", "said"),
     [

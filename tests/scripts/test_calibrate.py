@@ -14,6 +14,8 @@ from scripts.cli import main
 from tests.support import randn
 from weight_cache.checkpoints.component import Component
 
+pytestmark = pytest.mark.alone  # Every run opens a mesh, of which ttnn keeps 50 MB.
+
 SMALL = ["--width", "32", "--height", "32", "--num-frames", "7", "--num-steps", "3", "--mesh", "1x1"]
 
 

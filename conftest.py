@@ -100,6 +100,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
     if choose_mode() not in REAL:
         session.config.stash[_ELSEWHERE] = place(session)
+    # What the libraries and the test modules hold stays until the end: no collection has to look at it again.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)
@@ -125,6 +128,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     from tests.systems import peak_gigabytes
 
+    gc.unfreeze()
     peaks = {"": peak_gigabytes()}
     for elsewhere in session.config.stash.get(_ELSEWHERE, []):
         elsewhere.close()

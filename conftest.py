@@ -19,6 +19,9 @@ _peaks: dict[str, dict[str, float | None]] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from models.machine.host import collect_rarely
+
+    collect_rarely()
     logger.disable("ttnn")  # it prints its configuration when imported
     # Read by OpenMP when torch loads it: golden matrices are small, and threads that spin while they wait take the
     # cores from whatever else runs.

@@ -23,7 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from models.machine import paths
 from models.machine.errors import Cancelled, InputError, MachineError
-from models.machine.host import ensure_home, wait_passively
+from models.machine.host import collect_rarely, ensure_home, wait_passively
 from models.machine.version import __version__
 from scripts import interrupts, streams
 
@@ -133,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _check_folder()
             ensure_home()
             wait_passively()
+            collect_rarely()
             code = app(arguments, prog_name="mochi-tt", standalone_mode=False)
             sys.stdout.flush()
     except (KeyboardInterrupt, Cancelled):

@@ -90,8 +90,8 @@ def wait_passively() -> None:
 def collect_rarely() -> None:
     """Have Python look for garbage in cycles less often, for programs that import torch and ttnn.
 
-    Their imports make a million objects that stay, and by its defaults Python looks at all of them again and again. What
-    a run leaves in cycles is still found, a little later.
+    Their imports make a million objects that stay, and by its defaults Python looks at all of them again and again.
+    What a run leaves in cycles is still found, a little later.
     """
     gc.set_threshold(50_000, 20, 100)
 

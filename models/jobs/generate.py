@@ -25,7 +25,7 @@ from models.machine.errors import Cancelled, InputError
 from models.machine.files import Reservation, Taken, check_writable, write_json
 from models.machine.paths import is_taken
 from models.mochi.presets import preset
-from models.mochi.setup import Request, Setup, Video, as_arguments, plain, resolve
+from models.mochi.setup import Request, Setup, Video, as_arguments, resolve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -322,7 +322,7 @@ def record(made: Made, job: Job) -> dict[str, Any]:
     setup, geometry, settings, output = job.setup, job.video.geometry, job.video.settings, made.output
     assert setup.checkpoint is not None
     arguments = as_arguments(setup.request)
-    arguments |= arguments.pop("video") | plain(job.video.chosen) | asdict(settings) | asdict(setup.conventions)
+    arguments |= arguments.pop("video") | job.video.as_arguments() | asdict(setup.conventions)
     arguments |= {"precision": setup.precision.name}
     own = {"prompt": job.request.prompt, "negative_prompt": job.request.negative_prompt, "out": str(job.out)}
     return {

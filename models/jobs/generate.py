@@ -11,8 +11,8 @@ import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +20,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from models.device import MODES, choose_mode
+from models.jobs.previews import Previews, preview_files
 from models.machine.checks import check_text, json_file
 from models.machine.errors import Cancelled, InputError
 from models.machine.files import Reservation, Taken, check_writable, write_json
 from models.machine.paths import is_taken
 from models.mochi.presets import preset
+from models.mochi.preview import LatentRgb
 from models.mochi.setup import Request, Setup, Video, as_arguments, resolve
 
 if TYPE_CHECKING:
@@ -49,13 +51,17 @@ Message = Callable[[str], None]
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """What a user asked for: words, a set-up with a video in it, and where the files go."""
+    """What a user asked for: words, a set-up with a video in it, and where the files go.
+
+    `preview` is after how many steps a strip of pictures is written, again and again; None for never.
+    """
 
     prompt: str
     request: Request
     negative_prompt: str = ""
     save_latents: bool = False
     out: str | None = None
+    preview: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Job:
     video: Video
     out: Path
     reservation: Reservation
+    look: LatentRgb | None = None
 
     @property
     def latents_file(self) -> Path:
@@ -97,8 +104,12 @@ def check_mode(mode: str) -> str:
     return chosen
 
 
-def plan(request: GenerateRequest) -> Job:
+def plan(request: GenerateRequest, setup: Setup | None = None) -> Job:
     """Fill in defaults and check whatever can be checked before weights are read and a mesh is opened.
+
+    Args:
+        request: what the user asked for.
+        setup: of its models and its video, where that is resolved already.
 
     Raises:
         InputError: a value breaks its rule.
@@ -110,9 +121,14 @@ def plan(request: GenerateRequest) -> Job:
     if request.out is not None:
         check_outputs(Path(request.out), latents=request.save_latents)
         check_own(Path(request.out), latents=request.save_latents)
-    setup = resolve(request.request)
+    setup = resolve(request.request) if setup is None else setup
     if setup.video is None:
         raise InputError("a video has to be asked for: give the request a VideoRequest")
+    look = None
+    if request.preview is not None:
+        assert setup.checkpoint is not None
+        preview_files(Path("x.mp4"), request.preview, len(setup.video.guidance))
+        look = LatentRgb.of(setup.checkpoint)
     seed = setup.video.settings.seed
     if request.out is not None:
         held = Reservation(Path(request.out))
@@ -121,10 +137,13 @@ def plan(request: GenerateRequest) -> Job:
         held = reserve_name(request.prompt, seed)
     try:
         check_outputs(held.path, latents=request.save_latents)
+        if request.preview is not None:
+            files = preview_files(held.path, request.preview, len(setup.video.guidance))
+            check_own(held.path, latents=request.save_latents, others=files)
     except BaseException:
         held.release()
         raise
-    return Job(request, setup, setup.video, held.path, held)
+    return Job(request, setup, setup.video, held.path, held, look)
 
 
 def latents_beside(out: Path) -> Path:
@@ -132,8 +151,13 @@ def latents_beside(out: Path) -> Path:
     return out.with_suffix(".latents.safetensors")
 
 
-def check_own(out: Path, *, latents: bool) -> None:
+def check_own(out: Path, *, latents: bool, others: Iterable[Path] = ()) -> None:
     """See that a video replaces nothing but an earlier one of this program: the JSON beside it names it.
+
+    Args:
+        out: the video.
+        latents: whether its latents are kept.
+        others: files beside it that will be written too.
 
     Raises:
         InputError: there is a file of one of the names that is none of ours.
@@ -143,8 +167,8 @@ def check_own(out: Path, *, latents: bool) -> None:
     if is_taken(record):
         with suppress(InputError):
             ours = json_file(record, "", "").get("video") == out.name
-    others = [out, record, *([latents_beside(out)] if latents else [])]
-    foreign = [path for path in others if is_taken(path)]
+    own = [out, record, *([latents_beside(out)] if latents else []), *others]
+    foreign = [path for path in own if is_taken(path)]
     if foreign and not ours:
         raise InputError(
             f"{foreign[0]} exists and is not of an earlier video of this name, so it is not replaced: choose another "
@@ -195,19 +219,43 @@ def run(job: Job, progress: Progress | None = None, on_message: Message | None =
         InputError: a checkpoint whose weights do not fit its configuration.
         OSError: writing failed; nothing is left behind.
     """
+    return run_all([job], progress, on_message)[0]
+
+
+def run_all(
+    jobs: Sequence[Job],
+    progress: Progress | None = None,
+    on_message: Message | None = None,
+    on_made: Callable[[Job, Made], None] | None = None,
+) -> list[Path]:
+    """Do what `run` does for jobs of one set-up, with one opening of the mesh; return the videos' paths.
+
+    `on_made` is called after each video, when its files are there. The seconds of the loading stand with the first.
+
+    Raises:
+        InputError, OSError: as `run`; the videos that were made before stay.
+    """
     from models.mochi.pipeline import MochiPipeline
 
     on_message = once(on_message)
-    tell_replaced(job.out, on_message)
-    for line in job.setup.notes():
-        on_message(line)
+    for job in jobs:
+        tell_replaced(job.out, on_message)
+        for line in job.setup.notes():
+            on_message(line)
     start = perf_counter()
-    with job.reservation:
-        with MochiPipeline.load(job.setup, progress, on_message) as pipe:
+    paths: list[Path] = []
+    with ExitStack() as reserved:
+        for job in jobs:
+            reserved.enter_context(job.reservation)
+        with MochiPipeline.load(jobs[0].setup, progress, on_message) as pipe:
             load_seconds = round(perf_counter() - start, 3)
-            made = make(pipe, job, progress, on_message)
-        made.seconds["load"] = load_seconds
-        return write(made, job, progress)
+            for index, job in enumerate(jobs):
+                made = make(pipe, job, progress, on_message)
+                made.seconds["load"] = load_seconds if index == 0 else 0.0
+                paths.append(write(made, job, progress))
+                if on_made is not None:
+                    on_made(job, made)
+    return paths
 
 
 def once(on_message: Message | None, told: Iterable[str] = ()) -> Message:
@@ -243,6 +291,9 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
     asked = job.request.request.video
     if not is_guided and asked is not None and (asked.guidance_interval or asked.guidance_reuse):
         tell("guidance is 1: an interval or a reuse of guidance has no effect")
+    previews = None
+    if request.preview is not None and job.look is not None:
+        previews = Previews(job.look, job.out, request.preview, tell)
     output = pipe(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt if is_guided else None,
@@ -257,6 +308,7 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
         reuse=video.reuse,
         output_type="latent",
         progress=progress,
+        on_state=previews,
     )
     assert isinstance(output, MochiOutput)
     if not output.is_complete:
@@ -330,7 +382,7 @@ def record(made: Made, job: Job) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "mode": setup.mode,
         "mode_means": MODES[setup.mode],
-        "arguments": arguments | own | {"save_latents": job.request.save_latents},
+        "arguments": arguments | own | {"save_latents": job.request.save_latents, "preview": job.request.preview},
         "sigmas": output.sigmas,
         "guidance_schedule": output.guidance,
         "solver": job.video.solver,

@@ -1,7 +1,7 @@
 """Schedules that a user writes down: noise levels and guidance scales, one for each step, in Genmo's meaning.
 
-Source: genmoai/mochi `src/genmo/mochi_preview/pipelines.py`, `sample_model`: `sigma_schedule` has n + 1 values from 1 to
-0, `cfg_schedule` has n scales.
+Source: genmoai/mochi `src/genmo/mochi_preview/pipelines.py`, `sample_model`: `sigma_schedule` has n + 1 values from 1
+to 0, `cfg_schedule` has n scales.
 """
 
 from __future__ import annotations

@@ -54,8 +54,9 @@ MOST_FPS = 1000
 class VideoRequest:
     """The video that a user asked for. None means the checkpoint's default, and for `reuse` none.
 
-    `reuse` is what `models.mochi.reuse.parse_reuse` takes. `sigmas` (n + 1 noise levels, in place of steps and schedule)
-    and `cfg_schedule` (n guidance scales, in place of one) are what `models.mochi.schedules.schedule_of` takes.
+    `reuse` is what `models.mochi.reuse.parse_reuse` takes. `sigmas` (n + 1 noise levels, in place of steps and their
+    schedule) and `cfg_schedule` (n guidance scales, in place of one) are what `models.mochi.schedules.schedule_of`
+    takes.
     """
 
     height: int | None = None
@@ -359,7 +360,7 @@ class Setup:
         from models.mochi.size import check_size
 
         precision = _precision_of_preset(wanted)
-        if precision not in (None, self.precision.name):
+        if self.request.precision is None and precision not in (None, self.precision.name):
             raise InputError(
                 f"preset {wanted.preset} is of precision {precision}, but the models are loaded with "
                 f"{self.precision.name}: load them with precision {precision}, or name no preset"

@@ -166,7 +166,7 @@ def estimate_weights(name: str, sigmas: Sequence[float]) -> np.ndarray:
     """Return what makes of the state after each step an estimate of z0, float64 [n].
 
     The estimate after step i is the state plus entry i times a source. For `euler` the source is what the step added to
-    the state, so that the estimate is ``z + sigma v``; v is that of the step. For `ab2` it is the velocity that the step
+    the state, so that the estimate is ``z + sigma v`` with the step's v. For `ab2` it is the velocity that the step
     kept, and for `unipc` the m - z that it kept. After the last step the entry is 0: the state is z0 itself.
 
     Args:

@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -334,8 +334,10 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
     return Made(frames, output, pipe.mesh.system, seconds)
 
 
-def write(made: Made, job: Job, progress: Progress | None = None) -> Path:
+def write(made: Made, job: Job, progress: Progress | None = None, more: Mapping[str, Any] | None = None) -> Path:
     """Write a video and the JSON beside it, both or neither; return the video's path.
+
+    `more` is kept in the JSON too.
 
     Raises:
         OSError: writing failed; nothing is left behind.
@@ -348,7 +350,7 @@ def write(made: Made, job: Job, progress: Progress | None = None) -> Path:
     write_mp4(made.frames, job.out, job.video.settings.fps, on_frame=lambda done, total: report("write", done, total))
     made.seconds["write"] = round(perf_counter() - start, 3)
     try:
-        write_json(record(made, job), job.out.with_suffix(".json"))
+        write_json(record(made, job) | dict(more or {}), job.out.with_suffix(".json"))
     except BaseException:
         job.out.unlink(missing_ok=True)
         raise
@@ -443,16 +445,21 @@ def reserve_name(prompt: str, seed: int, folder: Path = OUTPUTS) -> Reservation:
     raise AssertionError("the names do not end")
 
 
-def _names(prompt: str, seed: int, folder: Path) -> Iterator[Path]:
+def name_of(prompt: str, seed: int) -> str:
+    """Return the words of a prompt and a seed, as a file's name has them."""
     words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", prompt).lower()).strip("-")[:60]
     try:
         words = os.fsencode(words)[:150].decode("utf-8", "ignore").strip("-")
     except UnicodeEncodeError:
         words = re.sub(r"[^a-z0-9]+", "-", words).strip("-")
-    words = words or "video"
-    yield folder / f"{words}-{seed}.mp4"
+    return f"{words or 'video'}-{seed}"
+
+
+def _names(prompt: str, seed: int, folder: Path) -> Iterator[Path]:
+    name = name_of(prompt, seed)
+    yield folder / f"{name}.mp4"
     for number in itertools.count(2):
-        yield folder / f"{words}-{seed}-{number}.mp4"
+        yield folder / f"{name}-{number}.mp4"
 
 
 def _is_free(path: Path) -> bool:

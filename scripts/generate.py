@@ -75,8 +75,8 @@ def generate(
     model: Annotated[
         str,
         typer.Option(
-            help="A directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors file, a Hugging Face id in the "
-            "local cache (genmo/mochi-1-preview), or the built-in tiny."
+            help="A directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors or .gguf file, a Hugging Face id "
+            "in the local cache (genmo/mochi-1-preview), or the built-in tiny."
         ),
     ] = "tiny",
     variant: Annotated[str | None, typer.Option(help="Of the weight files, such as bf16.")] = None,

@@ -106,6 +106,7 @@ def plan_sweep(file: str | Path, request: Request, folder: str | Path) -> Sweep:
     check_mode(request.mode)
     file, folder = Path(file), Path(folder)
     lines, problems = read_lines(file)
+    count = len(lines) + len(problems)
     setup = resolve(replace(request, video=None))
     models = _identity(setup)
     jobs: list[SweepJob] = []
@@ -124,7 +125,7 @@ def plan_sweep(file: str | Path, request: Request, folder: str | Path) -> Sweep:
         name = name_of(line.prompt, own.video.settings.seed)
         jobs.append(SweepJob(line, own, key, folder / f"{name}-{key[:10]}.mp4"))
     if problems:
-        raise BadLines(file, sorted(problems, key=_number_of), len(lines) + len(problems))
+        raise BadLines(file, sorted(problems, key=_number_of), count)
     check_writable(folder / RESULTS, ".csv")
     return Sweep(jobs, setup, folder, Reservation(folder / RESULTS))
 

@@ -17,7 +17,7 @@ from models.machine.errors import InputError
 _MOST_BYTES = 1 << 18
 _FIELDS = {"sigma_schedule": "sigmas", "cfg_schedule": "cfg_schedule"}
 _STEPS_MEND = "give a JSON object with sigma_schedule, cfg_schedule or both, each a list of numbers"
-_A_LIST = re.compile(r"[\s\[\](),;]*[-+.\d][-+.\deE\s\[\](),;]*")
+_A_LIST = re.compile(r"[\s\[\](),;]*([-+.\d][-+.\deE\s\[\](),;]*)?")
 
 
 def schedule_of(name: str, value: Any) -> list[float]:

@@ -122,6 +122,7 @@ def test_all_bad_lines_are_listed_and_nothing_is_started(small_checkpoint, tmp_p
         "line 7: it holds JSON of str",
     ]
     assert [said[: len(start)] for said, start in zip(refused.value.problems, expected, strict=True)] == expected
+    assert "and 5 more (7 lines were read)" in str(refused.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +58,7 @@ def sweep(
         planned = plan_sweep(file, request(options), folder)
     except BadLines as error:
         for problem in error.problems:
-            print(f"{file}, {problem}", file=sys.stderr)
+            print(f"{file}, {problem}")
         raise
     waiting = len(planned.waiting())
     print(f"{len(planned.jobs)} lines, {len(planned.jobs) - waiting} videos are there already, {waiting} to make")

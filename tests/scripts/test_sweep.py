@@ -20,10 +20,12 @@ def fails(monkeypatch, tmp_path):
 def test_every_bad_line_has_a_line_and_the_code_is_2(small_checkpoint, fails, tmp_path, capsys):
     file = written(tmp_path / "s.jsonl", row(1), row(2, width=33), {"prompt": 5})
     assert main(["sweep", str(file), "--model", str(small_checkpoint), "--mesh", "1x1"]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith(f"{file}, line 2: width 33")
-    assert said[1].startswith(f"{file}, line 3: prompt 5 must be text")
-    assert said[2].startswith(f"mochi-tt: error: {file}: nothing was started")
+    captured = capsys.readouterr()
+    _, first, second = captured.out.splitlines()
+    assert first.startswith(f"{file}, line 2: width 33")
+    assert second.startswith(f"{file}, line 3: prompt 5 must be text")
+    [error] = captured.err.splitlines()
+    assert error.startswith(f"mochi-tt: error: {file}: nothing was started")
     assert not (tmp_path / "outputs").exists()
 
 

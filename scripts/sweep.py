@@ -55,7 +55,7 @@ def sweep(
     print(f"mode {MODES[check_mode(mode)]}", flush=True)
     folder = Path(out) if out is not None else Path("outputs") / Path(file).stem
     try:
-        planned = plan_sweep(file, request(options), folder)
+        planned = plan_sweep(file, request(options), folder, limit)
     except BadLines as error:
         for problem in error.problems:
             print(f"{file}, {problem}")
@@ -72,7 +72,6 @@ def sweep(
             reporter.progress,
             lambda line: reporter.line(f"warning: {line}"),
             lambda job, place, count: reporter.line(f"{place}/{count}: line {job.line.number}, {job.out.name}"),
-            limit=limit,
             keep_going=keep_going,
         )
     for line in summary(planned):

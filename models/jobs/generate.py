@@ -270,8 +270,16 @@ def once(on_message: Message | None, told: Iterable[str] = ()) -> Message:
     return tell
 
 
-def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_message: Message | None = None) -> Made:
-    """Make the video of a job with an open pipeline, and keep its latents where the job asks for that.
+def make(
+    pipe: MochiPipeline,
+    job: Job,
+    progress: Progress | None = None,
+    on_message: Message | None = None,
+    on_state: Callable[[int, Any], Any] | None = None,
+) -> Made:
+    """Make the video of a job with an open pipeline, and keep its latents and previews where the job asks for that.
+
+    `on_state` is that of `MochiPipeline.denoise`.
 
     Raises:
         Cancelled: `pipe.interrupt()` ended the run.
@@ -291,9 +299,9 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
     asked = job.request.request.video
     if not is_guided and asked is not None and (asked.guidance_interval or asked.guidance_reuse):
         tell("guidance is 1: an interval or a reuse of guidance has no effect")
-    previews = None
+    watching = [] if on_state is None else [on_state]
     if request.preview is not None and job.look is not None:
-        previews = Previews(job.look, job.out, request.preview, tell)
+        watching.append(Previews(job.look, job.out, request.preview, tell))
     output = pipe(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt if is_guided else None,
@@ -308,7 +316,7 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
         reuse=video.reuse,
         output_type="latent",
         progress=progress,
-        on_state=previews,
+        on_state=(lambda index, state: [each(index, state) for each in watching]) if watching else None,
     )
     assert isinstance(output, MochiOutput)
     if not output.is_complete:

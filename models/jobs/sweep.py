@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.jobs.generate import GenerateRequest, Message, Progress, check_mode, make, name_of, once, plan, write
 from models.jobs.previews import write_png
-from models.jobs.sweep_file import BadLines, Line, read_lines
+from models.jobs.sweep_file import MOST_LINES, BadLines, Line, read_lines
 from models.machine.checks import json_file, whole
 from models.machine.errors import Cancelled, InputError, MachineError
 from models.machine.files import Reservation, check_writable, renamed_when_done
@@ -82,6 +82,7 @@ class Sweep:
         setup: of the models.
         folder: of all files.
         reservation: of the folder.
+        limit: most videos that are made in this run; None for all.
         failed: why a job failed, by its key.
     """
 
@@ -89,6 +90,7 @@ class Sweep:
     setup: Setup
     folder: Path
     reservation: Reservation
+    limit: int | None = None
     failed: dict[str, str] = field(default_factory=dict)
 
     def waiting(self) -> list[SweepJob]:
@@ -96,14 +98,18 @@ class Sweep:
         return [job for job in self.jobs if job.done() is None]
 
 
-def plan_sweep(file: str | Path, request: Request, folder: str | Path) -> Sweep:
+def plan_sweep(file: str | Path, request: Request, folder: str | Path, limit: int | None = None) -> Sweep:
     """Read a sweep and check every line of it; nothing is started.
+
+    `limit` is the most videos that `run_sweep` makes; None for all.
 
     Raises:
         BadLines: lines break a rule, or two are the same; all of them are listed.
         InputError: the file or the request breaks a rule, or another process works in the folder.
     """
     check_mode(request.mode)
+    if limit is not None:
+        whole("limit", limit, 1, MOST_LINES)
     file, folder = Path(file), Path(folder)
     lines, problems = read_lines(file)
     count = len(lines) + len(problems)
@@ -127,7 +133,7 @@ def plan_sweep(file: str | Path, request: Request, folder: str | Path) -> Sweep:
     if problems:
         raise BadLines(file, sorted(problems, key=_number_of), count)
     check_writable(folder / RESULTS, ".csv")
-    return Sweep(jobs, setup, folder, Reservation(folder / RESULTS))
+    return Sweep(jobs, setup, folder, Reservation(folder / RESULTS), limit)
 
 
 def _number_of(problem: str) -> int:
@@ -158,7 +164,7 @@ def _key(line: Line, setup: Setup, models: dict[str, Any]) -> str:
         "solver": video.solver,
         "guidance_reuse": video.used_guidance_reuse(on_halves=setup.on_halves),
         "reuse": plain(video.chosen["reuse"]),
-        "forwards": planned_forwards(video, on_halves=setup.on_halves).to_json(),
+        "reused_steps": planned_forwards(video, on_halves=setup.on_halves).reused,
         "size": [video.geometry.width, video.geometry.height, video.geometry.num_frames],
         "seed": video.settings.seed,
         "fps": video.settings.fps,
@@ -173,7 +179,6 @@ def run_sweep(
     on_message: Message | None = None,
     on_job: Callable[[SweepJob, int, int], None] | None = None,
     *,
-    limit: int | None = None,
     keep_going: bool = False,
 ) -> int:
     """Make the videos that are not there yet, and return how many jobs failed.
@@ -183,7 +188,6 @@ def run_sweep(
         progress: called as `progress(stage, done, total)`.
         on_message: called with a line for what the user should know.
         on_job: called before each job with it, its place from 1 and the number of jobs of this run.
-        limit: most videos that are made now; None for all.
         keep_going: whether a job that fails is noted and the next one begun. What the machine refuses ends the sweep in
             any case, because it would refuse the rest too.
 
@@ -194,9 +198,7 @@ def run_sweep(
     from models.mochi.pipeline import MochiPipeline
 
     with sweep.reservation:
-        if limit is not None:
-            whole("limit", limit, 1, 1 << 31)
-        todo = sweep.waiting()[:limit]
+        todo = sweep.waiting()[: sweep.limit]
         tell = once(on_message)
         try:
             if todo:

@@ -130,7 +130,7 @@ def test_a_sweep_goes_on_and_makes_nothing_twice(small_checkpoint, tmp_path):
     out = tmp_path / "out"
     file = written(tmp_path / "s.jsonl", row(1), row(2, num_steps=3), row(3))
     told, asked = [], request(small_checkpoint)
-    assert run_sweep(plan_sweep(file, asked, out), on_message=told.append, limit=2) == 0
+    assert run_sweep(plan_sweep(file, asked, out, limit=2), on_message=told.append) == 0
     first = {name: (out / name).stat().st_mtime_ns for name in videos(out)}
     assert [each["state"] for each in rows_of(out)] == ["done", "done", "waiting"]
 

@@ -35,6 +35,7 @@ def test_exit_codes_tell_done_failed_and_bad(small_checkpoint, fails, tmp_path, 
     fails[2] = InputError("the numbers overflowed")
     assert main([*command, "--limit", "0"]) == 2
     assert "limit 0 must be" in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
     assert main([*command, "--limit", "1"]) == 0
     assert "2 wait: the same command goes on with them" in capsys.readouterr().out
     assert main(command) == 2

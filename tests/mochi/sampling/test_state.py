@@ -47,6 +47,9 @@ def read(model, solver="euler", **more):
 
     def on_state(state):
         assert state.steps == len(GUIDANCE)
+        for gone in states:
+            with pytest.raises(RuntimeError, match=f"after step {gone.step} is gone"):
+                gone.latents()
         seen.append((state.latents(), state.estimate(), state.sigma))
         states.append(state)
 

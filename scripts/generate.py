@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from models.device import MODES
+from models.jobs.batch import plan_batch, run_batch
 from models.jobs.generate import GenerateRequest, about_the_machine, check_mode, plan, run
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
 from models.mochi.text.words import Words
-from scripts.options import HELP, request
-from scripts.progress import make_reporter, quiet_libraries
+from scripts.options import HELP, request, with_steps
+from scripts.progress import Reporter, make_reporter, quiet_libraries
 from weight_cache.checkpoints import TINY
 from weight_cache.checkpoints.checkpoint import Checkpoint
 
@@ -63,6 +65,9 @@ def generate(
         float | None, typer.Option(help=f"{HELP['threshold_noise']} {_default('threshold_noise')}")
     ] = None,
     linear_steps: Annotated[int | None, typer.Option(help=HELP["linear_steps"])] = None,
+    sigmas: Annotated[str | None, typer.Option(help=HELP["sigmas"])] = None,
+    cfg_schedule: Annotated[str | None, typer.Option(help=HELP["cfg_schedule"])] = None,
+    steps_file: Annotated[str | None, typer.Option(help=HELP["steps_file"])] = None,
     reuse: Annotated[str | None, typer.Option(help=HELP["reuse"])] = None,
     seed: Annotated[int | None, typer.Option(help=f"Of the noise. {_default('seed')}")] = None,
     fps: Annotated[int | None, typer.Option(help=f"Frames per second of the file. {_default('fps')}")] = None,
@@ -70,8 +75,8 @@ def generate(
     model: Annotated[
         str,
         typer.Option(
-            help="A directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors file, a Hugging Face id in the "
-            "local cache (genmo/mochi-1-preview), or the built-in tiny."
+            help="A directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors or .gguf file, a Hugging Face id "
+            "in the local cache (genmo/mochi-1-preview), or the built-in tiny."
         ),
     ] = "tiny",
     variant: Annotated[str | None, typer.Option(help="Of the weight files, such as bf16.")] = None,
@@ -114,6 +119,8 @@ def generate(
     save_latents: Annotated[
         bool, typer.Option("--save-latents", help="Keep the latents beside the video; mochi-tt decode reads them.")
     ] = False,
+    num_videos: Annotated[int, typer.Option(help=HELP["num_videos"])] = 1,
+    preview: Annotated[int | None, typer.Option(help=HELP["preview"])] = None,
     help_words: Annotated[
         bool,
         typer.Option(
@@ -128,8 +135,11 @@ def generate(
         return
     assert prompt is not None
     print(f"mode {MODES[check_mode(mode)]}", flush=True)
-    job = plan(GenerateRequest(prompt, request(options), negative_prompt, save_latents, out))
+    asked = GenerateRequest(prompt, request(with_steps(options)), negative_prompt, save_latents, out, preview)
+    batch = plan_batch(asked, num_videos) if num_videos != 1 else None
+    jobs = [plan(asked)] if batch is None else batch.jobs
     quiet_libraries()
+    job = jobs[0]
     size = job.video.geometry
     with make_reporter() as reporter:
         reporter.line(
@@ -139,7 +149,15 @@ def generate(
         about = about_the_machine(job.setup)
         if about is not None:
             reporter.line(about)
-        path = run(job, reporter.progress, lambda line: reporter.line(f"warning: {line}"))
-    print(f"wrote {path} and {path.with_suffix('.json').name}")
-    if save_latents:
-        print(f"kept the latents in {job.latents_file}")
+        tell = _warning(reporter)
+        paths = [run(job, reporter.progress, tell)] if batch is None else run_batch(batch, reporter.progress, tell)
+    for each, path in zip(jobs, paths, strict=True):
+        print(f"wrote {path} and {path.with_suffix('.json').name}")
+        if save_latents:
+            print(f"kept the latents in {each.latents_file}")
+    if batch is not None:
+        print(f"{batch.record} lists them")
+
+
+def _warning(reporter: Reporter) -> Callable[[str], None]:
+    return lambda line: reporter.line(f"warning: {line}")

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from models.machine.errors import InputError
 from models.mochi.presets import presets
+from models.mochi.schedules import steps_of
 from models.mochi.setup import Request, request_of
 
 HELP = {
@@ -26,6 +28,13 @@ HELP = {
     "reuse": "Reuse blocks of earlier steps: off, a threshold of change such as 0.1, steps:3,4,6, or steps:FILE of "
     "mochi-tt calibrate. [default: off]",
     "preset": f"{', '.join(presets())}: settings for what is not named (mochi-tt presets).",
+    "sigmas": "Noise levels in place of steps and their schedule: n + 1 falling numbers that end with 0, such as "
+    "1,0.8,0.4,0, or a file of them.",
+    "cfg_schedule": "Guidance scales in place of one: n numbers, one for each step, or a file of them.",
+    "steps_file": "A JSON object with sigma_schedule, cfg_schedule or both, as Genmo's code names them.",
+    "preview": "N: every N steps write a strip of the latent frames as they will become, NAME.step-K.png. It costs two "
+    "downloads of the latents, and changes no number of the video.",
+    "num_videos": "N videos, of seeds s to s + N - 1, with one opening of the mesh; NAME.batch.json lists them.",
     "links": "Most Ethernet links to use between two chips. [default: the machine profile's, else all]",
     "topology": "line or ring: how the fabric is started and used. [default: the profile's, else by the system]",
     "profile": "Machine profile to read, or none. [default: on hardware the machine's own]",
@@ -40,3 +49,19 @@ def request(options: Mapping[str, Any], **own: Any) -> Request:
     """Return the request that a command's options make, by their names; values of ``own`` win."""
     named = {_NAMES.get(name, name): value for name, value in options.items()}
     return request_of(named | {"loras": tuple(named.get("loras") or ())}, **own)
+
+
+def with_steps(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the schedules of `steps_file` in their places.
+
+    Raises:
+        InputError: the file is none, or a schedule is named twice.
+    """
+    file = options.get("steps_file")
+    if file is None:
+        return dict(options)
+    found = steps_of(file)
+    twice = [name for name in found if options.get(name) is not None]
+    if twice:
+        raise InputError(f"{twice[0]} is given, and the steps file {file} has it too: give one of the two")
+    return {**options, **found}

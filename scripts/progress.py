@@ -143,6 +143,7 @@ class BarReporter:
             console=console,
         )
         self._tasks: dict[str, Any] = {}
+        self._done: dict[str, int] = {}
         self._heart = Heartbeat(self.line, quiet)
 
     def __enter__(self) -> BarReporter:
@@ -162,6 +163,9 @@ class BarReporter:
         self._heart.moved(stage, done, total)
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(label(stage), total=total)
+        elif done < self._done[stage]:  # of the next video
+            self._bars.reset(self._tasks[stage], total=total)
+        self._done[stage] = done
         self._bars.update(self._tasks[stage], completed=done, total=total)
 
     def line(self, text: str) -> None:
@@ -176,6 +180,7 @@ class LineReporter:
         self._stream = stream or sys.stdout
         self._interval = interval
         self._started: dict[str, float] = {}
+        self._done: dict[str, int] = {}
         self._shown = 0.0
         self._heart = Heartbeat(lambda text: print(text, file=sys.stderr, flush=True), quiet)
 
@@ -194,7 +199,10 @@ class LineReporter:
         interrupts.check()
         self._heart.moved(stage, done, total)
         now = perf_counter()
-        first = stage not in self._started
+        first = done < self._done.get(stage, done + 1)  # of the stage, or of the next video's
+        self._done[stage] = done
+        if first:
+            self._started[stage] = now
         start = self._started.setdefault(stage, now)
         if first or done >= total or now - self._shown >= self._interval:
             self._shown = now

@@ -17,10 +17,13 @@ import torch
 
 from models.jobs.latents import save_latents
 from models.machine.profile import Profile
+from models.mochi.preview import MOCHI, RGB_FILE
 from models.mochi.reuse import Calibration
 from models.mochi.sampling.schedule import linear_quadratic_schedule
 from scripts.cli import main
 from tests.mangling import kinds_for
+from tests.weight_cache.checkpoints.genmo import transformer_to_genmo
+from tests.weight_cache.checkpoints.gguf_files import TYPES, write
 from weight_cache.checkpoints.checkpoint import Checkpoint
 
 MOST_BYTES = 1 << 30
@@ -131,6 +134,7 @@ def stop_before_the_mesh(monkeypatch) -> None:
 
     for command in ("generate", "decode"):
         monkeypatch.setattr(f"scripts.{command}.run", read)
+    monkeypatch.setattr("scripts.sweep.run_sweep", lambda sweep, *_, **__: sweep.reservation.release())
 
 
 def of_the_checkpoint(corpus: Corpus, checkpoint: Path, tmp_path: Path, drafts: int, files: list[str]) -> None:
@@ -170,10 +174,35 @@ def others(corpus: Corpus, checkpoint: Path, tmp_path: Path, drafts: int) -> Non
     corpus.mangle(lora, drafts, lambda what: corpus.run(what, *generate, "--lora", lora))
 
 
+def of_sweeps_and_schedules(corpus: Corpus, checkpoint: Path, tmp_path: Path, drafts: int) -> None:
+    generate = ["generate", "a ball", "--out", "out.mp4", *SIZE[:6], *SIZE[8:], "--model", checkpoint]
+    steps, levels, look = tmp_path / "steps.json", tmp_path / "levels.txt", checkpoint / RGB_FILE
+    steps.write_text('{"sigma_schedule": [1, 0.5, 0], "cfg_schedule": [3, 1]}')
+    corpus.mangle(steps, drafts, lambda what: corpus.run(what, *generate, "--steps-file", steps))
+    levels.write_text("1, 0.5, 0\n")
+    corpus.mangle(levels, drafts, lambda what: corpus.run(what, *generate, "--sigmas", levels))
+    look.write_text(json.dumps({"factors": MOCHI.factors, "bias": MOCHI.bias}))
+    corpus.mangle(look, drafts, lambda what: corpus.run(what, *generate, "--num-steps", 1, "--preview", 1))
+    size = {"height": 32, "width": 32, "num_frames": 7}
+    lines = [{"prompt": "a ball", "seed": seed, "cfg_schedule": [2, 1], "num_steps": 2, **size} for seed in (1, 2)]
+    rows, table = tmp_path / "s.jsonl", tmp_path / "s.csv"
+    rows.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    table.write_text('prompt,seed,width,height,num_frames,sigmas\na ball,1,32,32,7,"1,0.5,0"\n')
+    for file in (rows, table):
+        sweep = ["sweep", file, "--out", tmp_path / "out", *SIZE[8:], "--model", checkpoint]
+        corpus.mangle(file, drafts, lambda what, sweep=sweep: corpus.run(what, *sweep))
+    opened = Checkpoint.open(checkpoint).transformer
+    quantised = tmp_path / "model.gguf"
+    write(quantised, transformer_to_genmo({name: opened.tensor(name).clone() for name in opened}), TYPES.Q8_0)
+    generate = ["generate", "a ball", "--out", "out.mp4", *SIZE, "--base", checkpoint, "--model", quantised]
+    corpus.mangle(quantised, drafts, lambda what: corpus.run(what, *generate))
+
+
 def test_every_mangled_file_is_a_line_or_a_success(corpus, checkpoint, tmp_path, monkeypatch):
     stop_before_the_mesh(monkeypatch)
     of_the_checkpoint(corpus, checkpoint, tmp_path, 0, CHECKPOINT)
     others(corpus, checkpoint, tmp_path, 0)
+    of_sweeps_and_schedules(corpus, checkpoint, tmp_path, 0)
     corpus.check()
 
 
@@ -186,6 +215,7 @@ def test_many_mangled_files_are_a_line_or_a_success(corpus, checkpoint, tmp_path
         of_the_checkpoint(corpus, checkpoint, tmp_path, 12, [name])
     else:
         others(corpus, checkpoint, tmp_path, 40)
+        of_sweeps_and_schedules(corpus, checkpoint, tmp_path, 20)
     corpus.check()
 
 

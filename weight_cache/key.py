@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+from weight_cache.checkpoints.component import header_bytes
 from weight_cache.checkpoints.held import HeldFile
 from weight_cache.digest import ByteProgress, DigestMemory
 from weight_cache.manifest import FORMAT_VERSION, content_hash
@@ -124,9 +125,7 @@ def parameter_fields(module: Module) -> dict[str, dict[str, Any]]:
 
 
 def header_digest(file: HeldFile) -> str:
-    """Return the hash of a safetensors file's header: names, types, shapes and places of its tensors."""
-    length = bytearray(8)
-    file.read(0, length)
-    header = bytearray(int.from_bytes(length, "little"))
-    file.read(8, header)
-    return hashlib.sha256(length + header).hexdigest()
+    """Return the hash of a weight file's header: names, types, shapes and places of its tensors."""
+    header = bytearray(header_bytes(file))
+    file.read(0, header)
+    return hashlib.sha256(header).hexdigest()

@@ -29,6 +29,9 @@ FORMS = {
         "cuts q, k and v apart, swaps the halves of SwiGLU and of the final modulation; fp8 stands for its value",
     ),
     "comfyui": Conversion("form-comfyui", 1, "as form-genmo; multiplies fp8 by its scale, one per tensor or per row"),
+    "gguf": Conversion(
+        "form-gguf", 1, "as form-genmo; blocks stand for the float32 values that the package gguf gives"
+    ),
 }
 
 

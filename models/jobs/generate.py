@@ -11,8 +11,8 @@ import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,12 +20,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from models.device import MODES, choose_mode
+from models.jobs.previews import Previews, preview_files
 from models.machine.checks import check_text, json_file
 from models.machine.errors import Cancelled, InputError
 from models.machine.files import Reservation, Taken, check_writable, write_json
 from models.machine.paths import is_taken
 from models.mochi.presets import preset
-from models.mochi.setup import Request, Setup, Video, as_arguments, plain, resolve
+from models.mochi.preview import LatentRgb
+from models.mochi.setup import Request, Setup, Video, as_arguments, resolve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,13 +51,17 @@ Message = Callable[[str], None]
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """What a user asked for: words, a set-up with a video in it, and where the files go."""
+    """What a user asked for: words, a set-up with a video in it, and where the files go.
+
+    `preview` is after how many steps a strip of pictures is written, again and again; None for never.
+    """
 
     prompt: str
     request: Request
     negative_prompt: str = ""
     save_latents: bool = False
     out: str | None = None
+    preview: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Job:
     video: Video
     out: Path
     reservation: Reservation
+    look: LatentRgb | None = None
 
     @property
     def latents_file(self) -> Path:
@@ -97,8 +104,12 @@ def check_mode(mode: str) -> str:
     return chosen
 
 
-def plan(request: GenerateRequest) -> Job:
+def plan(request: GenerateRequest, setup: Setup | None = None) -> Job:
     """Fill in defaults and check whatever can be checked before weights are read and a mesh is opened.
+
+    Args:
+        request: what the user asked for.
+        setup: of its models and its video, where that is resolved already.
 
     Raises:
         InputError: a value breaks its rule.
@@ -110,9 +121,14 @@ def plan(request: GenerateRequest) -> Job:
     if request.out is not None:
         check_outputs(Path(request.out), latents=request.save_latents)
         check_own(Path(request.out), latents=request.save_latents)
-    setup = resolve(request.request)
+    setup = resolve(request.request) if setup is None else setup
     if setup.video is None:
         raise InputError("a video has to be asked for: give the request a VideoRequest")
+    look = None
+    if request.preview is not None:
+        assert setup.checkpoint is not None
+        preview_files(Path("x.mp4"), request.preview, len(setup.video.guidance))
+        look = LatentRgb.of(setup.checkpoint)
     seed = setup.video.settings.seed
     if request.out is not None:
         held = Reservation(Path(request.out))
@@ -121,10 +137,13 @@ def plan(request: GenerateRequest) -> Job:
         held = reserve_name(request.prompt, seed)
     try:
         check_outputs(held.path, latents=request.save_latents)
+        if request.preview is not None:
+            files = preview_files(held.path, request.preview, len(setup.video.guidance))
+            check_own(held.path, latents=request.save_latents, others=files)
     except BaseException:
         held.release()
         raise
-    return Job(request, setup, setup.video, held.path, held)
+    return Job(request, setup, setup.video, held.path, held, look)
 
 
 def latents_beside(out: Path) -> Path:
@@ -132,8 +151,13 @@ def latents_beside(out: Path) -> Path:
     return out.with_suffix(".latents.safetensors")
 
 
-def check_own(out: Path, *, latents: bool) -> None:
+def check_own(out: Path, *, latents: bool, others: Iterable[Path] = ()) -> None:
     """See that a video replaces nothing but an earlier one of this program: the JSON beside it names it.
+
+    Args:
+        out: the video.
+        latents: whether its latents are kept.
+        others: files beside it that will be written too.
 
     Raises:
         InputError: there is a file of one of the names that is none of ours.
@@ -143,8 +167,8 @@ def check_own(out: Path, *, latents: bool) -> None:
     if is_taken(record):
         with suppress(InputError):
             ours = json_file(record, "", "").get("video") == out.name
-    others = [out, record, *([latents_beside(out)] if latents else [])]
-    foreign = [path for path in others if is_taken(path)]
+    own = [out, record, *([latents_beside(out)] if latents else []), *others]
+    foreign = [path for path in own if is_taken(path)]
     if foreign and not ours:
         raise InputError(
             f"{foreign[0]} exists and is not of an earlier video of this name, so it is not replaced: choose another "
@@ -195,19 +219,43 @@ def run(job: Job, progress: Progress | None = None, on_message: Message | None =
         InputError: a checkpoint whose weights do not fit its configuration.
         OSError: writing failed; nothing is left behind.
     """
+    return run_all([job], progress, on_message)[0]
+
+
+def run_all(
+    jobs: Sequence[Job],
+    progress: Progress | None = None,
+    on_message: Message | None = None,
+    on_made: Callable[[Job, Made], None] | None = None,
+) -> list[Path]:
+    """Do what `run` does for jobs of one set-up, with one opening of the mesh; return the videos' paths.
+
+    `on_made` is called after each video, when its files are there. The seconds of the loading stand with the first.
+
+    Raises:
+        InputError, OSError: as `run`; the videos that were made before stay.
+    """
     from models.mochi.pipeline import MochiPipeline
 
     on_message = once(on_message)
-    tell_replaced(job.out, on_message)
-    for line in job.setup.notes():
-        on_message(line)
+    for job in jobs:
+        tell_replaced(job.out, on_message)
+        for line in job.setup.notes():
+            on_message(line)
     start = perf_counter()
-    with job.reservation:
-        with MochiPipeline.load(job.setup, progress, on_message) as pipe:
+    paths: list[Path] = []
+    with ExitStack() as reserved:
+        for job in jobs:
+            reserved.enter_context(job.reservation)
+        with MochiPipeline.load(jobs[0].setup, progress, on_message) as pipe:
             load_seconds = round(perf_counter() - start, 3)
-            made = make(pipe, job, progress, on_message)
-        made.seconds["load"] = load_seconds
-        return write(made, job, progress)
+            for index, job in enumerate(jobs):
+                made = make(pipe, job, progress, on_message)
+                made.seconds["load"] = load_seconds if index == 0 else 0.0
+                paths.append(write(made, job, progress))
+                if on_made is not None:
+                    on_made(job, made)
+    return paths
 
 
 def once(on_message: Message | None, told: Iterable[str] = ()) -> Message:
@@ -222,8 +270,16 @@ def once(on_message: Message | None, told: Iterable[str] = ()) -> Message:
     return tell
 
 
-def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_message: Message | None = None) -> Made:
-    """Make the video of a job with an open pipeline, and keep its latents where the job asks for that.
+def make(
+    pipe: MochiPipeline,
+    job: Job,
+    progress: Progress | None = None,
+    on_message: Message | None = None,
+    on_state: Callable[[int, Any], Any] | None = None,
+) -> Made:
+    """Make the video of a job with an open pipeline, and keep its latents and previews where the job asks for that.
+
+    `on_state` is that of `MochiPipeline.denoise`.
 
     Raises:
         Cancelled: `pipe.interrupt()` ended the run.
@@ -243,6 +299,9 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
     asked = job.request.request.video
     if not is_guided and asked is not None and (asked.guidance_interval or asked.guidance_reuse):
         tell("guidance is 1: an interval or a reuse of guidance has no effect")
+    watching = [] if on_state is None else [on_state]
+    if request.preview is not None and job.look is not None:
+        watching.append(Previews(job.look, job.out, request.preview, tell))
     output = pipe(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt if is_guided else None,
@@ -257,6 +316,7 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
         reuse=video.reuse,
         output_type="latent",
         progress=progress,
+        on_state=(lambda index, state: [each(index, state) for each in watching]) if watching else None,
     )
     assert isinstance(output, MochiOutput)
     if not output.is_complete:
@@ -282,8 +342,10 @@ def make(pipe: MochiPipeline, job: Job, progress: Progress | None = None, on_mes
     return Made(frames, output, pipe.mesh.system, seconds)
 
 
-def write(made: Made, job: Job, progress: Progress | None = None) -> Path:
+def write(made: Made, job: Job, progress: Progress | None = None, more: Mapping[str, Any] | None = None) -> Path:
     """Write a video and the JSON beside it, both or neither; return the video's path.
+
+    `more` is kept in the JSON too.
 
     Raises:
         OSError: writing failed; nothing is left behind.
@@ -296,7 +358,7 @@ def write(made: Made, job: Job, progress: Progress | None = None) -> Path:
     write_mp4(made.frames, job.out, job.video.settings.fps, on_frame=lambda done, total: report("write", done, total))
     made.seconds["write"] = round(perf_counter() - start, 3)
     try:
-        write_json(record(made, job), job.out.with_suffix(".json"))
+        write_json(record(made, job) | dict(more or {}), job.out.with_suffix(".json"))
     except BaseException:
         job.out.unlink(missing_ok=True)
         raise
@@ -322,7 +384,7 @@ def record(made: Made, job: Job) -> dict[str, Any]:
     setup, geometry, settings, output = job.setup, job.video.geometry, job.video.settings, made.output
     assert setup.checkpoint is not None
     arguments = as_arguments(setup.request)
-    arguments |= arguments.pop("video") | plain(job.video.chosen) | asdict(settings) | asdict(setup.conventions)
+    arguments |= arguments.pop("video") | job.video.as_arguments() | asdict(setup.conventions)
     arguments |= {"precision": setup.precision.name}
     own = {"prompt": job.request.prompt, "negative_prompt": job.request.negative_prompt, "out": str(job.out)}
     return {
@@ -330,7 +392,7 @@ def record(made: Made, job: Job) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "mode": setup.mode,
         "mode_means": MODES[setup.mode],
-        "arguments": arguments | own | {"save_latents": job.request.save_latents},
+        "arguments": arguments | own | {"save_latents": job.request.save_latents, "preview": job.request.preview},
         "sigmas": output.sigmas,
         "guidance_schedule": output.guidance,
         "solver": job.video.solver,
@@ -391,16 +453,21 @@ def reserve_name(prompt: str, seed: int, folder: Path = OUTPUTS) -> Reservation:
     raise AssertionError("the names do not end")
 
 
-def _names(prompt: str, seed: int, folder: Path) -> Iterator[Path]:
+def name_of(prompt: str, seed: int) -> str:
+    """Return the words of a prompt and a seed, as a file's name has them."""
     words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", prompt).lower()).strip("-")[:60]
     try:
         words = os.fsencode(words)[:150].decode("utf-8", "ignore").strip("-")
     except UnicodeEncodeError:
         words = re.sub(r"[^a-z0-9]+", "-", words).strip("-")
-    words = words or "video"
-    yield folder / f"{words}-{seed}.mp4"
+    return f"{words or 'video'}-{seed}"
+
+
+def _names(prompt: str, seed: int, folder: Path) -> Iterator[Path]:
+    name = name_of(prompt, seed)
+    yield folder / f"{name}.mp4"
     for number in itertools.count(2):
-        yield folder / f"{words}-{seed}-{number}.mp4"
+        yield folder / f"{name}-{number}.mp4"
 
 
 def _is_free(path: Path) -> bool:

@@ -84,6 +84,7 @@ class Run:
         progress: called as `progress(stage, done, total)`.
         reuse: decides which steps reuse blocks; None for none.
         notes: what the user should know of its steps before they run, each in a line.
+        on_state: called as `on_state(video, state)` after each step; see `models.mochi.sampling.state`.
     """
 
     noise_BCTHW: torch.Tensor
@@ -95,6 +96,7 @@ class Run:
     reuse: ReusePolicy | None = None
     solver: str = EULER
     notes: Sequence[str] = ()
+    on_state: Callable[[int, Any], Any] | None = None
 
     @property
     def is_guided(self) -> bool:
@@ -128,6 +130,7 @@ class Run:
         preset: str | None = None,
         reuse: Any = None,
         progress: Callable[[str, int, int], None] | None = None,
+        on_state: Callable[[int, Any], Any] | None = None,
         **unknown: Any,
     ) -> Run:
         """Check the arguments of `MochiPipeline.denoise`, and draw the noise.
@@ -143,11 +146,12 @@ class Run:
         if unknown:
             known = (
                 "seed, sigmas, threshold_noise, linear_steps, policy, solver, guidance_interval, guidance_reuse, "
-                "reuse, preset, progress"
+                "reuse, preset, progress, on_state"
             )
             raise InputError(f"there is no argument {sorted(unknown)[0]!r}; besides those that have a place: {known}")
         function("callback_on_step_end", callback)
         function("progress", progress)
+        function("on_state", on_state)
         given = {
             "solver": solver,
             "guidance_scale": guidance_scale,
@@ -213,7 +217,7 @@ class Run:
             whole=subject.whole if on_halves and subject is not None else None,
         )
         drawn = make_latents(geometry, videos, noise[0], noise[1], seed)
-        return cls(drawn, levels, guidance, policy, callback, progress or _silent, reused, method, said)
+        return cls(drawn, levels, guidance, policy, callback, progress or _silent, reused, method, said, on_state)
 
 
 def _tell_precision(name: str, used: str) -> None:

@@ -12,6 +12,7 @@ Shapes: B videos, C latent channels, T latent frames, F frames, H and W rows and
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -430,7 +431,9 @@ class MochiPipeline:
                 which steps reuse blocks of an earlier one: a threshold, a list of steps, or a text as `mochi-tt
                 generate --reuse` takes (`models.mochi.reuse`); `preset`, a name of `models.mochi.presets`, for what is
                 not given (its precision is `from_pretrained`'s business); `progress`, called as `progress("denoise",
-                done, total)`.
+                done, total)`; `on_state`, called as `on_state(video, state)` after each step of each video (numbers
+                from 0), with what can be read of the mesh then: `state.latents()` and `state.estimate()`
+                (`models.mochi.sampling.state`).
 
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
@@ -553,6 +556,7 @@ class MochiPipeline:
                 break
             negative = encoded.negatives[index % len(encoded.negatives)] if encoded.negatives else None
             forwards.append(Forwards())
+            more = {} if run.on_state is None else {"on_state": functools.partial(run.on_state, index)}
             with self._watchdog.watching("denoise"):
                 results[index] = self._sampler(
                     self.transformer,
@@ -568,6 +572,7 @@ class MochiPipeline:
                     forwards=forwards[-1],
                     capture=self.capture and self.mesh.can_capture,
                     on_step=on_step,
+                    **more,
                 )
             if self.mode != "dry-run":
                 check_latent_values(results[index], "the latents that denoising left", _OVERFLOW)

@@ -29,8 +29,9 @@ from models.mochi.precision import Precision
 from models.mochi.presets import fill, preset
 from models.mochi.reuse import Conditions, Weights, parse_reuse
 from models.mochi.sampling.reuse import Forwards, ReusePolicy, check_reused, planned
-from models.mochi.sampling.schedule import check_reuse, check_scheduler, guidance_schedule, linear_quadratic_schedule
+from models.mochi.sampling.schedule import check_reuse, check_scheduler, guidance_schedule, resolve_sigmas
 from models.mochi.sampling.solver import EULER, check_solver
+from models.mochi.schedules import schedule_of
 from models.mochi.text.config import T5Config
 from models.mochi.text.words import Words
 from models.mochi.vae.config import DecoderConfig
@@ -53,7 +54,9 @@ MOST_FPS = 1000
 class VideoRequest:
     """The video that a user asked for. None means the checkpoint's default, and for `reuse` none.
 
-    `reuse` is what `models.mochi.reuse.parse_reuse` takes.
+    `reuse` is what `models.mochi.reuse.parse_reuse` takes. `sigmas` (n + 1 noise levels, in place of steps and their
+    schedule) and `cfg_schedule` (n guidance scales, in place of one) are what `models.mochi.schedules.schedule_of`
+    takes.
     """
 
     height: int | None = None
@@ -70,6 +73,11 @@ class VideoRequest:
     guidance_reuse: int | None = None
     preset: str | None = None
     reuse: Any = None
+    sigmas: Any = None
+    cfg_schedule: Any = None
+
+
+_SCHEDULE = ("threshold_noise", "linear_steps")
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ class Video:
             InputError: a value breaks its rule.
         """
         given = {field.name: getattr(request, field.name) for field in fields(request)}
-        chosen = fill(request.preset, given, defaults)
+        chosen = _chosen(request.preset, given, defaults)
         try:
             video = cls._checked(chosen, defaults, scales)
             reuse = parse_reuse(chosen["reuse"], video.conditions(on_halves=on_halves), weights)
@@ -130,16 +138,32 @@ class Video:
         settings = defaults.overridden({field.name: chosen[field.name] for field in fields(Defaults)})
         check_fps(settings.fps)
         whole("seed", settings.seed, 0, 2**63 - 1)
+        sigmas, scales_of_steps = chosen["sigmas"], chosen["cfg_schedule"]
+        if sigmas is None:
+            levels = resolve_sigmas(settings.num_steps, None, settings.threshold_noise, chosen["linear_steps"])
+        else:
+            levels = resolve_sigmas(chosen["num_steps"], sigmas)
+            settings = replace(settings, num_steps=len(levels) - 1)
+        guidance = settings.guidance_scale if scales_of_steps is None else scales_of_steps
         return cls(
             settings,
             Geometry(settings.height, settings.width, settings.num_frames, scales),
-            linear_quadratic_schedule(settings.num_steps, settings.threshold_noise, chosen["linear_steps"]),
-            guidance_schedule(settings.guidance_scale, settings.num_steps, chosen["guidance_interval"]),
+            levels,
+            guidance_schedule(guidance, settings.num_steps, chosen["guidance_interval"]),
             chosen,
             None,
             check_solver(EULER if chosen["solver"] is None else chosen["solver"]),
             None if chosen["guidance_reuse"] is None else check_reuse(chosen["guidance_reuse"]),
         )
+
+    def as_arguments(self) -> dict[str, Any]:
+        """Return all settings as plain data, by the names of `VideoRequest`: a request of them makes the same video."""
+        made = plain(self.chosen) | asdict(self.settings)
+        if self.chosen["sigmas"] is not None:
+            made |= dict.fromkeys(_SCHEDULE)
+        if self.chosen["cfg_schedule"] is not None:
+            made["guidance_scale"] = None
+        return made
 
     def used_guidance_reuse(self, *, on_halves: bool) -> int | None:
         """Return K as it is used; None where no guided step is left out.
@@ -163,6 +187,28 @@ class Video:
         if every is not None:
             policy = ReuseUnconditional(self.guidance, every)
         return [policy.kind(index).branches for index in range(len(self.guidance))]
+
+
+def _chosen(name: str | None, given: Mapping[str, Any], defaults: Defaults) -> dict[str, Any]:
+    """Return the settings of a request, with those of its preset in the place of None.
+
+    Schedules that are written down are read, and take the place of what a preset says of the same.
+
+    Raises:
+        InputError: there is no such preset, a schedule is none, or is given together with what it replaces.
+    """
+    given = dict(given)
+    replaced = {"sigmas": _SCHEDULE, "cfg_schedule": ("guidance_scale", "guidance_interval")}
+    asked = set(given)
+    for schedule, others in replaced.items():
+        if given[schedule] is None:
+            continue
+        given[schedule] = schedule_of(schedule, given[schedule])
+        both = [other for other in others if given[other] is not None]
+        if both:
+            raise InputError(f"{schedule} takes the place of {both[0]}: give one of the two")
+        asked -= {*others, *(("num_steps",) if schedule == "sigmas" else ())}
+    return given | fill(name, {each: given[each] for each in asked}, defaults)
 
 
 def planned_forwards(video: Video, *, on_halves: bool) -> Forwards:
@@ -304,6 +350,27 @@ class Setup:
     def on_halves(self) -> bool:
         """Whether the branches of guidance run beside each other."""
         return self.layout.cfg_axis is not None
+
+    def for_video(self, wanted: VideoRequest) -> Setup:
+        """Return this set-up with another video, whose rules are checked as `resolve` checks them.
+
+        Raises:
+            InputError: a value breaks its rule, or the video's preset is of another precision than this set-up.
+        """
+        from models.mochi.size import check_size
+
+        precision = _precision_of_preset(wanted)
+        if self.request.precision is None and precision not in (None, self.precision.name):
+            raise InputError(
+                f"preset {wanted.preset} is of precision {precision}, but the models are loaded with "
+                f"{self.precision.name}: load them with precision {precision}, or name no preset"
+            )
+        video = Video.resolve(wanted, self.defaults, self.scales, self.weights, on_halves=self.on_halves)
+        if video.reuse is not None:
+            check_reused(video.reuse, len(video.guidance), self.configs.transformer.num_layers)
+        if self.subject is not None:
+            check_size(self.subject.keeping(video.reuse, is_guided=max(video.guidance) > 1), video.geometry)
+        return replace(self, request=replace(self.request, video=wanted), video=video)
 
     def notes(self) -> list[str]:
         """Return what the user should know of the video's steps before they run, each in a line."""

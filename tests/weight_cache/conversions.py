@@ -40,6 +40,7 @@ from models.mochi.text.t5 import T5Config
 from models.mochi.vae.config import DecoderConfig
 from models.parallel import Layout
 from tests.weight_cache.checkpoints.genmo import decoder_to_genmo, transformer_to_genmo
+from tests.weight_cache.checkpoints.gguf_files import TYPES, write
 from weight_cache.checkpoints.component import Component
 from weight_cache.checkpoints.forms import open_decoder, open_transformer
 from weight_cache.convert import convert
@@ -211,6 +212,9 @@ def read() -> Iterator[tuple[str, str, str]]:
         yield comfyui, "transformer with prefix", _all(open_transformer(written(dit, prefix)))
         yield comfyui, "transformer in fp8, one scale", _all(open_transformer(written(fp8 | one)))
         yield comfyui, "transformer in fp8, scale per row", _all(open_transformer(written(fp8 | rows, prefix)))
+        for kind in (TYPES.Q8_0, TYPES.Q4_0):
+            write(path.with_suffix(".gguf"), dit, kind)
+            yield FORMS["gguf"].name, f"transformer in {kind.name}", _all(open_transformer(path.with_suffix(".gguf")))
 
 
 def _state(module: Module) -> dict[str, torch.Tensor]:

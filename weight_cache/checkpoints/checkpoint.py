@@ -24,6 +24,7 @@ from weight_cache.checkpoints.forms import (
     open_text_encoder,
     open_transformer,
 )
+from weight_cache.checkpoints.gguf_file import is_gguf
 from weight_cache.checkpoints.split_files import beside, transformer_in
 
 __all__ = ["CLASSES", "Checkpoint", "Component", "Repackaged", "resolve"]
@@ -272,7 +273,7 @@ def resolve(source: str | Path) -> Path:
     """Return the directory or file of the checkpoint that a user names.
 
     Args:
-        source: a directory or a .safetensors file; or the id of a Hugging Face repository such as
+        source: a directory, a .safetensors or a .gguf file; or the id of a Hugging Face repository such as
             `genmo/mochi-1-preview` that is already in the local hub cache (nothing is downloaded); or `tiny`, the
             trained model that ships with the package (`./tiny` is a directory of that name). A directory takes
             precedence over an id with the same name.
@@ -285,7 +286,7 @@ def resolve(source: str | Path) -> Path:
         return TINY
     if not text.strip():
         raise MissingInputError("the name of the checkpoint is empty: give a directory, a file, an id, or tiny")
-    if is_dir(source) or (is_file(source) and Path(source).suffix == ".safetensors"):
+    if is_dir(source) or (is_file(source) and (Path(source).suffix == ".safetensors" or is_gguf(source))):
         return Path(source)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
         from huggingface_hub import snapshot_download
@@ -299,6 +300,6 @@ def resolve(source: str | Path) -> Path:
                 f"`mochi-tt download {text}`, or give a directory"
             ) from error
     raise MissingInputError(
-        f"no checkpoint at {text}: give a directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors file, a "
-        "Hugging Face id already in the local cache, or the built-in name tiny"
+        f"no checkpoint at {text}: give a directory in Diffusers' or Genmo's layout, a ComfyUI .safetensors or .gguf "
+        "file, a Hugging Face id already in the local cache, or the built-in name tiny"
     )

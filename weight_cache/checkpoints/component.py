@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from models.machine.checks import JSON_BYTES, json_file, read_bytes
 from models.machine.errors import InputError, MissingInputError
 from models.machine.headers import read_header
 from models.machine.paths import exists, is_file, is_taken, listed
+from weight_cache.checkpoints.gguf_file import HeldGguf, is_gguf, read_gguf_header
 from weight_cache.checkpoints.held import HeldFile, HeldTensors
 
 if TYPE_CHECKING:
@@ -27,6 +28,14 @@ _NAME_LENGTH = 200
 _MEND = "download it again"
 # Stored types of weights, in safetensors' notation. What has another type has a scale, or is no weight.
 WEIGHT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+# What bitsandbytes stores beside its weights (bitsandbytes `functional.py`, `QuantState`, and `nn/modules.py`).
+_BITSANDBYTES = {
+    ".quant_state.bitsandbytes__nf4": "NF4",
+    ".quant_state.bitsandbytes__fp4": "FP4",
+    ".weight.absmax": "4 bits",
+    ".weight.quant_map": "4 bits",
+    ".SCB": "int8",
+}
 _VARIANT = r"[A-Za-z0-9_]+"
 
 
@@ -61,8 +70,8 @@ class Component:
         self.config = read_json(path)
         if self.config.get("quantization_config") is not None:
             raise InputError(
-                f"{path} says that the weights are quantised (quantization_config), which is not read: use the weights "
-                "in bfloat16 or float32, or ComfyUI's fp8 form"
+                f"{path} says that the weights are quantised (quantization_config{_method(self.config)}), which is not "
+                "read: use the weights in bfloat16 or float32, ComfyUI's fp8 form or GGUF"
             )
 
     @property
@@ -233,6 +242,8 @@ class Component:
     def _locations(self) -> dict[str, str]:
         """Tensor name -> file name, checked against the files' headers."""
         held = {name: set(handle.keys()) for name, handle in self._handles.items()}
+        for name, keys in held.items():
+            refuse_bitsandbytes(self.directory / name, sorted(keys))
         weights = self._weight_map
         if isinstance(weights, Path):
             weights = dict.fromkeys(held[weights.name], weights.name)
@@ -257,6 +268,17 @@ class Component:
         return ours
 
 
+def _method(config: Mapping[str, Any]) -> str:
+    """Return which quantisation a configuration names, for its refusal."""
+    settings = config["quantization_config"]
+    if not isinstance(settings, dict):
+        return ""
+    kind = settings.get("bnb_4bit_quant_type") if settings.get("load_in_4bit") else None
+    kind = "int8" if settings.get("load_in_8bit") else kind
+    named = " ".join(str(part)[:40] for part in (settings.get("quant_method"), kind) if part)
+    return f": {named}" if named else ""
+
+
 def check_weight_type(path: Path, key: str, dtype: str) -> None:
     """Check that a tensor has a type that weights have.
 
@@ -266,7 +288,7 @@ def check_weight_type(path: Path, key: str, dtype: str) -> None:
     if dtype not in WEIGHT_TYPES:
         raise InputError(
             f"{path}: {key} is of type {dtype}, but weights must be one of {', '.join(WEIGHT_TYPES)}: quantised "
-            "weights are read only in ComfyUI's fp8 form"
+            "weights are read only in ComfyUI's fp8 form and in GGUF"
         )
 
 
@@ -289,6 +311,31 @@ def open_safetensors(path: Path) -> HeldTensors:
         ) from error
 
 
+def open_tensors(path: Path) -> HeldTensors | HeldGguf:
+    """Open a safetensors or GGUF file, whose tensors are read one by one.
+
+    Raises:
+        MissingInputError: there is no such file, or what reads it is not installed.
+        InputError: it cannot be read, is truncated, or is of another kind.
+    """
+    return HeldGguf(path) if is_gguf(path) else open_safetensors(path)
+
+
+def refuse_bitsandbytes(path: Path, names: Iterable[str]) -> None:
+    """Refuse weights that bitsandbytes packed, by the tensors that it stores beside them.
+
+    Raises:
+        InputError: they are.
+    """
+    for name in names:
+        kind = next((said for mark, said in _BITSANDBYTES.items() if mark in name), None)
+        if kind is not None:
+            raise InputError(
+                f"{path} is quantised by bitsandbytes to {kind} ({name[:120]}), which is not read: use the weights in "
+                "bfloat16, ComfyUI's fp8 or GGUF Q8_0"
+            )
+
+
 def fingerprint(files: Sequence[Path], config: bytes) -> str:
     """Return 16 hex digits from a configuration and every file's name, header, size, and first and last mebibyte.
 
@@ -298,13 +345,26 @@ def fingerprint(files: Sequence[Path], config: bytes) -> str:
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}".encode())
+        header = header_bytes(HeldFile(path))
         with path.open("rb") as file:
-            header = file.read(8)
-            digest.update(header + file.read(int.from_bytes(header, "little")))
+            digest.update(file.read(header))
             digest.update(file.read(_FINGERPRINT_BYTES))
             file.seek(max(0, size - _FINGERPRINT_BYTES))
             digest.update(file.read())
     return digest.hexdigest()[:16]
+
+
+def header_bytes(file: HeldFile) -> int:
+    """Return how many bytes of a safetensors or GGUF file come before its data.
+
+    Raises:
+        InputError: the file is neither.
+    """
+    if is_gguf(file.path):
+        return read_gguf_header(file).data
+    length = bytearray(8)
+    file.read(0, length)
+    return min(file.bytes, 8 + int.from_bytes(length, "little"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

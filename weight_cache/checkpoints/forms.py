@@ -1,4 +1,4 @@
-"""Components in other forms than Diffusers': Genmo's files, and ComfyUI's files in bfloat16, float16 and scaled fp8.
+"""Components in other forms than Diffusers': Genmo's files, and ComfyUI's in bfloat16, float16, fp8 and GGUF.
 
 They have the interface of a `Component`, with canonical names. The mapping of names is strict in both directions: a
 tensor that no canonical name uses is an error, and so is a canonical name without a tensor.
@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from models.machine.checks import json_object, short
 from models.machine.errors import InputError
-from weight_cache.checkpoints.component import Component, check_weight_type, fingerprint, open_safetensors
+from weight_cache.checkpoints.component import (
+    Component,
+    check_weight_type,
+    fingerprint,
+    open_tensors,
+    refuse_bitsandbytes,
+)
+from weight_cache.checkpoints.gguf_file import HeldGguf, is_gguf
 from weight_cache.checkpoints.held import HeldFile, HeldTensors
 from weight_cache.checkpoints.names import (
     DECODER_PREFIX,
@@ -57,7 +64,7 @@ _NEIGHBOURS = ("vae.", "text_encoders.")
 
 
 class GenmoFile:
-    """A safetensors file of weights under Genmo's names, with or without a prefix, and with or without scaled fp8."""
+    """A safetensors or GGUF file of weights under Genmo's names, with or without a prefix, or in scaled fp8."""
 
     def __init__(self, path: Path, prefix: str = "", neighbours: tuple[str, ...] = ()):
         """Read the header of `path`.
@@ -79,6 +86,7 @@ class GenmoFile:
             if name.startswith(prefix) or not name.startswith(neighbours)
         }
         names = set(self._stored)
+        refuse_bitsandbytes(path, sorted(names))
         self.scales: dict[str, str] = {}
         for name in sorted(names):
             module, _, last = name.rpartition(".")
@@ -159,8 +167,8 @@ class GenmoFile:
             raise InputError(f"{self.path} has no scale for {key}, and its mark says {kind}: download it again")
 
     @cached_property
-    def _handle(self) -> HeldTensors:
-        return open_safetensors(self.path)
+    def _handle(self) -> HeldTensors | HeldGguf:
+        return open_tensors(self.path)
 
     def _names(self) -> list[str]:
         return self._handle.keys()
@@ -285,7 +293,7 @@ class RepackagedComponent(Component):
 
 
 def open_transformer(path: Path) -> RepackagedComponent:
-    """Open the transformer of `dit.safetensors` or of a ComfyUI file.
+    """Open the transformer of `dit.safetensors`, or of a ComfyUI file, GGUF too.
 
     Raises:
         ValueError: the file is something else, or incomplete; the message names tensors.
@@ -297,7 +305,7 @@ def open_transformer(path: Path) -> RepackagedComponent:
         config = transformer_config(file.keys, file.shape)
     except ValueError as error:
         raise InputError(f"{path}: {error}{_what_else(names)}") from error
-    form = "comfyui" if prefix or file.scales else "genmo"
+    form = "gguf" if is_gguf(path) else "comfyui" if prefix or file.scales else "genmo"
     return RepackagedComponent("transformer", form, file, transformer_names(config["num_layers"]), config)
 
 
@@ -372,7 +380,7 @@ def _what_else(names: set[str]) -> str:
 
 
 def _names(path: Path) -> set[str]:
-    return set(open_safetensors(path).keys())
+    return set(open_tensors(path).keys())
 
 
 def _some(names: list[str], limit: int = 3) -> str:

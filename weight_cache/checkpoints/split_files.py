@@ -4,7 +4,7 @@ They lie together in one folder, or in the folders that ComfyUI has for each kin
 
 | component | folder | file |
 |---|---|---|
-| transformer | `diffusion_models`, `unet` | `mochi_preview_*.safetensors` |
+| transformer | `diffusion_models`, `unet` | `mochi_preview_*.safetensors`, `mochi_preview_*.gguf` |
 | VAE | `vae` | `mochi_vae.safetensors` |
 | text encoder | `text_encoders`, `clip` | `t5xxl_*.safetensors`: fp16 before fp8, scaled before plain |
 
@@ -24,9 +24,9 @@ _FOLDERS = {
     "text_encoder": ("text_encoders", "clip"),
 }
 _FILES = {
-    "transformer": "mochi_preview*.safetensors",
-    "vae": "mochi_vae*.safetensors",
-    "text_encoder": "t5xxl*.safetensors",
+    "transformer": ("mochi_preview*.safetensors", "mochi_preview*.gguf"),
+    "vae": ("mochi_vae*.safetensors",),
+    "text_encoder": ("t5xxl*.safetensors",),
 }
 _CHECKPOINTS = ("checkpoints", "all_in_one")
 
@@ -62,7 +62,11 @@ def beside(transformer: Path, kind: str) -> Path | None:
 
 def _in(root: Path, kind: str) -> list[Path]:
     folders = (root, *(root / name for name in _FOLDERS[kind]))
-    return [path for folder in folders if is_dir(folder) for path in listed(folder) if path.match(_FILES[kind])]
+    return [path for folder in folders if is_dir(folder) for path in listed(folder) if _is_of(path, kind)]
+
+
+def _is_of(path: Path, kind: str) -> bool:
+    return any(path.match(pattern) for pattern in _FILES[kind])
 
 
 def _order(path: Path) -> tuple[bool, bool, str]:

@@ -40,6 +40,10 @@ class Branches(Protocol):
     """One denoising run on the mesh: the state, and the programs that advance it."""
 
     @property
+    def flow(self) -> Flow:
+        """The state, and what the solver keeps; on the conditional half, where there are two."""
+
+    @property
     def state_1BNI(self) -> ttnn.Tensor:
         """The noisy latents as patches [1, 1, N / SP, I] float32, fractured over SP."""
 
@@ -145,7 +149,7 @@ class BranchesInTurn:
         self.grid = grid
         self.prompts = prompts
         self.schedule = schedule
-        self.flow = Flow.begin(transformer, patches, schedule.kept)
+        self.flow: Flow = Flow.begin(transformer, patches, schedule.kept)
         self.difference = transformer.upload_patches(patches.new_zeros(patches.shape)) if keeps_difference else None
         device = transformer.mesh.device
         self._replays = {kind: Replay[ttnn.Tensor](device, capture=capture) for kind in StepKind}
@@ -230,6 +234,11 @@ class BranchesOnHalves:
         self._forwards: list[Replay[ttnn.Tensor]] = [
             Replay(model.mesh.device, capture=capture) for model in self.models
         ]
+
+    @property
+    def flow(self) -> Flow:
+        """The flow on the conditional half."""
+        return self.flows[0]
 
     @property
     def state_1BNI(self) -> ttnn.Tensor:

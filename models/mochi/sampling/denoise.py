@@ -26,6 +26,7 @@ from models.mochi.sampling.packing import pack_latents, unpack_latents
 from models.mochi.sampling.reuse import Forwards, ReusePolicy, check_reused
 from models.mochi.sampling.schedule import model_times
 from models.mochi.sampling.solver import EULER, solver_weights
+from models.mochi.sampling.state import StateReader, StepState
 from models.mochi.transformer import MochiTransformer
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def denoise(
     forwards: Forwards | None = None,
     capture: bool = False,
     on_step: Callable[[int], bool | None] | None = None,
+    on_state: Callable[[StepState], object] | None = None,
 ) -> torch.Tensor:
     """Integrate the flow from noise to latents; the state is float32 and stays on the mesh.
 
@@ -115,6 +117,8 @@ def denoise(
         forwards: is told what each step computed.
         capture: record a step's ops on the chips and replay them; the mesh must have been opened for it.
         on_step: called after each step with the number of steps done; True ends the run there.
+        on_state: called after each step, before `on_step`, with what can be read of the state then; the numbers of a
+            run are the same with it and without.
 
     Returns:
         Latents [1, C, T, H, W] float32: of the last step that was done.
@@ -163,18 +167,27 @@ def denoise(
         grids = [grid, other.grid(*size)]
         on_halves = BranchesOnHalves if reuse is None else functools.partial(ReusingOnHalves, reuse=reuse)
         branches = on_halves(transformer, parallel, grids, patches, prompts, schedules, capture=capture)
+    reader = None
+    if on_state is not None:
+        reader = StateReader(transformer, branches, patches, shape, sigmas, solver)
     try:
         for index in range(steps):
             kind = policy.kind(index)
             if kind is StepKind.GUIDED and negative is None:
                 raise InputError(f"the policy guides step {index}, but there is no negative prompt to guide with")
+            if reader is not None:
+                reader.before_step()
             done = branches.step(index, kind)
             if forwards is not None:
                 forwards.add(kind.branches, done)
+            if on_state is not None and reader is not None:
+                on_state(reader.after_step(index + 1))
             if on_step is not None and on_step(index + 1):
                 break
         patches = transformer.download_patches(branches.state_1BNI, grid.tokens)
     finally:
+        if reader is not None:
+            reader.close()
         branches.release()
         transformer.mesh.free_buffers()  # The decoder has better use for the memory.
     return unpack_latents(patches, shape, patch)

@@ -160,3 +160,25 @@ def solver_weights(name: str, sigmas: Sequence[float], guidance: Sequence[float]
     """
     jumps = (index for index, (before, now) in enumerate(pairwise(guidance), 1) if (before == 1) != (now == 1))
     return SOLVERS[check_solver(name)](sigmas, frozenset(jumps))
+
+
+def estimate_weights(name: str, sigmas: Sequence[float]) -> np.ndarray:
+    """Return what makes of the state after each step an estimate of z0, float64 [n].
+
+    The estimate after step i is the state plus entry i times a source. For `euler` the source is what the step added to
+    the state, so that the estimate is ``z + sigma v`` with the step's v. For `ab2` it is the velocity that the step
+    kept, and for `unipc` the m - z that it kept. After the last step the entry is 0: the state is z0 itself.
+
+    Args:
+        name: of `SOLVERS`.
+        sigmas: n + 1 noise levels that fall to 0.
+
+    Raises:
+        InputError: there is no such solver.
+    """
+    import numpy as np
+
+    before, after = np.asarray(sigmas[:-1], float), np.asarray(sigmas[1:], float)
+    if check_solver(name) == EULER:
+        return after / (before - after)
+    return after if name == "ab2" else (after > 0).astype(float)

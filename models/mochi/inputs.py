@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # A prompt as a caller gives it: texts, embeddings [B, L, D], their mask [B, L]; None for what is not given.
 Given = tuple[Any, "torch.Tensor | None", "torch.Tensor | None"]
+# Takes the number of the video, that of the step and latents [1, C, T, H, W]; returns others in their place, or None.
+OnLatents = Callable[[int, int, torch.Tensor], torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Run:
         progress: called as `progress(stage, done, total)`.
         reuse: decides which steps reuse blocks; None for none.
         notes: what the user should know of its steps before they run, each in a line.
+        on_latents: called with (video, step, latents) after each step; what it returns replaces them. None for nothing.
     """
 
     noise_BCTHW: torch.Tensor
@@ -95,6 +98,7 @@ class Run:
     reuse: ReusePolicy | None = None
     solver: str = EULER
     notes: Sequence[str] = ()
+    on_latents: OnLatents | None = None
 
     @property
     def is_guided(self) -> bool:
@@ -128,6 +132,7 @@ class Run:
         preset: str | None = None,
         reuse: Any = None,
         progress: Callable[[str, int, int], None] | None = None,
+        on_latents: OnLatents | None = None,
         **unknown: Any,
     ) -> Run:
         """Check the arguments of `MochiPipeline.denoise`, and draw the noise.
@@ -143,11 +148,12 @@ class Run:
         if unknown:
             known = (
                 "seed, sigmas, threshold_noise, linear_steps, policy, solver, guidance_interval, guidance_reuse, "
-                "reuse, preset, progress"
+                "reuse, preset, progress, on_latents"
             )
             raise InputError(f"there is no argument {sorted(unknown)[0]!r}; besides those that have a place: {known}")
         function("callback_on_step_end", callback)
         function("progress", progress)
+        function("on_latents", on_latents)
         given = {
             "solver": solver,
             "guidance_scale": guidance_scale,
@@ -213,7 +219,7 @@ class Run:
             whole=subject.whole if on_halves and subject is not None else None,
         )
         drawn = make_latents(geometry, videos, noise[0], noise[1], seed)
-        return cls(drawn, levels, guidance, policy, callback, progress or _silent, reused, method, said)
+        return cls(drawn, levels, guidance, policy, callback, progress or _silent, reused, method, said, on_latents)
 
 
 def _tell_precision(name: str, used: str) -> None:

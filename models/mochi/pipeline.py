@@ -12,6 +12,7 @@ Shapes: B videos, C latent channels, T latent frames, F frames, H and W rows and
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,9 +92,9 @@ class MochiPipeline:
         """
         self.defaults = Defaults() if defaults is None else defaults
         self._subject = subject
-        self.transformer = transformer
-        self.text_encoder = text_encoder
-        self.vae = vae
+        self._transformer = transformer
+        self._text_encoder = text_encoder
+        self._vae = vae
         self.scales = scales
         self.mesh = mesh
         self.layout = layout
@@ -262,6 +263,21 @@ class MochiPipeline:
         )
 
     @property
+    def transformer(self) -> Any:
+        """The transformer, on the conditional half where the mesh is halved."""
+        return self._transformer
+
+    @property
+    def text_encoder(self) -> Any:
+        """What makes features of a prompt."""
+        return self._text_encoder
+
+    @property
+    def vae(self) -> Any:
+        """What makes frames of latents; None where the pipeline was loaded without it."""
+        return self._vae
+
+    @property
     def mode(self) -> str:
         """`"hardware"`, `"golden"` or `"dry-run"`."""
         return self.mesh.mode
@@ -328,7 +344,7 @@ class MochiPipeline:
         check_sequence_length(max_sequence_length)
         positive = (prompt, prompt_embeds, prompt_attention_mask)
         negative = (negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask)
-        texts = inputs.Texts.of(positive, negative, self.text_encoder.width)
+        texts = inputs.Texts.of(positive, negative, self._text_encoder.width)
         size, noise = (height, width, num_frames), (latents, generator)
         asked = num_inference_steps, guidance_scale, noise, callback_on_step_end
         run = self._run(len(texts.prompts), size, *asked, **options)
@@ -385,7 +401,7 @@ class MochiPipeline:
         texts = inputs.Texts.of(
             (prompt, prompt_embeds, prompt_attention_mask),
             (negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask),
-            self.text_encoder.width,
+            self._text_encoder.width,
         )
         check_sequence_length(max_sequence_length)
         report = function("progress", progress) or _silent
@@ -430,7 +446,9 @@ class MochiPipeline:
                 which steps reuse blocks of an earlier one: a threshold, a list of steps, or a text as `mochi-tt
                 generate --reuse` takes (`models.mochi.reuse`); `preset`, a name of `models.mochi.presets`, for what is
                 not given (its precision is `from_pretrained`'s business); `progress`, called as `progress("denoise",
-                done, total)`.
+                done, total)`; `on_latents`, called as `on_latents(video, step, latents)` after each step, before
+                `callback_on_step_end`: latents [1, 12, T, H / 8, W / 8] float32 are then downloaded after each step,
+                and what it returns, unless None, takes their place.
 
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
@@ -461,13 +479,13 @@ class MochiPipeline:
         each = inputs.latents_list(latents)
         if output_type == "latent":
             return torch.cat(each)
-        if self.vae is None:
+        if self._vae is None:
             raise InputError("the pipeline was loaded without the vae, so it has no frames: ask for latents")
         report("decode", 0, len(each))
         videos = []
         for index, latents_BCTHW in enumerate(each):
             with self._watchdog.watching("decode"):
-                videos.append(self.vae.decode(latents_BCTHW))
+                videos.append(self._vae.decode(latents_BCTHW))
             report("decode", index + 1, len(each))
         frames_BFHWC = np.concatenate(videos)
         check_frames(frames_BFHWC)
@@ -509,18 +527,18 @@ class MochiPipeline:
         texts = [*given.prompts, *(given.negatives if is_guided else [])]
         self._tell_unknown_words(texts)
         report("encode", 0, len(texts))
-        encoded = []
+        encoded, known = [], {}
         for index, text in enumerate(texts):
-            if isinstance(text, str):
+            if isinstance(text, str) and text not in known:
                 with self._watchdog.watching("encode"):
-                    text = self.text_encoder.encode(text, max_sequence_length)
-                self._check_numbers(text.embeds, "the text encoder's output")
-            encoded.append(text)
+                    known[text] = self._text_encoder.encode(text, max_sequence_length)
+                self._check_numbers(known[text].embeds, "the text encoder's output")
+            encoded.append(known[text] if isinstance(text, str) else text)
             report("encode", index + 1, len(texts))
         return Encoded(encoded[: len(given.prompts)], encoded[len(given.prompts) :])
 
     def _tell_unknown_words(self, texts: Sequence[Any]) -> None:
-        words = getattr(self.text_encoder, "words", None)
+        words = getattr(self._text_encoder, "words", None)
         if words is None:
             return
         said = words.warning(" ".join(text for text in texts if isinstance(text, str)))
@@ -555,7 +573,7 @@ class MochiPipeline:
             forwards.append(Forwards())
             with self._watchdog.watching("denoise"):
                 results[index] = self._sampler(
-                    self.transformer,
+                    self._transformer,
                     results[index],
                     sigmas=run.sigmas,
                     guidance=run.guidance,
@@ -568,6 +586,7 @@ class MochiPipeline:
                     forwards=forwards[-1],
                     capture=self.capture and self.mesh.can_capture,
                     on_step=on_step,
+                    **_taking_latents(run, index),
                 )
             if self.mode != "dry-run":
                 check_latent_values(results[index], "the latents that denoising left", _OVERFLOW)
@@ -607,6 +626,11 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = perf_counter()
     yield
     seconds[stage] = round(perf_counter() - start, 3)
+
+
+def _taking_latents(run: inputs.Run, video: int) -> dict[str, Any]:
+    """Return the sampler's argument for a run that takes the latents of each step; none for any other."""
+    return {} if run.on_latents is None else {"on_latents": functools.partial(run.on_latents, video)}
 
 
 def _silent(stage: str, done: int, total: int) -> None:

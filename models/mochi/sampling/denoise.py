@@ -95,6 +95,7 @@ def denoise(
     reuse: ReusePolicy | None = None,
     forwards: Forwards | None = None,
     capture: bool = False,
+    on_latents: Callable[[int, torch.Tensor], torch.Tensor | None] | None = None,
     on_step: Callable[[int], bool | None] | None = None,
 ) -> torch.Tensor:
     """Integrate the flow from noise to latents; the state is float32 and stays on the mesh.
@@ -114,6 +115,8 @@ def denoise(
         reuse: decides which steps reuse blocks of an earlier one (`models.mochi.sampling.reuse`); none if None.
         forwards: is told what each step computed.
         capture: record a step's ops on the chips and replay them; the mesh must have been opened for it.
+        on_latents: called after each step, before ``on_step``, with the step's number and its latents [1, C, T, H, W]
+            float32, which are downloaded for it; what it returns, unless None, takes their place on the mesh.
         on_step: called after each step with the number of steps done; True ends the run there.
 
     Returns:
@@ -171,6 +174,11 @@ def denoise(
             done = branches.step(index, kind)
             if forwards is not None:
                 forwards.add(kind.branches, done)
+            if on_latents is not None:
+                patches = transformer.download_patches(branches.state_1BNI, grid.tokens)
+                changed = on_latents(index, unpack_latents(patches, shape, patch))
+                if changed is not None:
+                    branches.replace(pack_latents(changed, patch))
             if on_step is not None and on_step(index + 1):
                 break
         patches = transformer.download_patches(branches.state_1BNI, grid.tokens)

@@ -1008,9 +1008,12 @@ class _Callbacks:
             returned = {}
         if not isinstance(returned, Mapping):
             raise InputError(f"callback_on_step_end must return a dict of tensors or nothing, not {short(returned)}")
-        unknown = sorted(set(returned) - set(TENSORS))
+        unknown = sorted(set(returned) - set(self._tensors), key=str)
         if unknown:
-            raise InputError(f"callback_on_step_end returned {unknown[0]!r}, which is none of {', '.join(TENSORS)}")
+            raise InputError(
+                f"callback_on_step_end returned {short(unknown[0])}, which it did not ask for by "
+                f"callback_on_step_end_tensor_inputs; they may be {', '.join(TENSORS)}"
+            )
         for name, copy in copies.items():
             for value in (fixed[name], returned.get(name, copy)):
                 if value.shape != copy.shape or not torch.equal(value, copy):
@@ -1018,11 +1021,6 @@ class _Callbacks:
                         f"callback_on_step_end changed {name}, which is on the mesh for all steps already: only "
                         "latents can be changed; guidance_interval= ends guidance early"
                     )
-        if "latents" in returned and "latents" not in tensors:
-            raise InputError(
-                "callback_on_step_end returned latents that it did not ask for: name them in "
-                "callback_on_step_end_tensor_inputs"
-            )
         if pipe._guidance_scale is not scale and pipe._guidance_scale != scale:
             raise InputError(
                 "callback_on_step_end changed the guidance scale, which is on the mesh for all steps already: give "

@@ -59,6 +59,8 @@ REFUSED = {
 }
 _FALSY = (None, False)
 _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_HUB = r"https://(?:huggingface\.co|hf\.co)"
+_LINK = re.compile(_HUB + r"/([^/?#]+/[^/?#]+)/(?:blob|resolve)/([^/?#]+)/([^?#]+\.safetensors)(?:\?.*)?")
 COMPONENTS = tuple(CLASSES)
 
 
@@ -175,6 +177,28 @@ def _cached(model: str, **hub: Any) -> Path:
         ) from error
 
 
+def linked(name: Any, *, local_files_only: bool = False) -> Any:
+    """Return the file in the hub's cache that a link to the Hugging Face hub names; anything else as it is.
+
+    Raises:
+        MissingInputError: it is not there, and cannot be downloaded.
+    """
+    found = _LINK.fullmatch(name) if isinstance(name, str) else None
+    if found is None:
+        return name
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    repository, revision, path = found.groups()
+    try:
+        return huggingface_hub.hf_hub_download(repository, path, revision=revision, local_files_only=local_files_only)
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise MissingInputError(
+            f"{path} of {repository} is not in the Hugging Face cache and cannot be downloaded "
+            f"({' '.join(str(error).split())[:120]}): check the link and the connection"
+        ) from error
+
+
 class Named:
     """A component of a checkpoint by its name: what Diffusers' model classes are to a script that only passes them on.
 
@@ -215,7 +239,7 @@ class Named:
             precision_of(value, _silent)
         if subfolder is not None and subfolder != cls.component:
             raise InputError(f"subfolder {short(subfolder)} is not {cls.component}, where a {cls.__name__} lies")
-        name = pretrained_model_name_or_path
+        name = linked(pretrained_model_name_or_path, local_files_only=local_files_only)
         if is_file(Path(str(name))) or is_file(Path(str(name)) / "config.json"):
             return cls(Path(str(name)), None)
         hub = {"cache_dir": cache_dir, "revision": revision, "token": token, "local_files_only": local_files_only}
@@ -223,16 +247,17 @@ class Named:
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path_or_dict: Any, **keywords: Any) -> Named:
-        """Refer to a .safetensors file in Diffusers', Genmo's or ComfyUI's names.
+        """Refer to a .safetensors file in Genmo's or ComfyUI's names, or to a link to one on the Hugging Face hub.
 
         Raises:
-            MissingInputError: there is no such file; links are not followed.
+            MissingInputError: there is no such file.
             InputError: an argument is refused.
         """
         for name in ("config", "subfolder", "original_config", "torch_dtype", "dtype"):
             keywords.pop(name, None)
         check_keywords(keywords, _warn)
-        name = str(pretrained_model_link_or_path_or_dict)
+        local = keywords.pop("local_files_only", False)
+        name = str(linked(pretrained_model_link_or_path_or_dict, local_files_only=local))
         if not is_file(Path(name)):
             raise MissingInputError(f"no file at {short(name)}: download it, and give its path")
         return cls(Path(name), None)

@@ -24,6 +24,7 @@ from models.diffusers_api.loading import (
     COMPONENTS,
     check_given_scheduler,
     check_keywords,
+    linked,
     open_checkpoint,
     precision_of,
     with_components,
@@ -31,8 +32,9 @@ from models.diffusers_api.loading import (
 from models.diffusers_api.measures import Measures, tell
 from models.diffusers_api.outputs import MochiPipelineOutput
 from models.machine.checks import function, integer, number, short, whole
-from models.machine.errors import InputError
+from models.machine.errors import InputError, MissingInputError
 from models.machine.extras import require
+from models.machine.paths import is_file
 from models.mochi.defaults import DEFAULTS_FILE
 from models.mochi.outputs import Denoised, Encoded
 from models.mochi.pipeline import MochiPipeline as Stages
@@ -248,12 +250,16 @@ class MochiPipeline(Measures, Stages):
 
         Raises:
             InputError: see `from_pretrained`.
-            MissingInputError: there is no such file; links are not followed.
+            MissingInputError: there is no such file.
         """
         base = keywords.pop("config", None) or keywords.pop("base", None)
         if "original_config" in keywords:
             raise InputError("original_config is not taken: sizes are read from the file's tensors")
-        return cls.from_pretrained(pretrained_model_link_or_path, base=base, **keywords)
+        local = keywords.get("local_files_only", False)
+        file = linked(pretrained_model_link_or_path, local_files_only=local)
+        if not is_file(Path(str(file))):
+            raise MissingInputError(f"no file at {short(file)}: give a .safetensors file, or a link to the hub")
+        return cls.from_pretrained(file, base=base, **keywords)
 
     @classmethod
     def load(cls, setup: Setup, progress: Progress | None = None, on_message: Message | None = None) -> MochiPipeline:

@@ -27,6 +27,20 @@ def tell(on_message: Callable[[str], None] | None, line: str) -> None:
         warnings.warn(line, skip_file_prefixes=_OURS, stacklevel=2)
 
 
+class Said:
+    """Says lines before there is a pipeline, each subject once."""
+
+    def __init__(self, on_message: Callable[[str], None] | None) -> None:
+        """Say lines to `on_message`, or as warnings."""
+        self._on_message, self.told = on_message, set[str]()
+
+    def __call__(self, subject: str, line: str) -> None:
+        """Say a line about a subject."""
+        if subject not in self.told:
+            self.told.add(subject)
+            tell(self._on_message, line)
+
+
 class Measures:
     """Methods of Diffusers' `DiffusionPipeline` that are about a GPU, or about files that are not of the mesh."""
 

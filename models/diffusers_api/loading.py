@@ -38,6 +38,8 @@ NOT_NEEDED = {
     "quantization_config": "weights are stored as precision= says; precision='bf8' takes least memory",
     "add_prefix_space": "the tokenizer is the checkpoint's",
     "output_loading_info": "what does not fit is refused",
+    "silence_dtype_warnings": "there are none",
+    "hpu_migration": _PLACES,
 }
 # Keywords that would change results or run foreign code, and what to do.
 REFUSED = {
@@ -47,6 +49,7 @@ REFUSED = {
     "from_flax": "Flax weights are not read: convert them to safetensors",
     "use_onnx": "ONNX files are not read",
     "provider": "ONNX files are not read",
+    "provider_options": "ONNX files are not read",
     "sess_options": "ONNX files are not read",
     "use_flashpack": "flashpack files are not read: use safetensors",
     "mirror": "set HF_ENDPOINT in the environment",

@@ -75,9 +75,15 @@ class Adapters:
         name: str | None,
         *,
         hotswap: bool = False,
-        weight_name: Any = None,
+        **where: Any,
     ) -> None:
         """Load a LoRA from a file, a folder or a state dict; it becomes the only active one.
+
+        Args:
+            source: see `found`.
+            name: of the LoRA; `default_0` and so on if None.
+            hotswap: put it in the place of the one of that name, whose weight stays.
+            where: see `found`.
 
         Raises:
             InputError: the name is taken, or the LoRA does not fit.
@@ -91,7 +97,7 @@ class Adapters:
             )
         if name in self.loaded and not hotswap:
             raise InputError(f"adapter_name {name!r} is in use: choose another one, or hotswap=True to replace it")
-        path = self._written(source) if isinstance(source, Mapping) else found(source, weight_name)
+        path = self._written(source) if isinstance(source, Mapping) else found(source, **where)
         tensors = LoraSource(self.component, [LoraRequest.of((path, 1.0))]).changed()
         if hotswap:
             assert name is not None
@@ -110,7 +116,7 @@ class Adapters:
         Raises:
             InputError: a name is not loaded, or the weights are not as many, or no numbers.
         """
-        chosen = [names] if isinstance(names, str) else list(names)
+        chosen = names_of("adapter_names", names)
         missing = [name for name in chosen if name not in self.loaded]
         if missing:
             raise InputError(f"adapter {short(missing[0])} is not loaded: there are {short(list(self.loaded))}")
@@ -134,7 +140,7 @@ class Adapters:
         scale = number("lora_scale", scale)
         for name in self.active:
             self.loaded[name] = replace(self.loaded[name], weight=self.loaded[name].weight * scale)
-        for name in self.active if names is None else names:
+        for name in self.active if names is None else names_of("adapter_names", names):
             if name in self.loaded and name not in self._merged:
                 self._merged[name] = self._request(name)
                 self.fused_names.add(name)
@@ -159,7 +165,7 @@ class Adapters:
 
     def delete(self, names: str | Sequence[str]) -> None:
         """Forget some LoRAs; of names that are not loaded there is nothing to forget."""
-        for name in [names] if isinstance(names, str) else names:
+        for name in names_of("adapter_names", names):
             if name not in self.loaded:
                 continue
             del self.loaded[name]
@@ -250,38 +256,81 @@ class Adapters:
         return path
 
 
-def found(source: Any, weight_name: Any = None) -> Path:
-    """Return the file of a LoRA that a user names: a file, a folder, or a Hugging Face id in the local cache.
+def found(
+    source: Any,
+    *,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    local_files_only: bool = False,
+    **hub: Any,
+) -> Path:
+    """Return the file of a LoRA that a user names: a file, a folder, or a Hugging Face id.
+
+    Args:
+        source: of these.
+        weight_name: of the file in a folder.
+        subfolder: of the folder.
+        local_files_only: do not download.
+        hub: `cache_dir`, `revision` and `token` of the hub.
 
     Raises:
-        InputError: it is none of them.
+        InputError: it is none of them, or a folder has several.
         MissingInputError: it is not there.
     """
     if not isinstance(source, str | Path) or not str(source):
         raise InputError(f"a LoRA is a path, a Hugging Face id or a state dict, not {short(source)}")
+    for name, value in (("weight_name", weight_name), ("subfolder", subfolder)):
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"{name} {short(value)} must be a text")
     path = Path(source).expanduser()
-    if not is_dir(path) and not is_file(path):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-        try:
-            path = Path(snapshot_download(str(source), local_files_only=True))
-        except (HFValidationError, LocalEntryNotFoundError) as error:
-            raise MissingInputError(
-                f"no LoRA at {source}: give a .safetensors file, a folder with it, or an id that is in the local "
-                "Hugging Face cache already (hf download)"
-            ) from error
-    if weight_name is not None and is_dir(path):
-        if not isinstance(weight_name, str):
-            raise InputError(f"weight_name {short(weight_name)} must be the name of a file in {path}")
+    if is_file(path):
+        if weight_name not in (None, path.name):
+            raise InputError(f"weight_name {short(weight_name)} is not the file {path}: leave it out")
+        return LoraRequest.of((path, 1.0)).path
+    if not is_dir(path):
+        path = _of_hub(str(source), weight_name, local_files_only=local_files_only, **hub)
+    path = path / (subfolder or "")
+    if weight_name is not None:
         path = path / weight_name
-    elif is_dir(path) and not any(is_file(path / name) for name in FOLDER_FILES):
+    elif not any(is_file(path / name) for name in FOLDER_FILES):
         inside = sorted(path.glob("*.safetensors"))
-        if len(inside) == 1:
-            path = inside[0]
-        elif inside:
+        if len(inside) > 1:
             raise InputError(f"the folder {path} has {len(inside)} .safetensors files: name one with weight_name=")
+        path = inside[0] if inside else path
     return LoraRequest.of((path, 1.0)).path
+
+
+def _of_hub(name: str, weight_name: str | None, *, local_files_only: bool, **hub: Any) -> Path:
+    """Return the folder of a Hugging Face id, downloaded if it must be.
+
+    Raises:
+        MissingInputError: it is not there.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    wanted = [weight_name or "*.safetensors", "*adapter_config.json"]
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(name, allow_patterns=wanted, local_files_only=local_files_only, **hub)
+        )
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise MissingInputError(
+            f"no LoRA at {name}: give a .safetensors file, a folder with it, or a Hugging Face id that is in the local "
+            f"cache or can be downloaded ({' '.join(str(error).split())[:120]})"
+        ) from error
+
+
+def names_of(what: str, names: Any) -> list[str]:
+    """Return one name or several as a list.
+
+    Raises:
+        InputError: they are no names.
+    """
+    given = [names] if isinstance(names, str) else names
+    if not isinstance(given, list | tuple | set) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"{what} {short(names)} must be a name or a list of names")
+    return list(given)
 
 
 def check_components(components: Any) -> None:
@@ -290,5 +339,5 @@ def check_components(components: Any) -> None:
     Raises:
         InputError: there is another than the transformer, or none.
     """
-    if list(components) != [TRANSFORMER]:
+    if names_of("components", components) != [TRANSFORMER]:
         raise InputError(f"components {short(components)} must be ['transformer'], the one that has LoRAs")

@@ -35,6 +35,7 @@ class Callbacks:
         Raises:
             InputError: it is no function, or there is no such tensor.
         """
+        tensors = () if tensors is None else tensors
         cls.check(tensors)
         if callback is None:
             return None
@@ -48,7 +49,7 @@ class Callbacks:
         Raises:
             InputError: there is another than those of `TENSORS`.
         """
-        if isinstance(tensors, str) or not all(name in TENSORS for name in tensors):
+        if not isinstance(tensors, list | tuple | set) or not all(name in TENSORS for name in tensors):
             raise InputError(
                 f"callback_on_step_end_tensor_inputs {short(tensors)} must be a list of {', '.join(TENSORS)}"
             )

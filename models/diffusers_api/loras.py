@@ -52,25 +52,25 @@ class Loras:
         Weights are merged on the host, so the transformer is loaded again, before the next call that denoises.
 
         Args:
-            pretrained_model_name_or_path_or_dict: a .safetensors file, a folder with one, a Hugging Face id in the
-                local cache, or a state dict.
+            pretrained_model_name_or_path_or_dict: a .safetensors file, a folder with one, a Hugging Face id, or a
+                state dict.
             adapter_name: its name; `default_0` and so on if None.
             hotswap: put it in the place of the one of that name.
-            kwargs: `weight_name`, the file in a folder, and `subfolder`; others of Diffusers' change nothing.
+            kwargs: `weight_name`, the file in a folder, `subfolder`, and those of the hub: `local_files_only`,
+                `cache_dir`, `revision`, `token`.
 
         Raises:
             InputError: the name is in use, the LoRA does not fit, or an argument is unknown.
             MissingInputError: there is no such file.
         """
-        source = pretrained_model_name_or_path_or_dict
-        weight_name, subfolder = kwargs.pop("weight_name", None), kwargs.pop("subfolder", None)
-        for name in ("low_cpu_mem_usage", "local_files_only", "use_safetensors", "token", "revision", "cache_dir"):
-            kwargs.pop(name, None)
+        known = ("weight_name", "subfolder", "local_files_only", "cache_dir", "revision", "token")
+        where = {name: kwargs.pop(name) for name in known if name in kwargs}
+        if kwargs.pop("use_safetensors", True) is False:
+            raise InputError("use_safetensors must be true: pickles are not read")
+        kwargs.pop("low_cpu_mem_usage", None)  # Of Diffusers' own layers; there are none here.
         if kwargs:
             raise InputError(f"load_lora_weights has no argument {sorted(kwargs)[0]!r}")
-        if subfolder is not None and not isinstance(source, Mapping):
-            source = Path(source) / subfolder
-        self._books.load(source, adapter_name, hotswap=hotswap, weight_name=weight_name)
+        self._books.load(pretrained_model_name_or_path_or_dict, adapter_name, hotswap=hotswap, **where)
 
     @classmethod
     def lora_state_dict(cls, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any) -> Any:
@@ -84,7 +84,7 @@ class Loras:
             return dict(source)
         from weight_cache.checkpoints.component import open_safetensors
 
-        handle = open_safetensors(found(source, kwargs.get("weight_name")))
+        handle = open_safetensors(found(source, **kwargs))
         return {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 (not a mapping)
 
     def set_adapters(self, adapter_names: str | list[str], adapter_weights: Any = None) -> None:

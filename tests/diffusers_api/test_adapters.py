@@ -250,12 +250,17 @@ def test_bad_input_is_refused_and_changes_nothing(ours, checkpoint, tmp_path):
         (lambda: ours.load("nobody/nothing", "b"), "no LoRA at"),
         (lambda: ours.activate("z"), "not loaded"),
         (lambda: ours.activate([]), "disable_lora"),
+        (lambda: ours.activate(5), "adapter_names"),
+        (lambda: ours.delete(None), "adapter_names"),
+        (lambda: ours.load(tmp_path, "b", weight_name=3), "weight_name"),
+        (lambda: ours.load(tmp_path, "b", weight_name="none.safetensors"), "no LoRA file"),
         (lambda: ours.activate(["a"], [1.0, 2.0]), "2 adapter_weights for 1"),
         (lambda: ours.activate("a", "strong"), "adapter_weights"),
         (lambda: ours.activate("a", float("nan")), "adapter_weights"),
         (lambda: ours.activate("a", {"transformer": {"blocks.0": 1.0}}), "by block"),
         (lambda: ours.fuse(["vae"]), "components"),
         (lambda: ours.fuse([]), "components"),
+        (lambda: ours.fuse(3), "components"),
         (lambda: ours.fuse(["transformer"], "much"), "lora_scale"),
     ]
     for call, words in refusals:

@@ -348,6 +348,8 @@ def guides_no_more(pipe, step, timestep, tensors):
         (dict(timesteps=[1000, 500]), "sigmas="),
         (dict(attention_kwargs={"rope": 1}), "only scale"),
         (dict(callback_on_step_end_tensor_inputs=["noise"]), "must be a list of latents"),
+        (dict(callback_on_step_end_tensor_inputs=5), "must be a list of latents"),
+        (dict(callback_on_step_end_tensor_inputs="latents"), "must be a list of latents"),
         (dict(callback_on_step_end=returns(latents=torch.zeros(3))), "must return a tensor"),
         (dict(callback_on_step_end=returns(latents=torch.full((1, 12, 2, 4, 6), torch.nan))), "not finite"),
         (dict(callback_on_step_end=returns(noise=1)), "did not ask"),

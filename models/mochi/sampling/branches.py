@@ -85,7 +85,7 @@ class Flow:
 
     def replace(self, transformer: MochiTransformer, patches: torch.Tensor) -> None:
         """Put other patches in the place of the state; what the solver keeps of earlier steps stays."""
-        ttnn.copy(transformer.upload_patches(patches), self.state_1BNI)
+        transformer.write_patches(patches, self.state_1BNI)
 
     def advance(self, velocity: ttnn.Tensor, weights: Sequence[Sequence[ttnn.Tensor]]) -> None:
         """Make a step of the solver (`models.mochi.sampling.solver`), in place.

@@ -24,6 +24,27 @@ if TYPE_CHECKING:
     from weight_cache.store import Progress
 
 
+def bars() -> Progress:
+    """Return a `progress` that shows a bar of tqdm for each stage of loading; on a terminal only."""
+    from tqdm.auto import tqdm
+
+    bar: Any = None
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None or bar.desc != f"{stage}: ":
+            if bar is not None:
+                bar.close()
+            bar = tqdm(total=total, desc=stage, disable=None, leave=False)
+            bar.desc = f"{stage}: "
+        bar.total = total
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return progress
+
+
 class Interrupt:
     """`pipe.interrupt`: true after an interrupt was asked for, as in Diffusers; called, it asks for one, as in ours."""
 

@@ -29,7 +29,7 @@ from models.diffusers_api.arguments import (
 )
 from models.diffusers_api.callbacks import TENSORS, Callbacks
 from models.diffusers_api.components import CLASSES, OnMesh, Scheduler, Vae
-from models.diffusers_api.described import Described, component
+from models.diffusers_api.described import Described, bars, component
 from models.diffusers_api.loading import (
     COMPONENTS,
     check_given_scheduler,
@@ -137,7 +137,8 @@ class MochiPipeline(Described, Loras, Measures, Stages):  # type: ignore[misc]
             layout: see `Request`.
             mode: see `Request`.
             variant: of the weight files, such as `bf16`.
-            progress: called as `progress(stage, done, total)`, stages up to the last "weights".
+            progress: called as `progress(stage, done, total)`, stages up to the last "weights"; by default a bar of
+                tqdm, on a terminal only.
             torch_dtype: stands for a `precision`: float32 for `accurate`, bfloat16 and float16 for `default`.
             dtype: the same.
             cache_dir: of the Hugging Face hub, as in Diffusers; `weights_cache_dir` is ours.
@@ -219,7 +220,7 @@ class MochiPipeline(Described, Loras, Measures, Stages):  # type: ignore[misc]
             profile=profile,
             components=tuple(name for name in COMPONENTS if name not in left_out),
         )
-        pipe = cls.load(resolve(request), progress, on_message)
+        pipe = cls.load(resolve(request), progress or bars(), on_message)
         pipe._files = files
         pipe._told |= say.told
         return pipe

@@ -1,5 +1,6 @@
 """What `from_pretrained` does before there is a pipeline: names, downloads, types, and where warnings point."""
 
+import io
 import shutil
 import warnings
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import torch
 
 from models.diffusers_api import loading
 from models.diffusers_api.arguments import on_cpu
+from models.diffusers_api.described import bars
 from models.diffusers_api.loading import check_keywords, linked, open_checkpoint, precision_of
 from models.diffusers_api.measures import tell
 from models.machine.errors import InputError, MissingInputError
@@ -169,6 +171,19 @@ def test_a_generator_elsewhere_gives_its_seed(monkeypatch):
     assert torch.equal(torch.randn(4, generator=made[0]), torch.randn(4, generator=made[1]))
     assert len(lines) == 1
     assert "seed 7" in lines[0]
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_loading_shows_a_bar_on_a_terminal(on_terminal, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: on_terminal
+    monkeypatch.setattr("sys.stderr", stream)
+    progress = bars()
+    for stage, total in (("load", 2), ("convert vae", 3)):
+        for done in range(total + 1):
+            progress(stage, done, total)
+    assert ("convert vae:" in stream.getvalue()) == on_terminal
+    assert bool(stream.getvalue()) == on_terminal
 
 
 def test_warnings_point_at_the_caller():

@@ -7,22 +7,29 @@
   changes takes no others. `unload` forgets all names; what is fused stays from then on.
 - `disable` turns all off; what was fused and not unloaded is taken out again.
 
+Files are copied to a temporary folder when they are loaded: PEFT has their weights in memory from then on.
+
 Sources: huggingface/diffusers `loaders/lora_base.py`, `loaders/peft.py`; huggingface/peft `tuners/tuners_utils.py`,
 `tuners/lora/layer.py`. One thing differs: `unfuse` takes out what `fuse` added, also if weights were changed between.
 """
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from models.machine.checks import number, short
-from models.machine.errors import InputError, MissingInputError
+from models.machine.errors import InputError, MachineError, MissingInputError
 from models.machine.paths import is_dir, is_file
 from weight_cache.checkpoints.lora import FOLDER_FILES, LoraRequest, LoraSource
+from weight_cache.checkpoints.lora_scale import settings_beside
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +44,7 @@ class Adapter:
     """A loaded LoRA.
 
     Attributes:
-        path: its file.
+        path: the pipeline's own copy of its file.
         tensors: names of the tensors that it changes.
         weight: its present weight.
     """
@@ -97,7 +104,7 @@ class Adapters:
             )
         if name in self.loaded and not hotswap:
             raise InputError(f"adapter_name {name!r} is in use: choose another one, or hotswap=True to replace it")
-        path = self._written(source) if isinstance(source, Mapping) else found(source, **where)
+        path = self._written(source) if isinstance(source, Mapping) else self._copied(found(source, **where))
         tensors = LoraSource(self.component, [LoraRequest.of((path, 1.0))]).changed()
         if hotswap:
             assert name is not None
@@ -248,12 +255,46 @@ class Adapters:
                 raise InputError(f"a LoRA's state dict must map names to tensors, not {short(name)} to {short(value)}")
         if not tensors:
             raise InputError("the LoRA's state dict is empty")
+        path = self._folder() / "state_dict.safetensors"
+        with _keeping(path):
+            save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+        return path
+
+    def _copied(self, file: Path) -> Path:
+        """Copy a file, with the settings beside it that belong to it: whatever becomes of it, the LoRA stays.
+
+        Raises:
+            MachineError: there is no space.
+        """
+        folder = self._folder()
+        beside, belongs = settings_beside(file) or (file, False)
+        with _keeping(file):
+            if belongs:
+                shutil.copyfile(beside, folder / beside.name)
+            return Path(shutil.copyfile(file, folder / file.name))
+
+    def _folder(self) -> Path:
+        """Return a new folder of the pipeline's own."""
         if self._files is None:
             self._files = tempfile.TemporaryDirectory(prefix="mochi-tt-lora-")
-        path = Path(self._files.name) / str(len(list(Path(self._files.name).iterdir()))) / "state_dict.safetensors"
-        path.parent.mkdir()
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
-        return path
+        return Path(tempfile.mkdtemp(dir=self._files.name))
+
+
+@contextlib.contextmanager
+def _keeping(path: Path) -> Iterator[None]:
+    """Say of a LoRA that cannot be written where it is kept.
+
+    Raises:
+        MachineError: it cannot.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MachineError(
+            f"the LoRA {path.name} cannot be copied to {tempfile.gettempdir()} ({reason}): make space there, or set "
+            "TMPDIR to another directory"
+        ) from error
 
 
 def found(

@@ -1,5 +1,8 @@
 """LoRAs by name against Diffusers with PEFT: after the same calls the same weights are in effect."""
 
+import errno
+import json
+import os
 import random
 
 import pytest
@@ -7,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.diffusers_api.adapters import Adapters
-from models.machine.errors import InputError, MissingInputError
+from models.machine.errors import InputError, MachineError, MissingInputError
 from weight_cache.checkpoints.checkpoint import Checkpoint
 from weight_cache.checkpoints.lora import LoraSource
 
@@ -215,6 +218,41 @@ def test_files_folders_and_hot_swaps(theirs, ours, checkpoint, tmp_path):
     # A swap in PEFT sets the weight back to 1.
     theirs.set_adapters("c", 0.5)
     check(theirs, ours, checkpoint)
+
+
+def test_a_lora_stays_what_it_was_when_it_was_loaded(theirs, ours, checkpoint, tmp_path):
+    """Its file may be overwritten and deleted meanwhile; PEFT's settings beside it count."""
+    file, settings = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    names = {name.replace("transformer.", "base_model.model."): value for name, value in lora(checkpoint, 1).items()}
+    save_file(names, file)
+    settings.write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 2}))
+    ours.load(tmp_path, "a")
+    first = ours.requests()
+    save_file({name: value * 2 for name, value in names.items()}, file)
+    settings.unlink()
+    theirs.load_lora_weights(lora(checkpoint, 1), adapter_name="a")
+    theirs.set_adapters("a", 0.5)  # alpha / rank
+    check(theirs, ours, checkpoint)
+    ours.delete("a")
+    ours.load(file, "a")
+    assert ours.requests() != first
+    file.unlink()
+    theirs.set_adapters("a", 4.0)  # both matrices are doubled
+    check(theirs, ours, checkpoint)
+
+
+def test_a_full_disk_is_the_machines_error(ours, checkpoint, tmp_path, monkeypatch):
+    save_file(lora(checkpoint, 1), tmp_path / "a.safetensors")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", full)
+        with pytest.raises(MachineError, match=r"No space left on device.*TMPDIR"):
+            ours.load(tmp_path / "a.safetensors", "a")
+    assert not ours.loaded
+    ours.load(tmp_path / "a.safetensors", "a")
 
 
 def test_a_fused_lora_closes_its_modules(ours, checkpoint, lines):

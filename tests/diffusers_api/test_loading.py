@@ -2,7 +2,10 @@
 
 import io
 import shutil
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +18,8 @@ from models.diffusers_api.loading import check_keywords, linked, open_checkpoint
 from models.diffusers_api.measures import tell
 from models.machine.errors import InputError, MissingInputError
 from weight_cache.checkpoints.download import download
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -184,6 +189,16 @@ def test_loading_shows_a_bar_on_a_terminal(on_terminal, monkeypatch):
             progress(stage, done, total)
     assert ("convert vae:" in stream.getvalue()) == on_terminal
     assert bool(stream.getvalue()) == on_terminal
+
+
+def test_a_plain_install_is_enough():
+    """Optional packages are not imported, nor anything printed."""
+    code = (
+        "import sys, mochi_tt; [getattr(mochi_tt, name) for name in mochi_tt.__all__]; "
+        "print({'diffusers', 'peft', 'imageio', 'cv2'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 def test_warnings_point_at_the_caller():

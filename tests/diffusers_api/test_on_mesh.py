@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from mochi_tt import AutoencoderKLMochi, MochiPipeline, MochiTransformer3DModel, T5EncoderModel
 from models.device import open_mesh
 from models.machine.errors import InputError, MissingInputError
+from models.reference.metrics import pcc, relative_rmse
 from tests.diffusers_api.documented import EXAMPLES
 from tests.weight_cache.checkpoints.genmo import transformer_to_genmo
 
@@ -143,6 +144,24 @@ def test_a_lora_is_merged_before_the_next_call(pipe, checkpoint, mesh, tmp_path)
     pipe.unload_lora_weights()
     assert torch.equal(latents(pipe), plain)
     assert (pipe.get_list_adapters(), pipe.get_active_adapters(), pipe.num_fused_loras) == ({}, [], 0)
+
+
+def test_latents_with_loras_are_those_of_diffusers(pipe, small_checkpoint):
+    import diffusers
+
+    theirs = diffusers.MochiPipeline.from_pretrained(
+        small_checkpoint, dtype=torch.float32, force_zeros_for_empty_prompt=True
+    )
+    theirs.set_progress_bar_config(disable=True)
+    plain = latents(theirs)
+    for each in (theirs, pipe):
+        each.load_lora_weights(lora(seed=3), adapter_name="a")
+        each.load_lora_weights(lora(seed=4), adapter_name="b")
+        each.set_adapters(["a", "b"], [0.5, -0.25])
+    expected, actual = latents(theirs), latents(pipe)
+    assert pcc(expected, actual) >= 0.999
+    assert relative_rmse(expected, actual) <= 0.03
+    assert relative_rmse(expected, actual) < 0.25 * relative_rmse(expected, plain)
 
 
 def test_a_reload_that_fails_is_made_up_for(pipe, monkeypatch):

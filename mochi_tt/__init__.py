@@ -27,13 +27,30 @@ claim_packages()
 
 if TYPE_CHECKING:
     from models.device import OpenMesh, open_mesh
+    from models.diffusers_api.loading import AutoencoderKLMochi, MochiTransformer3DModel, T5EncoderModel
+    from models.diffusers_api.outputs import MochiPipelineOutput, export_to_video
+    from models.diffusers_api.pipeline import MochiPipeline
     from models.machine.version import __version__
-    from models.mochi.pipeline import MochiPipeline
 
-__all__ = ["MochiPipeline", "OpenMesh", "__version__", "open_mesh"]
+__all__ = [
+    "AutoencoderKLMochi",
+    "MochiPipeline",
+    "MochiPipelineOutput",
+    "MochiTransformer3DModel",
+    "OpenMesh",
+    "T5EncoderModel",
+    "__version__",
+    "export_to_video",
+    "open_mesh",
+]
 
 _WHERE = {
-    "MochiPipeline": "models.mochi.pipeline",
+    "AutoencoderKLMochi": "models.diffusers_api.loading",
+    "MochiPipeline": "models.diffusers_api.pipeline",
+    "MochiPipelineOutput": "models.diffusers_api.outputs",
+    "MochiTransformer3DModel": "models.diffusers_api.loading",
+    "T5EncoderModel": "models.diffusers_api.loading",
+    "export_to_video": "models.diffusers_api.outputs",
     "OpenMesh": "models.device",
     "open_mesh": "models.device",
     "__version__": "models.machine.version",
@@ -49,6 +66,6 @@ def __getattr__(name: str) -> Any:
     from models.machine.host import quiet_ttnn, wait_passively
 
     wait_passively()
-    if name == "MochiPipeline":
+    if _WHERE[name].startswith("models.diffusers_api"):
         quiet_ttnn()
     return getattr(importlib.import_module(_WHERE[name]), name)

@@ -60,7 +60,14 @@ ROOMS = {
         "models.parallel",
         "models.machine",
     },
-    "mochi_tt": {"scripts", "models.mochi", "models.device", "models.machine"},
+    "models.diffusers_api": {
+        "models.jobs",
+        "models.mochi",
+        "models.device",
+        "weight_cache",
+        "models.machine",
+    },
+    "mochi_tt": {"scripts", "models.diffusers_api", "models.mochi", "models.device", "models.machine"},
     "scripts": {
         "models.jobs",
         "models.performance",

@@ -92,9 +92,9 @@ class MochiPipeline:
         """
         self.defaults = Defaults() if defaults is None else defaults
         self._subject = subject
-        self.transformer = transformer
-        self.text_encoder = text_encoder
-        self.vae = vae
+        self._transformer = transformer
+        self._text_encoder = text_encoder
+        self._vae = vae
         self.scales = scales
         self.mesh = mesh
         self.layout = layout
@@ -263,6 +263,21 @@ class MochiPipeline:
         )
 
     @property
+    def transformer(self) -> Any:
+        """The transformer, on the conditional half where the mesh is halved."""
+        return self._transformer
+
+    @property
+    def text_encoder(self) -> Any:
+        """What makes features of a prompt."""
+        return self._text_encoder
+
+    @property
+    def vae(self) -> Any:
+        """What makes frames of latents; None where the pipeline was loaded without it."""
+        return self._vae
+
+    @property
     def mode(self) -> str:
         """`"hardware"`, `"golden"` or `"dry-run"`."""
         return self.mesh.mode
@@ -329,7 +344,7 @@ class MochiPipeline:
         check_sequence_length(max_sequence_length)
         positive = (prompt, prompt_embeds, prompt_attention_mask)
         negative = (negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask)
-        texts = inputs.Texts.of(positive, negative, self.text_encoder.width)
+        texts = inputs.Texts.of(positive, negative, self._text_encoder.width)
         size, noise = (height, width, num_frames), (latents, generator)
         asked = num_inference_steps, guidance_scale, noise, callback_on_step_end
         run = self._run(len(texts.prompts), size, *asked, **options)
@@ -386,7 +401,7 @@ class MochiPipeline:
         texts = inputs.Texts.of(
             (prompt, prompt_embeds, prompt_attention_mask),
             (negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask),
-            self.text_encoder.width,
+            self._text_encoder.width,
         )
         check_sequence_length(max_sequence_length)
         report = function("progress", progress) or _silent
@@ -432,8 +447,8 @@ class MochiPipeline:
                 generate --reuse` takes (`models.mochi.reuse`); `preset`, a name of `models.mochi.presets`, for what is
                 not given (its precision is `from_pretrained`'s business); `progress`, called as `progress("denoise",
                 done, total)`; `on_state`, called as `on_state(video, state)` after each step of each video (numbers
-                from 0), with what can be read of the mesh then: `state.latents()` and `state.estimate()`
-                (`models.mochi.sampling.state`).
+                from 0), before `callback_on_step_end`, with what can be read of the mesh then, and replaced:
+                `state.latents()`, `state.estimate()`, `state.replace(latents)` (`models.mochi.sampling.state`).
 
         Raises:
             InputError: an argument breaks its rule, or two exclude each other.
@@ -464,13 +479,13 @@ class MochiPipeline:
         each = inputs.latents_list(latents)
         if output_type == "latent":
             return torch.cat(each)
-        if self.vae is None:
+        if self._vae is None:
             raise InputError("the pipeline was loaded without the vae, so it has no frames: ask for latents")
         report("decode", 0, len(each))
         videos = []
         for index, latents_BCTHW in enumerate(each):
             with self._watchdog.watching("decode"):
-                videos.append(self.vae.decode(latents_BCTHW))
+                videos.append(self._vae.decode(latents_BCTHW))
             report("decode", index + 1, len(each))
         frames_BFHWC = np.concatenate(videos)
         check_frames(frames_BFHWC)
@@ -512,18 +527,18 @@ class MochiPipeline:
         texts = [*given.prompts, *(given.negatives if is_guided else [])]
         self._tell_unknown_words(texts)
         report("encode", 0, len(texts))
-        encoded = []
+        encoded, known = [], {}
         for index, text in enumerate(texts):
-            if isinstance(text, str):
+            if isinstance(text, str) and text not in known:
                 with self._watchdog.watching("encode"):
-                    text = self.text_encoder.encode(text, max_sequence_length)
-                self._check_numbers(text.embeds, "the text encoder's output")
-            encoded.append(text)
+                    known[text] = self._text_encoder.encode(text, max_sequence_length)
+                self._check_numbers(known[text].embeds, "the text encoder's output")
+            encoded.append(known[text] if isinstance(text, str) else text)
             report("encode", index + 1, len(texts))
         return Encoded(encoded[: len(given.prompts)], encoded[len(given.prompts) :])
 
     def _tell_unknown_words(self, texts: Sequence[Any]) -> None:
-        words = getattr(self.text_encoder, "words", None)
+        words = getattr(self._text_encoder, "words", None)
         if words is None:
             return
         said = words.warning(" ".join(text for text in texts if isinstance(text, str)))
@@ -559,7 +574,7 @@ class MochiPipeline:
             more = {} if run.on_state is None else {"on_state": functools.partial(run.on_state, index)}
             with self._watchdog.watching("denoise"):
                 results[index] = self._sampler(
-                    self.transformer,
+                    self._transformer,
                     results[index],
                     sigmas=run.sigmas,
                     guidance=run.guidance,

@@ -47,6 +47,9 @@ def download(
     variant: str | None = "bf16",
     genmo: bool = False,
     directory: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
     hub: Any = None,
     on_message: Callable[[str], None] | None = None,
 ) -> Path:
@@ -57,6 +60,9 @@ def download(
         variant: variant of the weights; for a component without it the plain files are downloaded.
         genmo: download Genmo's files instead of Diffusers' layout.
         directory: target directory; the hub's own cache by default, where `--model REPOSITORY` finds it.
+        cache_dir: of the hub, where `directory` is None; its own by default.
+        revision: branch, tag or commit.
+        token: of the hub, for a repository that needs one; the one that is stored on this machine by default.
         hub: replacement of `huggingface_hub`, in tests.
         on_message: called before the download begins, with a line that says how large it is.
 
@@ -71,14 +77,17 @@ def download(
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     failures = (HTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+    # What is not given is not passed on, so that the hub's own defaults hold.
+    at = {name: value for name, value in (("revision", revision), ("token", token)) if value is not None}
+    kept = at if cache_dir is None else {**at, "cache_dir": str(cache_dir)}
     try:
-        info = hub.HfApi().model_info(repository, files_metadata=True)
+        info = hub.HfApi().model_info(repository, files_metadata=True, **at)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         files = wanted_files(list(sizes), variant, genmo)
         if on_message is not None:
             on_message(f"{sum(sizes[name] for name in files) / 1e9:.1f} GB in {len(files)} files of {repository}")
         target = str(directory) if directory is not None else None
-        path = Path(hub.snapshot_download(repository, allow_patterns=files, local_dir=target))
+        path = Path(hub.snapshot_download(repository, allow_patterns=files, local_dir=target, **kept))
     except failures as error:
         reason = " ".join(str(error).split())[:200]
         raise MissingInputError(

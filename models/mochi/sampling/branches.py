@@ -50,6 +50,9 @@ class Branches(Protocol):
     def step(self, index: int, kind: StepKind) -> Blocks:
         """Advance the state by step `index` in the way that `kind` says; return what was done with the blocks."""
 
+    def replace(self, patches: torch.Tensor) -> None:
+        """Put other patches [N, I] in the place of the state."""
+
     def release(self) -> None:
         """Free what was captured."""
 
@@ -83,6 +86,10 @@ class Flow:
         """Put patches of noise on the mesh, and ``kept`` tensors of zeros beside them."""
         state = transformer.upload_patches(patches)
         return cls(state, [transformer.upload_patches(patches.new_zeros(patches.shape)) for _ in range(kept)])
+
+    def replace(self, transformer: MochiTransformer, patches: torch.Tensor) -> None:
+        """Put other patches in the place of the state; what the solver keeps of earlier steps stays."""
+        transformer.write_patches(patches, self.state_1BNI)
 
     def advance(self, velocity: ttnn.Tensor, weights: Sequence[Sequence[ttnn.Tensor]]) -> None:
         """Make a step of the solver (`models.mochi.sampling.solver`), in place.
@@ -202,6 +209,10 @@ class BranchesInTurn:
         self.flow.advance(guided(conditional, unconditional, scale), weights)
         return self.state_1BNI
 
+    def replace(self, patches: torch.Tensor) -> None:
+        """Put other patches [N, I] in the place of the state."""
+        self.flow.replace(self.transformer, patches)
+
     def release(self) -> None:
         """Free what was captured."""
         for replay in self._replays.values():
@@ -292,6 +303,11 @@ class BranchesOnHalves:
         _, copied = self.halves.swap(conditional, self.flows[1].state_1BNI)  # The swap takes a tensor of each half.
         for flow, velocity, schedule in zip(self.flows, (conditional, copied), self.schedules, strict=True):
             flow.advance(velocity, schedule.now()[1])
+
+    def replace(self, patches: torch.Tensor) -> None:
+        """Put other patches [N, I] in the place of the state, on both halves."""
+        for model, flow in zip(self.models, self.flows, strict=True):
+            flow.replace(model, patches)
 
     def release(self) -> None:
         """Free what was captured."""

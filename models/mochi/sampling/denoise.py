@@ -117,8 +117,8 @@ def denoise(
         forwards: is told what each step computed.
         capture: record a step's ops on the chips and replay them; the mesh must have been opened for it.
         on_step: called after each step with the number of steps done; True ends the run there.
-        on_state: called after each step, before `on_step`, with what can be read of the state then; the numbers of a
-            run are the same with it and without.
+        on_state: called after each step, before `on_step`, with what can be read of the state then, and replaced; the
+            numbers of a run are the same with it and without, unless it replaces some.
 
     Returns:
         Latents [1, C, T, H, W] float32: of the last step that was done.

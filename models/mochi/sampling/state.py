@@ -1,4 +1,4 @@
-"""Reading a run's state between two steps: the latents so far, and the estimate of what they will become.
+"""A run's state between two steps: the latents so far, the estimate of what they will become, and others in their place.
 
 Nothing is read unless it is asked for, and reading changes nothing: no captured program reads or writes more than
 without it. Each tensor that is read crosses to the host once: 8.5 MB in float32 for 848x480 and 163 frames.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import ttnn
 
 from models.mochi.sampling.branches import Branches
-from models.mochi.sampling.packing import unpack_latents
+from models.mochi.sampling.packing import pack_latents, unpack_latents
 from models.mochi.sampling.solver import EULER, estimate_weights
 from models.mochi.transformer import MochiTransformer
 
@@ -54,6 +54,16 @@ class StepState:
             RuntimeError: the run has gone on since.
         """
         return self._reader.estimate(self.step)
+
+    def replace(self, latents: torch.Tensor) -> None:
+        """Put other latents [1, C, T, H, W] float32 in the place of the present ones, before the next step.
+
+        What the solver keeps of earlier steps stays, and estimates are of what replaced them from the next step on.
+
+        Raises:
+            RuntimeError: the run has gone on since.
+        """
+        self._reader.replace(self.step, latents)
 
 
 class StateReader:
@@ -113,6 +123,11 @@ class StateReader:
         if self._before is not None:
             return latents + weight * (latents - self._download(self._before))
         return latents + weight * self._download(self._branches.flow.kept[0])
+
+    def replace(self, step: int, latents: torch.Tensor) -> None:
+        """Replace the latents; see `StepState.replace`."""
+        self._check(step)
+        self._branches.replace(pack_latents(latents, self._transformer.config.patch_size))
 
     def _download(self, patches_1BNI: ttnn.Tensor) -> torch.Tensor:
         patches = self._transformer.download_patches(patches_1BNI, self._tokens)

@@ -136,12 +136,19 @@ class MochiTransformer(Module):
 
     def upload_patches(self, patches) -> ttnn.Tensor:
         """Upload host patches [N, I] float32 as [1, 1, N / SP, I] float32, fractured over SP, padded with zeros."""
+        return ttnn.to_device(self._distributed(patches), self.mesh.device)
+
+    def write_patches(self, patches, patches_1BNI: ttnn.Tensor) -> None:
+        """Upload host patches [N, I] float32 to the place of others, whose address does not change."""
+        ttnn.copy_host_to_device_tensor(self._distributed(patches), patches_1BNI)
+
+    def _distributed(self, patches) -> ttnn.Tensor:
         import torch
 
         patches = torch.as_tensor(patches)
         padding = padded_tokens(patches.shape[0], self.mesh.sp.size) - patches.shape[0]
         patches = torch.nn.functional.pad(patches, (0, 0, 0, padding))
-        return self.mesh.upload(patches[None, None], dtype=ttnn.float32, sp=2)
+        return self.mesh.distribute(patches[None, None], dtype=ttnn.float32, sp=2)
 
     def download_patches(self, patches_1BNI: ttnn.Tensor, tokens: int):
         """Download [1, 1, N / SP, I], fractured over SP, as host patches [tokens, I] float32."""

@@ -1,4 +1,4 @@
-"""A run's state between two steps: the latents so far, the estimate of what they will become, and others in their place.
+"""A run's state between two steps: the latents so far, the estimate of the last ones, and others in their place.
 
 Nothing is read unless it is asked for, and reading changes nothing: no captured program reads or writes more than
 without it. Each tensor that is read crosses to the host once: 8.5 MB in float32 for 848x480 and 163 frames.

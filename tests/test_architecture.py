@@ -60,8 +60,10 @@ ROOMS = {
         "models.parallel",
         "models.machine",
     },
+    "models.service": {"models.jobs", "models.mochi", "models.device", "weight_cache", "models.machine"},
     "mochi_tt": {"scripts", "models.mochi", "models.device", "models.machine"},
     "scripts": {
+        "models.service",
         "models.jobs",
         "models.performance",
         "models.tiny",

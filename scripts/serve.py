@@ -1,0 +1,94 @@
+"""`mochi-tt serve`: the service."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from models.device import MODES
+from models.jobs.generate import check_mode
+from models.machine.errors import InputError
+from models.machine.extras import require
+from models.machine.paths import is_dir
+from scripts.options import HELP, request
+
+_EXTRA = "serve"
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen at. A public one needs keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")] = 8000,
+    keys: Annotated[
+        str | None,
+        typer.Option(
+            help="File of bearer keys: NAME:KEY lines, or TOML with quotas (docs/service.md). The variable "
+            "MOCHI_TT_KEYS may hold NAME:KEY entries with commas between."
+        ),
+    ] = None,
+    folder: Annotated[
+        str, typer.Option(help="Of the database and the results; one service at a time has it.")
+    ] = "service",
+    model: Annotated[str, typer.Option(help="As for generate.")] = "tiny",
+    variant: Annotated[str | None, typer.Option(help="Of the weight files, such as bf16.")] = None,
+    base: Annotated[str | None, typer.Option(help=HELP["base"])] = None,
+    precision: Annotated[str | None, typer.Option(help=f"{HELP['precision']} [default: default]")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help=f"Merged for all videos. {HELP['lora']}")] = None,
+    lora_folder: Annotated[
+        str | None, typer.Option(help="Folder whose LoRAs a request may name. [default: none may be named]")
+    ] = None,
+    cache_dir: Annotated[str | None, typer.Option(help=HELP["cache_dir"])] = None,
+    mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
+    layout: Annotated[str | None, typer.Option(help="Such as sp0tp1. [default: by the mesh]")] = None,
+    mode: Annotated[str, typer.Option(help="hardware, simulator, golden, or auto.")] = "auto",
+    capture: Annotated[
+        bool | None, typer.Option(help="On cards, record a denoising step once and replay it. [default: do]")
+    ] = None,
+    plain: Annotated[str | None, typer.Option(help=HELP["plain"])] = None,
+    links: Annotated[int | None, typer.Option(help=HELP["links"])] = None,
+    topology: Annotated[str | None, typer.Option(help=HELP["topology"])] = None,
+    attention_chunks: Annotated[str | None, typer.Option(help="As for generate. [default: by rule]")] = None,
+    profile: Annotated[str | None, typer.Option(help=HELP["profile"])] = None,
+    vae_split: Annotated[str | None, typer.Option(help="As for generate. [default: by size]")] = None,
+    first_frames: Annotated[str | None, typer.Option(help=HELP["first_frames"])] = None,
+    empty_prompt: Annotated[str | None, typer.Option(help=HELP["empty_prompt"])] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Most videos that wait or run.")] = 100,
+    keep_hours: Annotated[float, typer.Option(min=0.0, help="After which a result is deleted.")] = 168.0,
+    keep_gb: Annotated[float, typer.Option(min=0.0, help="Of all results; above, the oldest are deleted.")] = 50.0,
+    stall_minutes: Annotated[
+        float, typer.Option(min=0.1, help="Without progress of a video, after which the worker is started anew.")
+    ] = 360.0,
+    on_stop: Annotated[
+        str, typer.Option(help="finish or park: what SIGTERM does with the video that is made at the moment.")
+    ] = "park",
+) -> None:
+    """Serve videos over HTTP: /v1/videos, as OpenAI's clients speak it. SIGTERM or Ctrl-C ends it in order."""
+    options: dict[str, Any] = locals()
+    for package in ("fastapi", "uvicorn", "multipart", "prometheus_client"):
+        require(package, _EXTRA, "mochi-tt serve")
+    from models.service.keys import ENVIRONMENT, Keys
+    from models.service.serve import serve as run
+    from models.service.settings import GIGABYTE, Settings
+
+    if lora_folder is not None and not is_dir(lora_folder):
+        raise InputError(f"lora-folder {lora_folder} is no folder: name one")
+    settings = Settings(
+        Path(folder),
+        queue=queue,
+        keep_seconds=3600 * keep_hours,
+        keep_bytes=round(GIGABYTE * keep_gb),
+        stall_seconds=60 * stall_minutes,
+        on_stop=on_stop,
+    )
+    print(f"mode {MODES[check_mode(mode)]}", flush=True)
+    run(
+        settings,
+        request({name: value for name, value in options.items() if name not in ("host", "port", "keys", "folder")}),
+        host=host,
+        port=port,
+        keys=Keys.read(keys, os.environ.get(ENVIRONMENT)),
+        lora_folder=None if lora_folder is None else Path(lora_folder),
+        on_start=lambda address: print(f"serving {model} at {address}", flush=True),
+    )

@@ -9,6 +9,7 @@ from anyio import to_thread
 from fastapi import Path, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.concurrency import iterate_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -80,6 +81,10 @@ async def fields_of(request: Request) -> dict[str, Any]:
         raise ServiceError(
             415, "content type must be application/json or multipart/form-data", "unsupported_media_type"
         )
+    if kind == "multipart/form-data":
+        boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
+        if b"--" + boundary + b"--" not in await request.body():  # the parser would drop the last part
+            raise ServiceError(400, "the form is not complete: its last boundary is missing", "invalid_form")
     try:
         form = await request.form(max_files=4, max_fields=_MOST_FIELDS)
     except (MultiPartException, HTTPException) as error:

@@ -55,7 +55,7 @@ class Guard:
             keys: who may ask; without any, everybody on this machine.
             body_bytes: most of a request.
             body_seconds: in which it must have come.
-            count: called with the route, the status and the seconds of every answer.
+            count: called with the route, the status and the seconds of every request.
             page: a path below which a page brings its own Content-Security-Policy.
         """
         self._app, self._keys, self._count, self._page = app, keys, count, page

@@ -29,7 +29,10 @@ class Metrics:
             f"{_PREFIX}_http_requests", "Answers, by route and status.", ["route", "status"], registry=self.registry
         )
         self.seconds = Histogram(
-            f"{_PREFIX}_http_seconds", "Seconds until an answer begins.", buckets=_SECONDS, registry=self.registry
+            f"{_PREFIX}_http_seconds",
+            "Seconds of a request, to the end of its answer.",
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.registry.register(self)  # type: ignore[arg-type]
 

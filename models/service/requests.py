@@ -215,15 +215,26 @@ def _broken(message: str, field: str | None) -> ServiceError:
     return ServiceError(422, message, "invalid_value", field)
 
 
-_WORDS = {"steps": "num_inference_steps", "num_steps": "num_inference_steps", "guidance": "guidance_scale"}
+# Words of messages that stand for a field.
+_WORDS = {
+    "linear": "linear_steps",
+    "steps": "num_inference_steps",
+    "num_steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "width": "size",
+    "height": "size",
+    "num_frames": "seconds",
+}
 
 
 def _named_in(message: str, given: Mapping[str, Any]) -> str | None:
-    """Return the field that a message begins with, or else names first."""
-    found = {name: re.search(rf"\b{re.escape(name)}\b", message) for name in (*given, *_WORDS)}
-    places = sorted((match.start(), -len(name), name) for name, match in found.items() if match)
-    named = [name if name in given else _WORDS[name] for _, _, name in places]
-    if not named:
-        sizes = [name for name in ("size", "seconds", "num_frames", "width", "height") if name in given]
-        return sizes[0] if sizes and re.search(r"width|height|frames", message) else None
-    return named[0]
+    """Return the given field that a message names first, by its name or by a word that stands for it."""
+    names = {name: name for name in given} | {word: name for word, name in _WORDS.items() if name in given}
+    found = [
+        (match.start(), -len(word), name) for word, name in names.items() for match in [_find(word, message)] if match
+    ]
+    return min(found)[2] if found else None
+
+
+def _find(word: str, message: str) -> re.Match[str] | None:
+    return re.search(rf"\b{re.escape(word)}\b", message)

@@ -255,7 +255,8 @@ class SqliteJobs:
             return None
         with self._write() as db:
             row = db.execute(
-                f"UPDATE jobs SET state = '{IN_PROGRESS}', worker = ?, started_at = ?, stage = NULL, step = 0, steps = 0 "
+                f"UPDATE jobs SET state = '{IN_PROGRESS}', worker = ?, started_at = ?, stage = NULL, step = 0, "
+                f"steps = 0 "
                 f"WHERE seq = (SELECT min(seq) FROM jobs WHERE state = '{QUEUED}') RETURNING *",
                 (worker, time.time()),
             ).fetchone()

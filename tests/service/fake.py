@@ -10,12 +10,14 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from models.machine.errors import Cancelled, InputError
 from models.service.engine import Result
 from models.service.files import LATENTS, VIDEO
 from models.service.jobs import Job
+from models.service.keys import Keys
 from models.service.serve import serve
 from models.service.settings import Settings
 
@@ -93,19 +95,26 @@ class FakeEngine:
 
 
 def main() -> None:
-    """`python -m tests.service.fake FOLDER PORT [ON_STOP]`: a server as a process, to be killed."""
+    """`python -m tests.service.fake FOLDER PORT [finish] [small] [slow]`: a server as a process, to be killed."""
     from functools import partial
 
     from models.mochi.setup import Request
     from scripts import interrupts
 
-    folder = Path(sys.argv[1])
-    settings = Settings(folder, queue=1000, on_stop=sys.argv[3] if len(sys.argv) > 3 else "park")
+    folder, words = Path(sys.argv[1]), sys.argv[3:]
+    settings = Settings(
+        folder, queue=3 if "small" in words else 1000, on_stop="finish" if "finish" in words else "park"
+    )
+    if "slow" in words:
+        settings = replace(settings, body_seconds=2.0, send_seconds=2.0)
+    stated = os.environ.get("MOCHI_TT_KEYS", "")
+    keys = Keys.read(stated[1:], None) if stated.startswith("@") else Keys.read(None, stated)
     with interrupts.remembered():
         serve(
             settings,
             Request("tiny", mesh="1x1", mode="golden"),
             port=int(sys.argv[2]),
+            keys=keys,
             make_engine=partial(FakeEngine, folder / "journal"),
             on_start=lambda address: print(address, flush=True),
         )

@@ -13,6 +13,8 @@ from models.jobs.generate import check_mode
 from models.machine.errors import InputError
 from models.machine.extras import require
 from models.machine.paths import is_dir
+from models.service.keys import ENVIRONMENT, Keys
+from models.service.settings import GIGABYTE, Settings
 from scripts.options import HELP, request
 
 _EXTRA = "serve"
@@ -68,9 +70,7 @@ def serve(
     options: dict[str, Any] = locals()
     for package in ("fastapi", "uvicorn", "multipart", "prometheus_client"):
         require(package, _EXTRA, "mochi-tt serve")
-    from models.service.keys import ENVIRONMENT, Keys
     from models.service.serve import serve as run
-    from models.service.settings import GIGABYTE, Settings
 
     if lora_folder is not None and not is_dir(lora_folder):
         raise InputError(f"lora-folder {lora_folder} is no folder: name one")

@@ -13,10 +13,12 @@ from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from models.machine.version import __version__
 from models.service import schemas
+from models.service.aliases import PredictionCreate
 from models.service.aliases import router as aliases
 from models.service.errors import ServiceError, body
 from models.service.http import (
@@ -219,7 +221,7 @@ def make_app(service: Service, keys: Keys, page: str | None = None) -> FastAPI:
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
-    _describe(app)
+    _describe(app, secured=bool(keys))
 
     def count(route: str, status: int, seconds: float) -> None:
         app.state.metrics.requests.labels(route, str(status)).inc()
@@ -236,17 +238,22 @@ def make_app(service: Service, keys: Keys, page: str | None = None) -> FastAPI:
     return app
 
 
-def _describe(app: FastAPI) -> None:
+def _describe(app: FastAPI, *, secured: bool) -> None:
     """Put into OpenAPI what FastAPI does not see: the body that `create_video` reads by itself, and the keys."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
         whole = made()
         parts = whole.setdefault("components", {})
-        for model in (schemas.VideoCreate,):
-            parts["schemas"].setdefault(model.__name__, model.model_json_schema())
-        parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        whole["security"] = [{"key": []}]
+        bodies: list[tuple[type[BaseModel], Any]] = [
+            (schemas.VideoCreate, "validation"),
+            (PredictionCreate, "validation"),
+        ]
+        _, found = models_json_schema(bodies, ref_template="#/components/schemas/{model}")
+        parts["schemas"] |= found["$defs"]
+        if secured:
+            parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            whole["security"] = [{"key": []}]
         return whole
 
     app.openapi = openapi  # type: ignore[method-assign]

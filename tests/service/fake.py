@@ -21,7 +21,7 @@ from models.service.keys import Keys
 from models.service.serve import serve
 from models.service.settings import Settings
 
-SIZE = 300_000
+SIZE, BIG = 300_000, 60_000_000
 
 
 def video_of(name: str) -> bytes:
@@ -79,7 +79,7 @@ class FakeEngine:
         progress("decode", 0, 1)
         meet("decode")
         progress("write", 0, 1)
-        (folder / VIDEO).write_bytes(video_of(job.id))
+        (folder / VIDEO).write_bytes(b"x" * BIG if "big" in words else video_of(job.id))
         meet("write")
         self._note("made", job.id)
         return Result({"denoise": 0.5, "decode": 0.25}, {"computed": 2 * steps, "reused": 0})
@@ -102,9 +102,9 @@ def main() -> None:
     from scripts import interrupts
 
     folder, words = Path(sys.argv[1]), sys.argv[3:]
-    settings = Settings(
-        folder, queue=3 if "small" in words else 1000, on_stop="finish" if "finish" in words else "park"
-    )
+    settings = Settings(folder, queue=3 if "small" in words else 1000)
+    if "finish" in words:
+        settings = replace(settings, on_stop="finish")
     if "slow" in words:
         settings = replace(settings, body_seconds=2.0, send_seconds=2.0)
     stated = os.environ.get("MOCHI_TT_KEYS", "")

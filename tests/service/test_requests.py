@@ -36,7 +36,7 @@ def test_every_setting_of_generate_is_a_field():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "frames"), [(4, 121), (1, 31), (0.01, 1), (0.1, 1), (0.12, 7), (0.2, 7), (5.4, 163), (2, 61)]
+    ("seconds", "frames"), [(4, 121), (1, 31), (0.01, 1), (0.1, 1), (0.14, 7), (0.2, 7), (5.4, 163), (2, 61)]
 )
 def test_seconds_become_the_nearest_frames_of_the_grid(planner, seconds, frames):
     assert planner.plan({"prompt": "a red ball", "seconds": seconds}).about["num_frames"] == frames

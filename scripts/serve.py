@@ -68,7 +68,7 @@ def serve(
 ) -> None:
     """Serve videos over HTTP: /v1/videos, as OpenAI's clients speak it. SIGTERM or Ctrl-C ends it in order."""
     options: dict[str, Any] = locals()
-    for package in ("fastapi", "uvicorn", "multipart", "prometheus_client"):
+    for package in ("fastapi", "uvicorn", "pydantic", "python_multipart", "prometheus_client"):
         require(package, _EXTRA, "mochi-tt serve")
     from models.service.serve import serve as run
 

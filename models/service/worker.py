@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from secrets import token_hex
 from typing import Any
@@ -98,7 +99,7 @@ class _Worker:
         self._jobs, self._engine, self._link, self._name = jobs, engine, link, name
         self._files = Files(settings.results)
         self._job: Job | None = None
-        self._unwanted = threading.Event()
+        self._lock, self._unwanted = threading.Lock(), threading.Event()
         self._stop: str | None = None
         self.stopped = threading.Event()
 
@@ -125,21 +126,19 @@ class _Worker:
             job = self._job
             if job is None:
                 continue
-            if not self._unwanted.is_set():
-                if self._stop == "park":
+            unwanted = self._stop == "park" or self._unwanted.is_set()
+            with suppress(StoreUnavailable):
+                unwanted = unwanted or not self._jobs.is_wanted(job.id, self._name)
+            with self._lock:  # The next job must not be met by what was meant for this one.
+                if unwanted and self._job is job:
                     self._unwanted.set()
-                try:
-                    if not self._jobs.is_wanted(job.id, self._name):
-                        self._unwanted.set()
-                except StoreUnavailable:
-                    pass
-            if self._unwanted.is_set() and self._job is job:
-                self._engine.interrupt()
+                    self._engine.interrupt()
 
     def _do(self, job: Job) -> None:
         """Run a job, and write how it ended, once."""
-        self._unwanted.clear()
-        self._job = job
+        with self._lock:
+            self._unwanted.clear()
+            self._job = job
         self._link.send("job", job.id)
         start = time.monotonic()
         log("job started", job=job.id, worker=self._name, **_sizes(job))
@@ -156,7 +155,8 @@ class _Worker:
             outcome = Outcome(CANCELLED, None, messages)
         except Exception as error:
             outcome, broken = _failure(error, job, messages)
-        self._job = None  # From here on nobody interrupts.
+        with self._lock:
+            self._job = None
         self._end(job, outcome)
         log("job ended", job=job.id, worker=self._name, state=outcome.state, seconds=round(time.monotonic() - start, 3))
         self._link.send("job", None)
@@ -215,11 +215,9 @@ class _Progress:
             return
         self._stage, self._last = stage, now
         first, last = _SPANS.get(stage, (0, 0))
-        try:
-            share = first + (last - first) * done // max(total, 1)
+        share = first + (last - first) * done // max(total, 1)
+        with suppress(StoreUnavailable):  # The next one may get through; only how a job ends is written without fail.
             self._jobs.report(self._job.id, self._worker, stage, done, total, share)
-        except StoreUnavailable:
-            pass  # The next one may get through; only how a job ends is written without fail.
 
 
 def _failure(error: Exception, job: Job, messages: list[str]) -> tuple[Outcome, Exception | None]:

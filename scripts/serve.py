@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +17,6 @@ from models.machine.paths import is_dir
 from models.service.keys import ENVIRONMENT, Keys
 from models.service.settings import GIGABYTE, Settings
 from scripts.options import HELP, request
-
-_EXTRA = "serve"
 
 
 def serve(
@@ -67,28 +66,50 @@ def serve(
     ] = "park",
 ) -> None:
     """Serve videos over HTTP: /v1/videos, as OpenAI's clients speak it. SIGTERM or Ctrl-C ends it in order."""
-    options: dict[str, Any] = locals()
+    _run(locals(), page=False)
+
+
+def ui(**options: Any) -> None:
+    """Serve videos with a page for browsers at /ui, and over HTTP as `serve` does, with the same options."""
+    _run(options, page=True)
+
+
+# typer reads a command's options from its signature.
+ui.__signature__ = inspect.signature(serve, eval_str=True)  # type: ignore[attr-defined]
+ui.__annotations__ = serve.__annotations__
+
+
+def _run(options: dict[str, Any], *, page: bool) -> None:
+    command = "mochi-tt ui" if page else "mochi-tt serve"
     for package in ("fastapi", "uvicorn", "pydantic", "python_multipart", "prometheus_client"):
-        require(package, _EXTRA, "mochi-tt serve")
+        require(package, "serve", command)
+    if page:
+        require("gradio", "ui", command)
     from models.service.serve import serve as run
 
-    if lora_folder is not None and not is_dir(lora_folder):
-        raise InputError(f"lora-folder {lora_folder} is no folder: name one")
+    own = {name: options.pop(name) for name in ("host", "port", "keys", "folder", "lora_folder")}
+    if own["lora_folder"] is not None and not is_dir(own["lora_folder"]):
+        raise InputError(f"lora-folder {own['lora_folder']} is no folder: name one")
     settings = Settings(
-        Path(folder),
-        queue=queue,
-        keep_seconds=3600 * keep_hours,
-        keep_bytes=round(GIGABYTE * keep_gb),
-        stall_seconds=60 * stall_minutes,
-        on_stop=on_stop,
+        Path(own["folder"]),
+        queue=options["queue"],
+        keep_seconds=3600 * options["keep_hours"],
+        keep_bytes=round(GIGABYTE * options["keep_gb"]),
+        stall_seconds=60 * options["stall_minutes"],
+        on_stop=options["on_stop"],
     )
-    print(f"mode {MODES[check_mode(mode)]}", flush=True)
+    print(f"mode {MODES[check_mode(options['mode'])]}", flush=True)
+
+    def started(address: str) -> None:
+        print(f"serving {options['model']} at {address}" + (f", its page at {address}/ui" if page else ""), flush=True)
+
     run(
         settings,
-        request({name: value for name, value in options.items() if name not in ("host", "port", "keys", "folder")}),
-        host=host,
-        port=port,
-        keys=Keys.read(keys, os.environ.get(ENVIRONMENT)),
-        lora_folder=None if lora_folder is None else Path(lora_folder),
-        on_start=lambda address: print(f"serving {model} at {address}", flush=True),
+        request(options),
+        host=own["host"],
+        port=own["port"],
+        keys=Keys.read(own["keys"], os.environ.get(ENVIRONMENT)),
+        lora_folder=None if own["lora_folder"] is None else Path(own["lora_folder"]),
+        page=page,
+        on_start=started,
     )

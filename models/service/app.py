@@ -199,7 +199,7 @@ def make_app(service: Service, keys: Keys, page: str | None = None) -> FastAPI:
     Args:
         service: what the routes call.
         keys: who may ask.
-        page: a path below which a page will be mounted, which brings its own Content-Security-Policy.
+        page: the path where a page will be mounted; None for none.
     """
     app = FastAPI(
         title="mochi-tt serve",

@@ -32,6 +32,11 @@ _HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "cache-control": "no-store",
 }
+_PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' blob:; frame-ancestors 'none'"
+)
+"""The page's scripts are its own, and it may load nothing from elsewhere."""
 _LOCAL_KEY = Key(LOCAL, b"")
 
 
@@ -56,7 +61,7 @@ class Guard:
             body_bytes: most of a request.
             body_seconds: in which it must have come.
             count: called with the route, the status and the seconds of every request.
-            page: a path below which a page brings its own Content-Security-Policy.
+            page: the path of a page, which needs no key for itself; None for none.
         """
         self._app, self._keys, self._count, self._page = app, keys, count, page
         self._body_bytes, self._body_seconds = body_bytes, body_seconds
@@ -75,8 +80,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request
                 for name, value in _HEADERS.items():
-                    if not (self._page and name == "content-security-policy" and scope["path"].startswith(self._page)):
-                        headers.setdefault(name, value)
+                    of_page = name == "content-security-policy" and self._is_page(scope["path"])
+                    headers.setdefault(name, _PAGE_POLICY if of_page else value)
                 if status in (401, 408, 413):
                     headers["connection"] = "close"  # Its body is not read.
             await send(message)
@@ -121,7 +126,7 @@ class Guard:
             self._check_origin(headers)
             return _LOCAL_KEY
         key = self._keys.find(headers.get("authorization"))
-        if key is None and path not in OPEN:
+        if key is None and path not in OPEN and not self._is_page(path):
             raise ServiceError(
                 401,
                 "a key is missing or wrong: send the header Authorization: Bearer KEY",
@@ -130,6 +135,10 @@ class Guard:
                 {"WWW-Authenticate": "Bearer"},
             )
         return key
+
+    def _is_page(self, path: str) -> bool:
+        """Return whether a path is the page's, which asks for a key by itself and signs its links to files."""
+        return self._page is not None and (path in ("/", self._page) or path.startswith(f"{self._page}/"))
 
     def _check_origin(self, headers: Headers) -> None:
         """Refuse what a page of another site sends through the browser of who sits here: there is no key to know it by.

@@ -46,6 +46,7 @@ def serve(
     keys: Keys | None = None,
     lora_folder: Path | None = None,
     make_engine: MakeEngine | None = None,
+    page: bool = False,
     on_start: Callable[[str], None] = print,
 ) -> None:
     """Serve until an interrupt.
@@ -58,6 +59,7 @@ def serve(
         keys: who may ask.
         lora_folder: whose LoRAs clients may name.
         make_engine: makes the worker's engine, in its process; the pipeline's by default.
+        page: whether to mount the page (`models.service.page`).
         on_start: called with a line that names the address, once requests are answered.
 
     Raises:
@@ -78,7 +80,7 @@ def serve(
         jobs = open_store(settings.database)
         supervisor = Supervisor(settings, jobs, make_engine or partial(PipelineEngine, request, lora_folder))
         service = Service(settings, jobs, planner, supervisor)
-        server = _server(service, keys)
+        server = _server(service, keys, page=page)
         _log_libraries()
         address, bound = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
@@ -179,15 +181,22 @@ def _listening(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _server(service: Service, keys: Keys) -> uvicorn.Server:
+def _server(service: Service, keys: Keys, *, page: bool) -> uvicorn.Server:
     settings = service.settings
+    if page:
+        from models.service.page import PATH, mount
+
+        app = make_app(service, keys, PATH)
+        mount(app, service, keys)
+    else:
+        app = make_app(service, keys)
     return uvicorn.Server(
         uvicorn.Config(
-            make_app(service, keys),
+            app,
             http=patient(settings.body_seconds, settings.send_seconds),
             ws="none",
             loop="asyncio",
-            lifespan="off",
+            lifespan="on" if page else "off",  # gradio's queue begins there
             log_config=None,
             access_log=False,
             server_header=False,

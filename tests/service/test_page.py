@@ -89,11 +89,18 @@ class Visit:
 SMALL = {"Width": 32, "Height": 32, "Frames": 7}
 
 
-def test_a_video_from_typing_to_playing(browser, tmp_path):
+@pytest.fixture
+def picture(request):
+    """Write a picture of a page to the folder of `--screenshots`, if there is one."""
+    folder = request.config.getoption("--screenshots")
+    return lambda visit, name: folder and visit.page.screenshot(path=Path(folder, name), full_page=True)
+
+
+def test_a_video_from_typing_to_playing(browser, tmp_path, picture):
     with serving(tmp_path / "place") as address:
         visit = Visit(browser, address)
         assert "There is no card here" in visit.page.inner_text("body")
-        visit.ask("a red ball rolls to the left", Steps=30, **SMALL)
+        visit.ask("a red ball rolls to the left", Steps=30, Width=64, Height=64, Frames=7)
         steps = set()
         end = time.monotonic() + 90
         while visit.page.evaluate(STATE) != "completed":
@@ -105,6 +112,7 @@ def test_a_video_from_typing_to_playing(browser, tmp_path):
         visit.page.wait_for_function("() => document.querySelector('video').readyState >= 3", timeout=20_000)
         visit.page.evaluate("() => document.querySelector('video').play()")
         visit.page.wait_for_function("() => document.querySelector('video').currentTime > 0.05", timeout=20_000)
+        picture(visit, "page.png")
         with visit.page.expect_download() as download:
             visit.page.click("text=Download the mp4")
         assert Path(download.value.path()).read_bytes()[4:8] == b"ftyp"
@@ -135,6 +143,8 @@ def test_a_video_from_typing_to_playing(browser, tmp_path):
         assert phone.page.locator("#mochi-list label").count() == 2, "videos outlive the service"
         phone.page.locator("#mochi-list label").nth(1).click()
         phone.until("completed", 30)
+        phone.page.wait_for_function("() => document.querySelector('video').readyState >= 3", timeout=20_000)
+        picture(phone, "page_phone.png")
         phone.check()
         phone.context.close()
     context.close()

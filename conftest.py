@@ -41,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--accuracy", action="store_true", help="print the worst accuracy that each test measured")
     parser.addoption("--evidence", metavar="FILE", help="add a line to FILE per test: the op configurations it ran")
+    parser.addoption("--screenshots", metavar="FOLDER", help="write the pictures of the page that the documents show")
     parser.addoption("--system", help="run every test on this mock system, such as galaxy-torus, and not on its own")
     parser.addoption("--outcomes-to", type=int, metavar="DESCRIPTOR", help="for the suite's own use: see tests.systems")
 

@@ -52,6 +52,8 @@ COMMANDS = {
     "measure": _Command("scripts.measure", "measure", "Seconds of one video: measured on cards, projected without."),
     "layouts": _Command("scripts.layouts", "layouts", "Compare all layouts of a system by dry runs."),
     "calibrate": _Command("scripts.calibrate", "calibrate", "Find the steps that may reuse blocks of earlier ones."),
+    "serve": _Command("scripts.serve", "serve", "Serve videos over HTTP: /v1/videos, as OpenAI's clients speak it."),
+    "ui": _Command("scripts.serve", "ui", "Serve videos with a page for browsers at /ui, with the options of serve."),
     "evaluate": _Command("scripts.evaluate", "evaluate", "Judge the tiny model's videos, and compare with PyTorch."),
     "cache": _Command("scripts.cache", "app", "The store of converted weights: build, list, verify, prune."),
     "download": _Command("scripts.cache", "download", "Fetch a checkpoint from the Hugging Face hub."),

@@ -285,11 +285,22 @@ def make(
         Cancelled: `pipe.interrupt()` ended the run.
         OSError: the latents cannot be written.
     """
-    from models.jobs.latents import save_latents
-    from models.mochi.outputs import MochiOutput
-    from models.mochi.vae.frames import are_flat, to_uint8
-
     tell = on_message or (lambda line: None)
+    output = make_latents(pipe, job, progress, tell)
+    if job.request.save_latents:
+        keep_latents(output, job)
+    frames, decode_seconds = make_frames(pipe, output.frames, progress, tell)
+    return Made(frames, output, pipe.mesh.system, output.seconds | {"decode": decode_seconds})
+
+
+def make_latents(pipe: MochiPipeline, job: Job, progress: Progress | None, tell: Message) -> MochiOutput:
+    """Make the latents of a job's video with an open pipeline.
+
+    Raises:
+        Cancelled: `pipe.interrupt()` ended the run.
+    """
+    from models.mochi.outputs import MochiOutput
+
     request, video = job.request, job.video
     if request.prompt == "":
         tell(_EMPTY[job.setup.conventions.empty_prompt])
@@ -321,25 +332,42 @@ def make(
     assert isinstance(output, MochiOutput)
     if not output.is_complete:
         raise Cancelled("the video was cancelled: nothing is written")
-    if request.save_latents:
-        about = {
-            "prompt": request.prompt,
-            "fps": video.settings.fps,
-            "seed": video.settings.seed,
-        } | decoded_by(job.setup)
-        save_latents(output.frames, job.latents_file, about)
-    start = perf_counter()
-    frames = to_uint8(pipe.decode(output.frames, "np", progress=progress)[0])
-    if are_flat(frames):
-        tell(FLAT)
-    seconds = output.seconds | {"decode": round(perf_counter() - start, 3)}
     for name, encoded in (("prompt", output.prompts), ("negative prompt", output.negatives)):
         if encoded and encoded[0].num_truncated:
             tell(
                 f"the {name} is too long: its last {encoded[0].num_truncated} tokens were cut, "
                 f"{encoded[0].num_tokens} are used"
             )
-    return Made(frames, output, pipe.mesh.system, seconds)
+    return output
+
+
+def keep_latents(output: MochiOutput, job: Job) -> None:
+    """Write latents beside the video that they will be, with what decoding them takes.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    from models.jobs.latents import save_latents
+
+    about = {
+        "prompt": job.request.prompt,
+        "fps": job.video.settings.fps,
+        "seed": job.video.settings.seed,
+    } | decoded_by(job.setup)
+    save_latents(output.frames, job.latents_file, about)
+
+
+def make_frames(
+    pipe: MochiPipeline, latents_BCTHW: Any, progress: Progress | None, tell: Message
+) -> tuple[np.ndarray, float]:
+    """Decode latents to frames uint8 [F, H, W, 3], and return them and the seconds that it took."""
+    from models.mochi.vae.frames import are_flat, to_uint8
+
+    start = perf_counter()
+    frames = to_uint8(pipe.decode(latents_BCTHW, "np", progress=progress)[0])
+    if are_flat(frames):
+        tell(FLAT)
+    return frames, round(perf_counter() - start, 3)
 
 
 def write(made: Made, job: Job, progress: Progress | None = None, more: Mapping[str, Any] | None = None) -> Path:

@@ -1,0 +1,161 @@
+"""The folders of jobs: where results lie, how they are served, and how they go.
+
+Every path is made of a name that the store made. What a client sends is only ever looked up in the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from models.service.jobs import ENDED, ID_PATTERN, JobStore
+
+VIDEO, RECORD = "video.mp4", "record.json"
+LATENTS = "video.latents.safetensors"
+PREVIEW = "preview.png"
+PIECE = 1 << 18
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+
+
+class Files:
+    """The folders of all jobs, each by the job's name."""
+
+    def __init__(self, root: Path) -> None:
+        """Take the folder that holds them."""
+        self.root = root
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of a job."""
+        assert re.fullmatch(ID_PATTERN, name), name
+        return self.root / name
+
+    def make(self, name: str) -> Path:
+        """Return the folder of a job, and make it.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        folder = self.folder(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def open(self, name: str, file: str = VIDEO) -> BinaryIO | None:
+        """Open a file of a job, or return None; what is open stays readable though it be deleted."""
+        try:
+            return open(self.folder(name) / file, "rb")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def remove(self, name: str) -> None:
+        """Delete all files of a job."""
+        shutil.rmtree(self.folder(name), ignore_errors=True)
+
+    def drop_latents(self, name: str) -> None:
+        """Delete what only an unfinished run needs."""
+        for file in (LATENTS, RECORD):
+            (self.folder(name) / file).unlink(missing_ok=True)
+
+    def sweep(self, jobs: JobStore) -> list[str]:
+        """Delete the folders that belong to no job that is to keep one; return their names.
+
+        Folders are listed first: a job that comes meanwhile has none yet.
+        """
+        there = [entry for entry in os.listdir(self.root) if re.fullmatch(ID_PATTERN, entry)]
+        states = jobs.holds()
+        gone = [name for name in there if states.get(name) in (None, "failed", "cancelled")]
+        for name in gone:
+            self.remove(name)
+        for name in there:
+            if states.get(name) == "completed":
+                self.drop_latents(name)
+        return gone
+
+
+def measured(path: Path) -> tuple[int, str]:
+    """Return the size of a file in bytes and its SHA-256.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return os.fstat(file.fileno()).st_size, digest
+
+
+class BadRange(Exception):
+    """No byte of the file is in the range."""
+
+
+def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """Return the first byte and the one behind the last of a Range header; None for the whole file.
+
+    What is no single range of bytes is ignored, as RFC 9110 (14.2) allows.
+
+    Raises:
+        BadRange: it begins behind the end.
+    """
+    match = _RANGE.fullmatch((header or "").strip())
+    if match is None or not (match[1] or match[2]):
+        return None
+    if not match[1]:
+        last = int(match[2])
+        if last == 0:
+            raise BadRange
+        return max(0, size - last), size
+    first = int(match[1])
+    end = size if not match[2] else min(size, int(match[2]) + 1)
+    if match[2] and int(match[2]) < first:
+        return None
+    if first >= size:
+        raise BadRange
+    return first, end
+
+
+def pieces(file: BinaryIO, first: int, end: int) -> Iterator[bytes]:
+    """Yield bytes of an open file, and close it."""
+    with file:
+        file.seek(first)
+        left = end - first
+        while left > 0:
+            read = file.read(min(PIECE, left))
+            if not read:
+                return
+            left -= len(read)
+            yield read
+
+
+class Janitor:
+    """Lets results expire, by age and by size, and deletes what nothing refers to."""
+
+    def __init__(
+        self, jobs: JobStore, files: Files, *, keep_seconds: float, keep_bytes: int, clock: Callable[[], float]
+    ) -> None:
+        """Take the bounds; `clock` is monotonic."""
+        self._jobs, self._files, self._clock = jobs, files, clock
+        self._keep_seconds, self._keep_bytes = keep_seconds, keep_bytes
+        self._last = clock()
+
+    def clean(self) -> tuple[list[str], list[str]]:
+        """Clean once; return the names of results that expired and of folders that belonged to none.
+
+        Raises:
+            StoreUnavailable: the store is locked.
+            OSError: the folder cannot be listed.
+        """
+        now = self._clock()
+        self._jobs.tick(now - self._last)
+        self._last = now
+        expired = self._jobs.expire(older=self._keep_seconds, most_bytes=self._keep_bytes)
+        for name in expired:
+            self._files.remove(name)
+        swept = self._files.sweep(self._jobs)
+        self._jobs.forget(max(30 * 86400.0, 2 * self._keep_seconds))
+        return expired, swept
+
+
+assert set(ENDED) == {"completed", "failed", "cancelled"}

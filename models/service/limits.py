@@ -1,0 +1,262 @@
+"""What a connection may do: who it is, how much and how slowly it may send and read, and what every answer carries.
+
+`Guard` is the outermost layer of the application. `PatientProtocol` is uvicorn's protocol with limits on time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from asyncio import TimerHandle, Transport
+from collections.abc import Callable
+from secrets import token_hex
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from models.service.errors import ServiceError, body
+from models.service.keys import LOCAL, Key, Keys, is_loopback
+from models.service.log import log, log_error
+
+OPEN = ("/health", "/ready", "/tt-liveness", "/openapi.json")
+"""Paths that need no key: they say nothing of anybody's jobs."""
+_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "cache-control": "no-store",
+}
+_PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' blob:; frame-ancestors 'none'"
+)
+"""The page's scripts are its own, and it may load nothing from elsewhere."""
+_LOCAL_KEY = Key(LOCAL, b"")
+
+
+class Guard:
+    """Knows who asks, bounds what is sent, adds headers, logs, and turns what nobody expected into an answer."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        *,
+        body_bytes: int,
+        body_seconds: float,
+        count: Callable[[str, int, float], None] = lambda route, status, seconds: None,
+        page: str | None = None,
+    ) -> None:
+        """Wrap an application.
+
+        Args:
+            app: the application.
+            keys: who may ask; without any, everybody on this machine.
+            body_bytes: most of a request.
+            body_seconds: in which it must have come.
+            count: called with the route, the status and the seconds of every request.
+            page: the path of a page, which needs no key for itself; None for none.
+        """
+        self._app, self._keys, self._count, self._page = app, keys, count, page
+        self._body_bytes, self._body_seconds = body_bytes, body_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status, request = time.perf_counter(), 0, token_hex(8)
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request
+                for name, value in _HEADERS.items():
+                    of_page = name == "content-security-policy" and self._is_page(scope["path"])
+                    headers.setdefault(name, _PAGE_POLICY if of_page else value)
+                if status in (401, 408, 413):
+                    headers["connection"] = "close"  # Its body is not read.
+            await send(message)
+
+        try:
+            key = self._admit(Headers(scope=scope), scope["path"])
+            scope.setdefault("state", {})["key"] = key
+            await self._app(scope, self._bounded(receive), answer)
+        except ServiceError as error:
+            if not status:
+                await _refuse(error, answer)
+        except Exception as error:
+            log_error("fault of the service", error, request=request, path=_route(scope))
+            if not status:
+                await _refuse(
+                    ServiceError(500, f"the service failed; its log has the reason ({request})", "internal_error"),
+                    answer,
+                )
+        seconds = time.perf_counter() - start
+        self._count(_route(scope), status, seconds)
+        key = scope.get("state", {}).get("key")
+        log(
+            "request",
+            request=request,
+            method=scope["method"],
+            route=_route(scope),
+            status=status,
+            ms=round(1000 * seconds, 1),
+            owner=None if key is None else key.name,
+        )
+
+    def _admit(self, headers: Headers, path: str) -> Key | None:
+        """Return who asks; None for an open path.
+
+        Raises:
+            ServiceError: nobody who may; or a body that is too large.
+        """
+        length = headers.get("content-length")
+        if length is not None and length.isdigit() and int(length) > self._body_bytes:
+            raise self._too_large()
+        if not self._keys:
+            self._check_origin(headers)
+            return _LOCAL_KEY
+        key = self._keys.find(headers.get("authorization"))
+        if key is None and path not in OPEN and not self._is_page(path):
+            raise ServiceError(
+                401,
+                "a key is missing or wrong: send the header Authorization: Bearer KEY",
+                "invalid_api_key",
+                None,
+                {"WWW-Authenticate": "Bearer"},
+            )
+        return key
+
+    def _is_page(self, path: str) -> bool:
+        """Return whether a path is the page's, which asks for a key by itself and signs its links to files."""
+        return self._page is not None and (path in ("/", self._page) or path.startswith(f"{self._page}/"))
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Refuse what a page of another site sends through the browser of who sits here: there is no key to know it by.
+
+        Raises:
+            ServiceError: the name or the origin is not of this machine.
+        """
+        host = _host(headers.get("host", ""))
+        if not is_loopback(host):
+            raise ServiceError(403, "a service without keys answers to the name of this machine only", "wrong_host")
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            raise ServiceError(403, "a service without keys answers to no page of another origin", "wrong_origin")
+        if headers.get("sec-fetch-site") == "cross-site":
+            raise ServiceError(403, "a service without keys answers to no page of another site", "wrong_origin")
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """Return a receiver that gives up on bodies that are too long or come too slowly."""
+        end, got, done = time.monotonic() + self._body_seconds, 0, False
+
+        async def bounded() -> Message:
+            nonlocal got, done
+            if done:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(end - time.monotonic(), 0.001))
+            except TimeoutError:
+                raise ServiceError(
+                    408, f"the request did not come within {self._body_seconds:g} seconds", "request_timeout"
+                ) from None
+            got += len(message.get("body", b""))
+            done = message["type"] != "http.request" or not message.get("more_body", False)
+            if got > self._body_bytes:
+                raise self._too_large()
+            return message
+
+        return bounded
+
+    def _too_large(self) -> ServiceError:
+        return ServiceError(
+            413, f"the request has more than {self._body_bytes} bytes, the most that is read", "too_large"
+        )
+
+
+def _host(text: str) -> str:
+    try:
+        return urlsplit(f"//{text}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _route(scope: Scope) -> str:
+    """Return the pattern of a request's route: a path could be anything."""
+    route = scope.get("route")
+    return getattr(route, "path", "none")
+
+
+def encoded(content: Any) -> bytes:
+    """Return JSON as ASCII: it holds what clients sent, which need be no Unicode."""
+    return json.dumps(content).encode("ascii")
+
+
+async def _refuse(error: ServiceError, send: Send) -> None:
+    content = encoded(body(error.status, error.message, error.code, error.param))
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def patient(head_seconds: float, send_seconds: float) -> type[H11Protocol]:
+    """Return uvicorn's protocol with limits on the time of a request's head and of a stalled reader.
+
+    uvicorn itself waits for both without end.
+    """
+
+    class PatientProtocol(H11Protocol):
+        """Closes connections that send no whole head, or do not read what they are sent."""
+
+        _head: TimerHandle | None = None
+        _stalled: TimerHandle | None = None
+
+        def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._wait_for_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._head = _ended(self._head)
+            elif self._head is None:
+                self._wait_for_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._head, self._stalled = _ended(self._head), _ended(self._stalled)
+            super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._stalled = _ended(self._stalled)
+            self._stalled = self.loop.call_later(send_seconds, self._give_up)
+
+        def resume_writing(self) -> None:
+            self._stalled = _ended(self._stalled)
+            super().resume_writing()
+
+        def _wait_for_head(self) -> None:
+            self._head = self.loop.call_later(head_seconds, self._give_up)
+
+        def _give_up(self) -> None:
+            log("connection closed: too slow")
+            self.transport.abort()
+
+    return PatientProtocol
+
+
+def _ended(timer: TimerHandle | None) -> TimerHandle | None:
+    """Cancel a timer, and return what stands for none."""
+    if timer is not None:
+        timer.cancel()
+    return None

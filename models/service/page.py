@@ -1,0 +1,369 @@
+"""The page: a form, the video that was chosen with its progress, and all videos of who asks.
+
+It calls the functions of `Service`, as the routes do, so a closed tab loses nothing: jobs are in the store, and the
+browser only keeps which one was chosen. It loads nothing from other machines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import RedirectResponse, Response
+
+from models.machine.files import renamed_when_done
+from models.mochi.presets import presets
+from models.service.errors import ServiceError
+from models.service.http import checked, content_of
+from models.service.jobs import CANCELLING, COMPLETED, IN_PROGRESS, QUEUED, StoreUnavailable
+from models.service.keys import LOCAL, Key, Keys
+from models.service.service import Service, unavailable
+
+if TYPE_CHECKING:
+    import gradio
+
+PATH = "/ui"
+FEWEST, MOST = 20, 100
+"""Videos in the list, and after a click for more."""
+_SECONDS = 1.0
+_LOCAL_KEY = Key(LOCAL, b"")
+_WORDS = {
+    "queued": "waits",
+    "in_progress": "is made",
+    "cancelling": "is being cancelled",
+    "completed": "is done",
+    "failed": "failed",
+    "cancelled": "was cancelled",
+}
+_MARKS = {"queued": "…", "in_progress": "▶", "cancelling": "▶", "completed": "✓", "failed": "✗", "cancelled": "-"}
+_STYLE = """
+.mochi-view progress { width: 100%; height: 1.2em; }
+.mochi-view video, .mochi-view img { width: 100%; max-height: 70vh; background: #000; border-radius: 6px; }
+.mochi-view p { overflow-wrap: anywhere; margin: 0.4em 0; }
+.mochi-error { color: #b00020; font-weight: 600; }
+#mochi-list label { width: 100%; }
+"""
+
+
+def mount(app: FastAPI, service: Service, keys: Keys) -> None:
+    """Mount the page on the application of a service, below `PATH`.
+
+    Args:
+        app: of `models.service.app.make_app` with `page=PATH`.
+        service: whose functions it calls.
+        keys: who may ask; with some the page asks for one.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported, which is below
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(service.settings.folder / "page"))
+    import gradio as gr
+
+    page = Page(service, keys)
+    app.include_router(page.routes())
+    system = ["system-ui", "sans-serif"]
+    theme = gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"])
+    gr.mount_gradio_app(
+        app, page.blocks(gr), PATH, theme=theme, css=_STYLE, footer_links=[], run_history=False, ssr_mode=False
+    )
+
+
+class Page:
+    """What the page shows and does; every method may be called from any thread."""
+
+    def __init__(self, service: Service, keys: Keys) -> None:
+        """Take the service; links to files are signed with a secret of its folder, so that they outlive a restart."""
+        self._service, self._keys = service, keys
+        self._secret = _secret_of(service.settings.folder / "page.secret")
+
+    def owner(self, typed: str | None) -> Key:
+        """Return who asks, by the key that was typed.
+
+        Raises:
+            ServiceError: the key is none.
+        """
+        if not self._keys:
+            return _LOCAL_KEY
+        found = self._keys.find(f"Bearer {typed or ''}")
+        if found is None:
+            raise ServiceError(401, "this key is not known: type the one that you were given", "invalid_api_key")
+        return found
+
+    def submit(self, typed: str | None, fields: Mapping[str, Any]) -> str:
+        """Queue a video, and return its name. Fields that were left empty are left out; no seed draws one.
+
+        Raises:
+            ServiceError: a field breaks its rule, or a bound is reached.
+        """
+        given = {name: value for name, value in fields.items() if value not in (None, "", [])}
+        given.setdefault("seed", secrets.randbelow(2**31))
+        return self._service.submit(self.owner(typed), checked(given)).id
+
+    def choices(self, typed: str | None, most: int) -> list[tuple[str, str]]:
+        """Return the newest videos of who asks, as what is read of each and its name."""
+        jobs, _ = self._service.page(self.owner(typed).name, most, None, "desc")
+        made = []
+        for shown in self._service.shown(*jobs):
+            seed = shown["settings"].get("seed")
+            about = f"{shown['size']}, {float(shown['seconds']):.3g} s, seed {seed}"
+            made.append((f"{_MARKS[shown['status']]} {shown['prompt'][:80]} ({about})", shown["id"]))
+        return made
+
+    def view(self, typed: str | None, name: str | None) -> str:
+        """Return the chosen video as HTML: what it is, its progress, preview or the video itself."""
+        if not name:
+            return "<div class='mochi-view'><p>Describe a video and press the button, or choose one below.</p></div>"
+        job = self._service.get(name, self.owner(typed).name)
+        (shown,) = self._service.shown(job)
+        lines = [f"<p><b>{escape(shown['prompt'])}</b></p>", f"<p>{escape(sentence(shown))}</p>"]
+        if not job.has_ended:
+            lines.append(f"<progress max='100' value='{shown['progress']}'></progress>")
+            if (folder := self._service.files.folder(name) / "preview.png").exists():
+                stamp = folder.stat().st_mtime_ns
+                lines.append(f"<img alt='preview' src='{self._link(name, 'preview.png')}?at={stamp}'>")
+        elif job.state == COMPLETED and not job.expired:
+            link = self._link(name, "video.mp4")
+            lines.append(f"<video controls loop playsinline preload='auto' src='{link}'></video>")
+            lines.append(f"<p><a href='{link}' download='{name}.mp4'>Download the mp4</a></p>")
+        if shown["error"]:
+            lines.append(f"<p class='mochi-error'>{escape(shown['error']['message'])}</p>")
+        lines += [f"<p>{escape(message)}</p>" for message in shown["messages"]]
+        return f"<div class='mochi-view' data-state='{job.state}' data-step='{job.step}'>{''.join(lines)}</div>"
+
+    def may_cancel(self, typed: str | None, name: str | None) -> bool:
+        """Return whether the chosen video can be cancelled."""
+        return bool(name) and self._service.get(str(name), self.owner(typed).name).state in (QUEUED, IN_PROGRESS)
+
+    def fields(self, typed: str | None, name: str) -> dict[str, Any]:
+        """Return the fields with which a video was asked for, its seed among them."""
+        job = self._service.get(name, self.owner(typed).name)
+        return {"seed": job.about["seed"], **job.fields}
+
+    def routes(self) -> APIRouter:
+        """Return the routes of files, by signed links, since a browser's video element sends no key; and of `/`."""
+        router = APIRouter()
+
+        @router.get("/", include_in_schema=False)
+        def root() -> Response:
+            return RedirectResponse(PATH)
+
+        @router.get(PATH + "/files/{name}/{sign}/{file}", include_in_schema=False)
+        def file_of(request: Request, name: str, sign: str, file: str) -> Response:
+            if not hmac.compare_digest(self._sign(name, file), sign):
+                raise ServiceError(404, "this link is not valid", "not_found")
+            if file == "preview.png":
+                return content_of(request, self._service.preview(name, None), None, "image/png")
+            return content_of(request, self._service.content(name, None), f"{name}.mp4")
+
+        return router
+
+    def _link(self, name: str, file: str) -> str:
+        return f"{PATH}/files/{name}/{self._sign(name, file)}/{file}"
+
+    def _sign(self, name: str, file: str) -> str:
+        return hmac.new(self._secret, f"{name}/{file}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+
+    def heading(self) -> str:
+        """Return what stands on top, in Markdown: the model, and what a machine without cards means."""
+        setup = self._service.planner.setup
+        lines = [f"# Videos from text\n{escape(self._service.planner.name)}, mesh {setup.mesh_shape[0]}x"]
+        lines[0] += f"{setup.mesh_shape[1]}, precision {setup.precision.name}"
+        if setup.mode != "hardware":
+            lines.append(
+                "**There is no card here.** This host computes the numbers of a mock mesh: the videos are right, and "
+                "their seconds say nothing of cards."
+            )
+        return "\n\n".join(lines)
+
+    def blocks(self, gr: Any) -> gradio.Blocks:
+        """Return the page of gradio."""
+        defaults, loras = self._service.planner.setup.defaults, sorted(self._service.planner.loras())
+
+        def number(label: str, info: str) -> Any:
+            """Return a field that may stay empty, which gradio's own fields of numbers may not."""
+            return gr.Textbox(
+                label=label,
+                info=info,
+                max_length=20,
+                min_width=100,
+                html_attributes=gr.InputHTMLAttributes(autocomplete="off"),
+            )
+
+        with gr.Blocks(title="mochi-tt", analytics_enabled=False) as blocks:
+            chosen = gr.BrowserState("", storage_key="mochi-tt-video", secret=self._secret.hex()[:32])
+            typed = gr.BrowserState("", storage_key="mochi-tt-key", secret=self._secret.hex()[:32])
+            most, last = gr.State(FEWEST), gr.State("")
+            gr.Markdown(self.heading())
+            key = gr.Textbox(label="Key", type="password", visible=bool(self._keys), info="That you were given.")
+            with gr.Row():
+                with gr.Column():
+                    prompt = gr.Textbox(label="Prompt", lines=3, max_length=8000, elem_id="mochi-prompt")
+                    negative = gr.Textbox(label="Negative prompt", info="What to steer away from.", max_length=8000)
+                    preset = gr.Dropdown(
+                        [
+                            ("none: the checkpoint's defaults", ""),
+                            *((f"{n}: {p.about}", n) for n, p in presets().items()),
+                        ],
+                        value="",
+                        label="Preset",
+                        info="Settings for whatever is left empty below.",
+                    )
+                    with gr.Row():
+                        width = number("Width", f"Of 16 pixels. Empty: {defaults.width}")
+                        height = number("Height", f"Of 16 pixels. Empty: {defaults.height}")
+                        frames = number("Frames", f"6k + 1. Empty: {defaults.num_frames}")
+                    with gr.Row():
+                        steps = number("Steps", f"Empty: {defaults.num_steps}")
+                        scale = number("Guidance", f"Empty: {defaults.guidance_scale:g}")
+                        seed = number("Seed", "Empty: another one each time")
+                    lora = gr.Dropdown(
+                        loras,
+                        label="LoRA",
+                        multiselect=True,
+                        allow_custom_value=True,
+                        visible=bool(loras),
+                        info="NAME, or NAME:0.8 for its strength.",
+                    )
+                    make = gr.Button("Make the video", variant="primary", elem_id="mochi-make")
+                with gr.Column():
+                    said = gr.HTML("", elem_id="mochi-said")
+                    view = gr.HTML(self.view(None, None) if not self._keys else "", elem_id="mochi-view")
+                    with gr.Row():
+                        cancel = gr.Button("Cancel", interactive=False, elem_id="mochi-cancel")
+                        reuse = gr.Button("Use its prompt and settings", elem_id="mochi-reuse")
+            gr.Markdown("## Your videos")
+            listed = gr.Radio([], label="The newest first", elem_id="mochi-list")
+            more = gr.Button("Show more")
+            inputs = {
+                "prompt": prompt,
+                "negative_prompt": negative,
+                "preset": preset,
+                "width": width,
+                "height": height,
+                "num_frames": frames,
+                "num_inference_steps": steps,
+                "guidance_scale": scale,
+                "seed": seed,
+                "lora": lora,
+            }
+
+            def guarded(action: Any, outputs: int, *, clears: bool = True) -> Any:
+                """Return an action whose errors become a sentence in `said` and leave its outputs as they are."""
+
+                def run(*arguments: Any) -> tuple[Any, ...]:
+                    try:
+                        return ("" if clears else gr.skip(), *action(*arguments))
+                    except StoreUnavailable as error:
+                        text = unavailable(error).message
+                    except ServiceError as error:
+                        text = error.message
+                    line = f"{text[:1].upper()}{text[1:].rstrip('.')}."
+                    return (f"<p class='mochi-error'>{escape(line)}</p>", *[gr.skip()] * outputs)
+
+                return run
+
+            def refreshed(token: str, name: str, number: int, before: str) -> tuple[Any, ...]:
+                html = self.view(token, name)
+                options = self.choices(token, number)
+                now = hashlib.sha256(repr((html, options)).encode()).hexdigest()
+                if now == before:
+                    return gr.skip(), gr.skip(), gr.skip(), before
+                value = name if name in {each for _, each in options} else None
+                button = gr.Button(interactive=self.may_cancel(token, name))
+                return html, gr.Radio(choices=options, value=value), button, now
+
+            shown = [view, listed, cancel, last]
+
+            def refresh(event: Any, **more_options: Any) -> None:
+                event(
+                    guarded(refreshed, len(shown), clears=False),
+                    [typed, chosen, most, last],
+                    [said, *shown],
+                    show_progress="hidden",
+                    **more_options,
+                )
+
+            def submitted(token: str, *values: Any) -> tuple[Any, ...]:
+                return (self.submit(token, dict(zip(inputs, values, strict=True))),)
+
+            made = make.click(guarded(submitted, 1), [typed, *inputs.values()], [said, chosen], show_progress="hidden")
+            refresh(made.success)
+            cancelled = cancel.click(
+                guarded(lambda token, name: (self._cancelled(token, name),), 1),
+                [typed, chosen],
+                [said, last],
+                show_progress="hidden",
+            )
+            refresh(cancelled.success)
+
+            def used(token: str, name: str) -> tuple[Any, ...]:
+                given = self.fields(token, name) if name else {}
+                values = {field: given.get(field, "") for field in inputs} | {"lora": _listed(given.get("lora"))}
+                return tuple(value if field == "lora" else str(value) for field, value in values.items())
+
+            reuse.click(guarded(used, len(inputs)), [typed, chosen], [said, *inputs.values()], show_progress="hidden")
+            picked = listed.input(lambda value: (value, ""), [listed], [chosen, last], show_progress="hidden")
+            refresh(picked.success)
+            grown = more.click(lambda: (MOST, ""), None, [most, last], show_progress="hidden")
+            refresh(grown.success)
+            entered = key.change(lambda value: (value, ""), [key], [typed, last], show_progress="hidden")
+            refresh(entered.success)
+            blocks.load(lambda token: token, [typed], [key], show_progress="hidden")
+            refresh(blocks.load)
+            refresh(gr.Timer(_SECONDS).tick, trigger_mode="once", concurrency_limit=8)
+        return blocks
+
+    def _cancelled(self, typed: str | None, name: str) -> str:
+        if name:
+            self._service.cancel(name, self.owner(typed).name)
+        return ""
+
+
+def sentence(shown: Mapping[str, Any]) -> str:
+    """Say in a sentence how a video is, of what `Service.shown` gives."""
+    state = shown["status"]
+    text = f"It {_WORDS[state]}"
+    if state == "queued":
+        ahead = shown["position"]
+        text += f" behind {ahead} other{'' if ahead == 1 else 's'}" if ahead else ""
+    elif state in ("in_progress", CANCELLING) and shown["stage"]:
+        text += f": {shown['stage']}"
+        if shown["steps"]:
+            text += f", {shown['step']} of {shown['steps']} steps"
+    if shown["expired"]:
+        text += ", and its file has expired"
+    if shown["estimated_seconds"] is not None and state in ("queued", "in_progress"):
+        text += f"; about {_time(shown['estimated_seconds'])} left ({shown['estimate_source']})"
+    if shown["timings"]:
+        text += f" after {_time(sum(shown['timings'].values()))}"
+    settings = shown["settings"]
+    return f"{text}. {shown['size']}, {float(shown['seconds']):.3g} s, seed {settings.get('seed')}."
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{max(seconds, 1):.0f} s"
+
+
+def _listed(names: Any) -> list[str]:
+    """Return names of LoRAs as a list, of a list or of a text with commas."""
+    return [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names or [])
+
+
+def _secret_of(path: Path) -> bytes:
+    """Return the secret of a file, which is made if it is not there."""
+    try:
+        found = path.read_bytes()
+        if len(found) == 32:
+            return found
+    except FileNotFoundError:
+        pass
+    made = secrets.token_bytes(32)
+    with renamed_when_done(path) as scratch:
+        scratch.touch(0o600)
+        scratch.write_bytes(made)
+    return made

@@ -1,0 +1,240 @@
+"""From the fields of a client to a checked set-up: the rules that `mochi-tt generate` has, at submission.
+
+No field becomes a path: LoRAs are looked up by name among those that the service's own folder had, and lists of reused
+steps are lists, never files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from models.machine import paths
+from models.machine.checks import check_text, short, stated_number
+from models.machine.errors import InputError, MissingInputError
+from models.mochi.geometry import FPS
+from models.mochi.presets import preset
+from models.mochi.setup import Request, Setup, VideoRequest, planned_forwards, resolve
+from models.mochi.text.words import Words
+from models.service.errors import ServiceError
+from weight_cache.checkpoints.lora import LoraRequest
+
+# Fields of a client that have another name in `VideoRequest`.
+RENAMED = {"num_inference_steps": "num_steps"}
+# Of `VideoRequest`, under their names there.
+_OF_A_VIDEO = tuple(field.name for field in fields(VideoRequest))
+MOST_LORAS = 8
+_STEPS = re.compile(r"steps:[0-9, ]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A client's request, checked.
+
+    Attributes:
+        setup: of the job, its video in it.
+        fields: as the job keeps them: by the names of a client, without what was left out.
+        about: size, frames and what else an answer shows, as plain data.
+        messages: what the client should know before.
+    """
+
+    setup: Setup
+    fields: dict[str, Any]
+    about: dict[str, Any]
+    messages: list[str]
+
+    @property
+    def prompts(self) -> tuple[str, str]:
+        """The prompt and the negative prompt."""
+        return self.fields["prompt"], self.fields.get("negative_prompt", "")
+
+
+class Planner:
+    """Checks the fields of clients against the one set-up of a service."""
+
+    def __init__(self, request: Request, lora_folder: Path | None = None, name: str | None = None) -> None:
+        """Resolve what the service runs: `request` without a video and without LoRAs of a client.
+
+        Raises:
+            InputError: see `models.mochi.setup.resolve`; or the folder of LoRAs is none.
+        """
+        self.setup = resolve(replace(request, video=None))
+        if self.setup.checkpoint is None:
+            raise InputError("a service needs weights: name a model")
+        self.base = replace(self.setup.request, model=self.setup.checkpoint, variant=None, base=None)
+        self.base = replace(self.base, precision=self.setup.precision.name)
+        self.lora_folder = lora_folder
+        self.name = name or served_name(request.model)
+        self.loras()
+
+    def loras(self) -> dict[str, Path]:
+        """Return the LoRAs of the folder by name: files without their suffix, and folders that hold one.
+
+        Raises:
+            InputError: the folder cannot be listed.
+        """
+        if self.lora_folder is None:
+            return {}
+        found: dict[str, Path] = {}
+        for path in paths.listed(self.lora_folder):
+            if path.name.startswith(".") or ":" in path.name or "," in path.name:
+                continue
+            if path.suffix == ".safetensors" and paths.is_file(path):
+                found[path.stem] = path
+            elif paths.is_dir(path):
+                found.setdefault(path.name, path)
+        return found
+
+    def plan(self, given: Mapping[str, Any]) -> Planned:
+        """Check a client's fields.
+
+        Args:
+            given: the fields of `models.service.schemas.VideoCreate`; None for what was left out.
+
+        Raises:
+            ServiceError: a field breaks its rule; it names the field.
+        """
+        kept = {name: value for name, value in given.items() if value is not None}
+        values = dict(kept)
+        try:
+            for name in ("prompt", "negative_prompt"):
+                check_text(name, values.get(name, ""))
+        except InputError as error:
+            raise _broken(str(error), name) from error
+        if values.pop("model", self.name) != self.name:
+            raise ServiceError(
+                404,
+                f"model {short(kept['model'])} is not served here: leave it out, or name {self.name}",
+                "model_not_found",
+                "model",
+            )
+        self._settle_size(values)
+        self._settle_seconds(values)
+        reuse = values.get("reuse")
+        if isinstance(reuse, str) and reuse.startswith("steps:") and not _STEPS.fullmatch(reuse):  # never a file
+            raise _broken(f"reuse {short(reuse)} must list steps, such as steps:3,4,6", "reuse")
+        loras = self._settle_loras(values)
+        video = {RENAMED.get(name, name): value for name, value in values.items()}
+        video = {name: value for name, value in video.items() if name in _OF_A_VIDEO}
+        unknown = set(values) - {"prompt", "negative_prompt", "lora"} - set(video) - set(RENAMED)
+        assert not unknown, unknown
+        try:
+            setup = resolve(replace(self.base, loras=loras, video=VideoRequest(**video)))
+        except MissingInputError as error:
+            raise ServiceError(503, "the model's files are not complete at present", "model_unavailable") from error
+        except InputError as error:
+            raise _broken(str(error), _named_in(str(error), kept)) from error
+        return Planned(setup, kept, self._about(setup, kept), self._messages(setup, kept))
+
+    def _settle_size(self, values: dict[str, Any]) -> None:
+        size = values.pop("size", None)
+        if size is None:
+            return
+        if "width" in values or "height" in values:
+            raise _broken("size says width and height already: give size, or width and height", "size")
+        values["width"], values["height"] = map(int, size.split("x"))
+
+    def _settle_seconds(self, values: dict[str, Any]) -> None:
+        """Turn seconds into the nearest number of frames of the checkpoint's grid."""
+        seconds = values.pop("seconds", None)
+        if seconds is None:
+            return
+        if "num_frames" in values:
+            raise _broken("seconds says num_frames already: give one of the two", "seconds")
+        step = self.setup.scales.temporal
+        values["num_frames"] = step * max(0, round((seconds * FPS - 1) / step)) + 1
+
+    def _settle_loras(self, values: dict[str, Any]) -> tuple[LoraRequest, ...]:
+        asked = values.get("lora")
+        if asked is None:
+            return tuple(self.setup.loras)
+        names = asked.split(",") if isinstance(asked, str) else asked
+        if len(names) > MOST_LORAS:
+            raise _broken(f"lora has {len(names)} names, {MOST_LORAS} are possible", "lora")
+        there = self.loras()
+        made = list(self.setup.loras)
+        for text in names:
+            name, colon, strength = text.strip().partition(":")
+            if name not in there:
+                known = ", ".join(sorted(there)) or "none"
+                raise _broken(f"lora {short(name)} is not in this service's folder, which has: {known}", "lora")
+            try:
+                made.append(LoraRequest.of((there[name], stated_number("the strength", strength) if colon else 1.0)))
+            except InputError as error:
+                raise _broken(
+                    f"lora {name}: its strength or its file is not valid; write NAME or NAME:0.8", "lora"
+                ) from error
+        return tuple(made)
+
+    def _about(self, setup: Setup, kept: Mapping[str, Any]) -> dict[str, Any]:
+        video = setup.video
+        assert video is not None
+        size, settings = video.geometry, video.settings
+        branches = video.branches(on_halves=setup.on_halves)
+        forwards = planned_forwards(video, on_halves=setup.on_halves).to_json()
+        computed = sum(forwards[branch]["computed"] for branch in ("conditional", "unconditional"))
+        return {
+            "model": self.name,
+            "width": size.width,
+            "height": size.height,
+            "num_frames": size.num_frames,
+            "fps": settings.fps,
+            "seed": settings.seed,
+            "num_inference_steps": settings.num_steps,
+            "guidance_scale": settings.guidance_scale,
+            "solver": video.solver,
+            "tokens": size.num_tokens,
+            "forwards": computed or len(branches),
+            "lora": kept.get("lora"),
+        }
+
+    def _messages(self, setup: Setup, kept: Mapping[str, Any]) -> list[str]:
+        told = setup.notes()
+        if kept.get("preset") is not None:
+            wanted = preset(kept["preset"]).settings.get("precision", setup.precision.name)
+            if wanted != setup.precision.name:
+                told.append(
+                    f"preset {kept['preset']} is of precision {wanted}, this service runs in {setup.precision.name}"
+                )
+        assert setup.checkpoint is not None
+        words = Words.of(setup.checkpoint.tokenizer)
+        said = None if words is None else words.warning(f"{kept['prompt']} {kept.get('negative_prompt', '')}".strip())
+        return told + ([said] if said is not None else [])
+
+
+def served_name(model: Any) -> str:
+    """Return the name under which a model is served: as it was given, a path by its last part."""
+    text = str(getattr(model, "source", model))
+    return Path(text).name if text.startswith((".", "/", "~")) else text
+
+
+def _broken(message: str, field: str | None) -> ServiceError:
+    return ServiceError(422, message, "invalid_value", field)
+
+
+# Words of messages that stand for a field.
+_WORDS = {
+    "linear": "linear_steps",
+    "steps": "num_inference_steps",
+    "num_steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "width": "size",
+    "height": "size",
+    "num_frames": "seconds",
+}
+
+
+def _named_in(message: str, given: Mapping[str, Any]) -> str | None:
+    """Return the given field that a message names first, by its name or by a word that stands for it."""
+    names = {name: name for name in given} | {word: name for word, name in _WORDS.items() if name in given}
+    found = [
+        (match.start(), -len(word), name) for word, name in names.items() for match in [_find(word, message)] if match
+    ]
+    return min(found)[2] if found else None
+
+
+def _find(word: str, message: str) -> re.Match[str] | None:
+    return re.search(rf"\b{re.escape(word)}\b", message)

@@ -286,15 +286,21 @@ def make(
         OSError: the latents cannot be written.
     """
     tell = on_message or (lambda line: None)
-    output = make_latents(pipe, job, progress, tell)
+    output = make_latents(pipe, job, progress, tell, on_state)
     if job.request.save_latents:
         keep_latents(output, job)
     frames, decode_seconds = make_frames(pipe, output.frames, progress, tell)
     return Made(frames, output, pipe.mesh.system, output.seconds | {"decode": decode_seconds})
 
 
-def make_latents(pipe: MochiPipeline, job: Job, progress: Progress | None, tell: Message) -> MochiOutput:
-    """Make the latents of a job's video with an open pipeline.
+def make_latents(
+    pipe: MochiPipeline,
+    job: Job,
+    progress: Progress | None,
+    tell: Message,
+    on_state: Callable[[int, Any], Any] | None = None,
+) -> MochiOutput:
+    """Make the latents of a job's video with an open pipeline; `on_state` is that of `MochiPipeline.denoise`.
 
     Raises:
         Cancelled: `pipe.interrupt()` ended the run.

@@ -18,7 +18,7 @@ from models.machine.checks import json_file
 from models.machine.errors import Cancelled, InputError
 from models.machine.files import Reservation, write_json
 from models.mochi.setup import Request
-from models.service.files import LATENTS, RECORD, VIDEO
+from models.service.files import LATENTS, PREVIEW, RECORD, VIDEO
 from models.service.jobs import Job
 from models.service.requests import Planned, Planner
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 Message = Callable[[str], None]
+PREVIEWS = 8
+"""Pictures of a run while it is made; each costs two downloads of the latents, 8.5 MB at full size."""
 MOST_PROGRAMS = 2000
 """Programs in ttnn's cache, above which it is cleared between two jobs: about 100 come with each new geometry."""
 
@@ -134,7 +136,7 @@ class PipelineEngine:
             try:
                 kept = self._kept(made, folder)
                 if kept is None:
-                    output = generate.make_latents(pipe, made, progress, tell)
+                    output = generate.make_latents(pipe, made, progress, tell, self._preview(made, folder))
                     record = generate.record(generate.Made(None, output, pipe.mesh.system, output.seconds), made)  # type: ignore[arg-type]
                     generate.keep_latents(output, made)
                     write_json(record | {"weights": self._weights(made)}, folder / RECORD)
@@ -171,6 +173,28 @@ class PipelineEngine:
         assert checkpoint is not None
         merged = sorted(lora.identity() for lora in made.setup.loras)
         return [json.loads(json.dumps(checkpoint.identity(), default=str)), made.setup.precision.name, merged]
+
+    def _preview(self, made: generate.Job, folder: Path) -> Callable[[int, Any], None] | None:
+        """Return what keeps a picture of the estimate in the job's folder, `PREVIEWS` times in a run; None for none.
+
+        One that cannot be written is left out: it never costs the video.
+        """
+        from models.jobs.previews import write_png
+        from models.mochi.preview import LatentRgb, strip
+
+        assert made.setup.checkpoint is not None
+        try:
+            look = LatentRgb.of(made.setup.checkpoint)
+        except InputError:
+            return None
+        every = -(-len(made.video.guidance) // PREVIEWS)
+
+        def keep(video: int, state: Any) -> None:
+            if state.step % every == 0:
+                with suppress(OSError):
+                    write_png(strip(look.pictures(state.estimate())), folder / PREVIEW)
+
+        return keep
 
     def interrupt(self) -> None:
         """See `Engine.interrupt`."""

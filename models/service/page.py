@@ -11,6 +11,7 @@ import hmac
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from fastapi.responses import RedirectResponse, Response
 from models.machine.files import renamed_when_done
 from models.mochi.presets import presets
 from models.service.errors import ServiceError
+from models.service.files import PREVIEW
 from models.service.http import checked, content_of
 from models.service.jobs import CANCELLING, COMPLETED, IN_PROGRESS, QUEUED, StoreUnavailable
 from models.service.keys import LOCAL, Key, Keys
@@ -46,6 +48,7 @@ _MARKS = {"queued": "…", "in_progress": "▶", "cancelling": "▶", "completed
 _STYLE = """
 .mochi-view progress { width: 100%; height: 1.2em; }
 .mochi-view video, .mochi-view img { width: 100%; max-height: 70vh; background: #000; border-radius: 6px; }
+.mochi-view img { image-rendering: pixelated; }
 .mochi-view p { overflow-wrap: anywhere; margin: 0.4em 0; }
 .mochi-error { color: #b00020; font-weight: 600; }
 #mochi-list label { width: 100%; }
@@ -123,9 +126,9 @@ class Page:
         lines = [f"<p><b>{escape(shown['prompt'])}</b></p>", f"<p>{escape(sentence(shown))}</p>"]
         if not job.has_ended:
             lines.append(f"<progress max='100' value='{shown['progress']}'></progress>")
-            if (folder := self._service.files.folder(name) / "preview.png").exists():
-                stamp = folder.stat().st_mtime_ns
-                lines.append(f"<img alt='preview' src='{self._link(name, 'preview.png')}?at={stamp}'>")
+            with suppress(OSError):  # there is none, or the next one is being put in its place
+                stamp = (self._service.files.folder(name) / PREVIEW).stat().st_mtime_ns
+                lines.append(f"<img alt='preview' src='{self._link(name, PREVIEW)}?at={stamp}'>")
         elif job.state == COMPLETED and not job.expired:
             link = self._link(name, "video.mp4")
             lines.append(f"<video controls loop playsinline preload='auto' src='{link}'></video>")
@@ -156,7 +159,7 @@ class Page:
         def file_of(request: Request, name: str, sign: str, file: str) -> Response:
             if not hmac.compare_digest(self._sign(name, file), sign):
                 raise ServiceError(404, "this link is not valid", "not_found")
-            if file == "preview.png":
+            if file == PREVIEW:
                 return content_of(request, self._service.preview(name, None), None, "image/png")
             return content_of(request, self._service.content(name, None), f"{name}.mp4")
 

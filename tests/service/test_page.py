@@ -109,6 +109,7 @@ def test_a_video_from_typing_to_playing(browser, tmp_path, picture):
             steps |= {int(found[1])} if found else set()
             time.sleep(0.1)
         assert len(steps) >= 2, "progress moves"
+        assert [url for url in visit.requests if "preview.png" in url], "and so does the preview"
         visit.page.wait_for_function("() => document.querySelector('video').readyState >= 3", timeout=20_000)
         visit.page.evaluate("() => document.querySelector('video').play()")
         visit.page.wait_for_function("() => document.querySelector('video').currentTime > 0.05", timeout=20_000)

@@ -42,10 +42,11 @@ from models.diffusers_api.loading import (
 from models.diffusers_api.loras import Loras
 from models.diffusers_api.measures import Measures, Said, tell
 from models.diffusers_api.outputs import MochiPipelineOutput
-from models.machine.checks import function, integer, short, whole
+from models.machine.checks import function, short, whole
 from models.machine.errors import InputError, MissingInputError
 from models.machine.paths import is_file
 from models.mochi.defaults import DEFAULTS_FILE
+from models.mochi.inputs import given_embeddings, prompt_list
 from models.mochi.outputs import Denoised, Encoded
 from models.mochi.pipeline import MochiPipeline as Stages
 from models.mochi.setup import Request, Setup, resolve
@@ -440,13 +441,22 @@ class MochiPipeline(Described, Loras, Measures, Stages):  # type: ignore[misc]
         videos = whole("num_videos_per_prompt", num_videos_per_prompt, 1, _MOST_VIDEOS)
         if (prompt is None) == (prompt_embeds is None):
             raise InputError("give either prompt or prompt_embeds (one of the two)")
-        count = 1 if isinstance(prompt, str) else len(prompt if prompt is not None else cast(Any, prompt_embeds))
+        width = self._text_encoder.width
+        if prompt_embeds is not None:
+            count = len(given_embeddings("prompt_embeds", prompt_embeds, prompt_attention_mask, width))
+        else:
+            count = len(prompt_list("prompt", prompt))
         results: list[torch.Tensor | None] = []
         negative = ("" if negative_prompt is None else negative_prompt) if do_classifier_free_guidance else None
-        if isinstance(negative, str):
-            negative = [negative] * count
-        if negative is not None and negative_prompt_embeds is None and len(negative) != count:
-            raise InputError(f"{len(negative)} negative prompts for {count} prompts: give one, or one per prompt")
+        if negative_prompt_embeds is not None:
+            given_embeddings("negative_prompt_embeds", negative_prompt_embeds, negative_prompt_attention_mask, width)
+        elif negative is not None:
+            negative = prompt_list("negative_prompt", negative)
+            negative = negative * count if isinstance(negative_prompt, str | None) else negative
+            if len(negative) != count:
+                raise InputError(
+                    f"{len(negative)} negative prompts for {count} prompts: give one text, or one per prompt"
+                )
         for texts, embeds, mask in (
             (prompt, prompt_embeds, prompt_attention_mask),
             (negative, negative_prompt_embeds, negative_prompt_attention_mask),
@@ -481,8 +491,12 @@ class MochiPipeline(Described, Loras, Measures, Stages):  # type: ignore[misc]
         if latents is not None:
             return latents.to(device=device, dtype=dtype)
         space = self.vae_spatial_scale_factor
-        frames = (integer("num_frames", num_frames) - 1) // self.vae_temporal_scale_factor + 1
-        shape = (batch_size, num_channels_latents, frames, height // space, width // space)
+        sizes = {"batch_size": batch_size, "num_channels_latents": num_channels_latents, "num_frames": num_frames}
+        batch_size, channels, num_frames, height, width = (
+            whole(name, value, 1, 1 << 16) for name, value in {**sizes, "height": height, "width": width}.items()
+        )
+        frames = (num_frames - 1) // self.vae_temporal_scale_factor + 1
+        shape = (batch_size, channels, frames, height // space, width // space)
         generator = on_cpu(generator, self._tell)
         if isinstance(generator, list):
             if len(generator) != batch_size:

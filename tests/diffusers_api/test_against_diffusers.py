@@ -395,6 +395,36 @@ def test_what_cannot_be_done_is_refused_by_name(ours, arguments, words):
     assert no_guidance(ours).shape == (1, 12, 2, 4, 6)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(prompt=5), "prompt must be"),
+        (dict(prompt=None), "one of the two"),
+        (dict(prompt=[]), "prompt must be"),
+        (dict(prompt="a", prompt_embeds=torch.zeros(1, 3, 128)), "one of the two"),
+        (dict(prompt="a", negative_prompt=5), "negative_prompt must be"),
+        (dict(prompt="a", negative_prompt=["b", "c"]), "2 negative prompts for 1"),
+        (dict(prompt="a", max_sequence_length=0), "max_sequence_length"),
+        (dict(prompt="a", num_videos_per_prompt=1.5), "num_videos_per_prompt"),
+        (dict(prompt=None, prompt_embeds=torch.zeros(1, 3, 128)), "prompt_attention_mask"),
+        (dict(prompt=None, prompt_embeds="x", prompt_attention_mask="y"), "must be a tensor"),
+    ],
+)
+def test_prompts_that_cannot_be_encoded_are_refused(ours, arguments, words):
+    with pytest.raises(InputError, match=words):
+        ours.encode_prompt(**arguments)
+
+
+def test_noise_of_no_size_is_refused(ours):
+    for place, wrong in ((0, 0), (2, "32"), (4, None)):
+        sizes = [1, 12, 32, 48, 7]
+        sizes[place] = wrong
+        with pytest.raises(InputError):
+            ours.prepare_latents(*sizes)
+    with pytest.raises(InputError, match="2 generators for 1"):
+        ours.prepare_latents(1, 12, 32, 48, 7, generator=[seeded(), seeded()])
+
+
 @pytest.mark.parametrize("part", ["scheduler", "vae", "transformer", "text_encoder", "tokenizer"])
 def test_a_component_cannot_be_replaced_in_silence(ours, part):
     with pytest.raises(InputError, match=f"pipe.{part} cannot be replaced"):

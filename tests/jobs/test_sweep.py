@@ -203,11 +203,11 @@ def test_a_job_that_fails_is_noted_or_ends_the_sweep(small_checkpoint, tmp_path,
     assert [each["state"] for each in rows_of(out)] == ["done"] * 3
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MachineError("no card")])
-def test_what_the_machine_refuses_ends_the_sweep(small_checkpoint, tmp_path, quick, error):
+@pytest.mark.parametrize(("kind", "said"), [(OSError, (28, "No space left on device")), (MachineError, ("no card",))])
+def test_what_the_machine_refuses_ends_the_sweep(small_checkpoint, tmp_path, quick, kind, said):
     file = written(tmp_path / "s.jsonl", row(1), row(2))
-    quick[1] = error
-    with pytest.raises(type(error)):
+    quick[1] = kind(*said)
+    with pytest.raises(kind):
         run_sweep(plan_sweep(file, request(small_checkpoint), tmp_path / "out"), keep_going=True)
     assert not videos(tmp_path / "out")
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from models.jobs import generate
 from models.machine.checks import json_file
-from models.machine.errors import Cancelled, InputError
+from models.machine.errors import InputError
 from models.machine.files import Reservation, write_json
 from models.mochi.setup import Request
 from models.service.files import LATENTS, PREVIEW, RECORD, VIDEO
@@ -29,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 Message = Callable[[str], None]
 PREVIEWS = 8
 """Pictures of a run while it is made; each costs two downloads of the latents, 8.5 MB at full size."""
-MOST_PROGRAMS = 2000
+MOST_PROGRAMS = 1000
 """Programs in ttnn's cache, above which it is cleared between two jobs: about 100 come with each new geometry."""
 
 
@@ -210,6 +211,8 @@ class PipelineEngine:
             device.clear_program_cache()
             self._cleared += 1
             programs = device.num_program_cache_entries()
+        with suppress(OSError, AttributeError):  # what was freed goes back to the system
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         return {"programs": programs, "program_cache_clearings": self._cleared}
 
     def close(self) -> None:
@@ -249,6 +252,3 @@ def _written(frames: Any, made: generate.Job, progress: Progress) -> float:
     start = perf_counter()
     write_mp4(frames, made.out, made.video.settings.fps, on_frame=lambda done, total: progress("write", done, total))
     return round(perf_counter() - start, 3)
-
-
-__all__ = ["Cancelled", "Engine", "PipelineEngine", "Result"]

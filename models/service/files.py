@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from models.service.jobs import ENDED, ID_PATTERN, JobStore
+from models.service.jobs import CANCELLED, COMPLETED, FAILED, ID_PATTERN, JobStore
 
 VIDEO, RECORD = "video.mp4", "record.json"
 LATENTS = "video.latents.safetensors"
@@ -30,8 +30,13 @@ class Files:
         self.root = root
 
     def folder(self, name: str) -> Path:
-        """Return the folder of a job."""
-        assert re.fullmatch(ID_PATTERN, name), name
+        """Return the folder of a job.
+
+        Raises:
+            ValueError: the name is none that a store makes.
+        """
+        if not re.fullmatch(ID_PATTERN, name):
+            raise ValueError(f"{name!r} names no job")
         return self.root / name
 
     def make(self, name: str) -> Path:
@@ -67,11 +72,11 @@ class Files:
         """
         there = [entry for entry in os.listdir(self.root) if re.fullmatch(ID_PATTERN, entry)]
         states = jobs.holds()
-        gone = [name for name in there if states.get(name) in (None, "failed", "cancelled")]
+        gone = [name for name in there if states.get(name) in (None, FAILED, CANCELLED)]
         for name in gone:
             self.remove(name)
         for name in there:
-            if states.get(name) == "completed":
+            if states.get(name) == COMPLETED:
                 self.drop_latents(name)
         return gone
 
@@ -156,6 +161,3 @@ class Janitor:
         swept = self._files.sweep(self._jobs)
         self._jobs.forget(max(30 * 86400.0, 2 * self._keep_seconds))
         return expired, swept
-
-
-assert set(ENDED) == {"completed", "failed", "cancelled"}

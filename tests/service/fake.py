@@ -95,7 +95,7 @@ class FakeEngine:
 
 
 def main() -> None:
-    """`python -m tests.service.fake FOLDER PORT [finish] [small] [slow]`: a server as a process, to be killed."""
+    """`python -m tests.service.fake FOLDER PORT [finish] [small] [slow] [stall]`: a server, to be killed."""
     from functools import partial
 
     from models.mochi.setup import Request
@@ -105,6 +105,8 @@ def main() -> None:
     settings = Settings(folder, queue=3 if "small" in words else 1000)
     if "finish" in words:
         settings = replace(settings, on_stop="finish")
+    if "stall" in words:
+        settings = replace(settings, stall_seconds=1.5)
     if "slow" in words:
         settings = replace(settings, body_seconds=2.0, send_seconds=2.0)
     stated = os.environ.get("MOCHI_TT_KEYS", "")

@@ -37,6 +37,8 @@ def test_the_openai_client_makes_a_video(client):
     assert video.model_extra["settings"]["num_frames"] == 121
     assert client.videos.download_content(video.id).read() == video_of(video.id)
     assert client.videos.download_content(video.id, variant="video").read() == video_of(video.id)
+    raw = client.videos.with_raw_response.retrieve(video.id)
+    assert raw.headers["openai-poll-after-ms"] == "2000"
     assert video.id in [each.id for each in client.videos.list(limit=100)]
     assert client.videos.retrieve(video.id).id == video.id
     assert client.videos.delete(video.id).deleted

@@ -57,6 +57,17 @@ def test_a_job_that_ends_every_worker_fails_and_the_next_is_made(tmp_path):
         assert server.wait(good)["status"] == "completed"
 
 
+def test_a_worker_that_hangs_is_killed(tmp_path):
+    """The job that hangs fails after its third worker; one that moves slowly is left alone."""
+    with Server(tmp_path / "s", "stall") as server:
+        slow = server.create("steps=6 pause=0.5")["id"]
+        hung = server.create("pause=1000")["id"]
+        assert server.wait(slow)["status"] == "completed"
+        assert server.wait(hung)["error"]["code"] == "worker_died"
+        assert server.wait(server.create("x")["id"])["status"] == "completed"
+        assert len([words for words in server.journal() if words[:2] == ["run", slow]]) == 1
+
+
 def kill_servers(folder, times: int, chance: random.Random) -> None:
     names: list[str] = []
     for _ in range(times):

@@ -95,7 +95,7 @@ class FakeEngine:
 
 
 def main() -> None:
-    """`python -m tests.service.fake FOLDER PORT [finish] [small] [slow] [stall]`: a server, to be killed."""
+    """`python -m tests.service.fake FOLDER PORT [finish] [small] [slow] [stall] [real]`: a server, to be killed."""
     from functools import partial
 
     from models.mochi.setup import Request
@@ -117,7 +117,7 @@ def main() -> None:
             Request("tiny", mesh="1x1", mode="golden"),
             port=int(sys.argv[2]),
             keys=keys,
-            make_engine=partial(FakeEngine, folder / "journal"),
+            make_engine=None if "real" in words else partial(FakeEngine, folder / "journal"),
             on_start=lambda address: print(address, flush=True),
         )
     print("ended in order", flush=True)

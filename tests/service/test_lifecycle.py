@@ -88,6 +88,26 @@ def test_the_server_is_killed_twenty_times(tmp_path):
     kill_servers(tmp_path / "s", 20, random.Random(2))
 
 
+@pytest.mark.full
+def test_the_tiny_model_is_made_though_worker_and_server_are_killed(tmp_path):
+    """The real engine on a mock mesh: killed in denoising, then the server too. The videos are those of a calm run."""
+    small = {"width": 32, "height": 32, "num_frames": 7}
+    with Server(tmp_path / "s", "real") as server:
+        names = [server.create("a red ball", seed=seed, num_inference_steps=6, **small)["id"] for seed in (1, 2, 3)]
+        until(lambda: server.get(names[0])["stage"] == "denoise", "denoise")
+        os.kill(server.worker(), signal.SIGKILL)
+        until(lambda: server.get(names[0])["status"] == "completed", "the first")
+        until(lambda: server.get(names[1])["stage"] in ("denoise", "decode", "write"), "the second")
+        server.kill()
+    with Server(tmp_path / "s", "real") as server:
+        assert [server.wait(name)["status"] for name in names] == ["completed"] * 3
+        made = [server.client.get(f"/v1/videos/{name}/content").content for name in names]
+    with Server(tmp_path / "calm", "real") as server:
+        names = [server.create("a red ball", seed=seed, num_inference_steps=6, **small)["id"] for seed in (1, 2, 3)]
+        assert [server.wait(name)["status"] for name in names] == ["completed"] * 3
+        assert made == [server.client.get(f"/v1/videos/{name}/content").content for name in names]
+
+
 def test_the_worker_ends_with_a_server_that_is_killed(tmp_path):
     with Server(tmp_path / "s") as server:
         server.create("steps=1000 pause=0.05")

@@ -321,7 +321,7 @@ def test_schemathesis_finds_no_fault_and_no_unknown_field_that_is_taken(server):
             except Unsatisfiable:
                 assert mode is GenerationMode.NEGATIVE, operation.path
     print(tried)
-    assert sum(tried.values()) > 300
+    assert sum(tried.values()) > 200
     for path in ("/v1/videos", "/v1/videos/generations", "/v1/predictions"):
         assert tried[f"post {path} 2xx"]
         assert tried[f"post {path} 4xx"]

@@ -332,3 +332,28 @@ def test_answers_are_json_in_ascii(server):
     answer = server.client.get(f"/v1/videos/{name}")
     assert answer.content.isascii()
     assert json.loads(answer.content)["prompt"] == "ein Ball \u00fc \U0001f600"
+
+
+def test_no_operation_takes_an_unknown_field_or_parameter(server):
+    """Every operation of OpenAPI, with a request that is right but for one name."""
+    bodies = {"VideoCreate": {"prompt": "x"}, "PredictionCreate": {"input": {"prompt": "x"}}}
+    job = server.create("x")["id"]
+    server.wait(job)
+    tried = 0
+    for path, operations in server.client.get("/openapi.json").json()["paths"].items():
+        for method, operation in operations.items():
+            if path in ("/health", "/ready", "/tt-liveness", "/metrics"):
+                continue
+            url, tried = path.replace("{video_id}", job), tried + 1
+            content = operation.get("requestBody", {}).get("content", {})
+            body = {}
+            if content:
+                body = bodies[content["application/json"]["schema"]["$ref"].rpartition("/")[2]]
+                for wrong in [{**body, "surprise": 1}] + (
+                    [{"input": {"prompt": "x", "surprise": 1}}] if "input" in body else []
+                ):
+                    answer = server.client.request(method, url, json=wrong)
+                    assert (answer.status_code, shape(answer)["param"]) == (422, "surprise"), url
+            answer = server.client.request(method, url, params={"surprise": 1}, **({"json": body} if content else {}))
+            assert (answer.status_code, shape(answer)["code"]) == (422, "unknown_field"), url
+    assert tried > 15

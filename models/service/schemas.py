@@ -14,6 +14,8 @@ from models.machine.checks import short
 
 MOST_PROMPT = 8000
 """Most characters of a prompt: the text encoder takes 256 tokens."""
+MOST_NUMBERS = 1001
+"""Most numbers of a schedule."""
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 
@@ -44,6 +46,14 @@ def _finite(value: float) -> float:
     return value
 
 
+def _numbers(value: Any) -> Any:
+    """Take a list of numbers, also as the text with commas that a form has; never the name of a file."""
+    parts = [part for part in re.split(r"[\s,;\[\]]+", value) if part] if isinstance(value, str) else value
+    if not isinstance(parts, list) or not 1 <= len(parts) <= MOST_NUMBERS:
+        raise ValueError(f"{short(value)} must be a list of 1 to {MOST_NUMBERS} numbers")
+    return [_finite(float(_real(part))) for part in parts]
+
+
 def _schema(kind: str, pattern: str) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": kind}, {"type": "string", "pattern": pattern}]})
 
@@ -54,6 +64,19 @@ Real = Annotated[
     BeforeValidator(_real),
     AfterValidator(_finite),
     _schema("number", r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"),
+]
+
+Numbers = Annotated[
+    list[float],
+    BeforeValidator(_numbers),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": MOST_NUMBERS},
+                {"type": "string", "pattern": r"^[-+0-9.eE,; ]{1,20000}$"},
+            ]
+        }
+    ),
 ]
 
 
@@ -96,6 +119,10 @@ class VideoCreate(BaseModel):
         description="Blocks of earlier steps to reuse: off, a threshold such as 0.1, or steps:3,4,6.",
         json_schema_extra={"maxLength": 4000},
     )
+    sigmas: Numbers | None = Field(
+        None, description="Noise levels from 1 to 0, one more than steps: in place of num_inference_steps."
+    )
+    cfg_schedule: Numbers | None = Field(None, description="Guidance scales, one per step: in place of guidance_scale.")
     seed: Whole | None = Field(None, description="Of the noise. The same seed gives the same video.")
     lora: str | list[str] | None = Field(
         None,

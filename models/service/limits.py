@@ -10,6 +10,7 @@ import json
 import time
 from asyncio import TimerHandle, Transport
 from collections.abc import Callable
+from contextlib import suppress
 from secrets import token_hex
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from models.service.log import log, log_error
 
 OPEN = ("/health", "/ready", "/tt-liveness", "/openapi.json")
 """Paths that need no key: they say nothing of anybody's jobs."""
+_DRAIN_BYTES, _DRAIN_SECONDS = 8 << 20, 2.0
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -92,6 +94,8 @@ class Guard:
             await self._app(scope, self._bounded(receive), answer)
         except ServiceError as error:
             if not status:
+                if error.status in (401, 403, 413):
+                    await _drain(receive)
                 await _refuse(error, answer)
         except Exception as error:
             log_error("fault of the service", error, request=request, path=_route(scope))
@@ -199,6 +203,17 @@ def _route(scope: Scope) -> str:
 def encoded(content: Any) -> bytes:
     """Return JSON as ASCII: it holds what clients sent, which need be no Unicode."""
     return json.dumps(content).encode("ascii")
+
+
+async def _drain(receive: Receive) -> None:
+    """Read what a refused client still sends, in bounds: closing before would reset the connection under its answer."""
+    got, end = 0, time.monotonic() + _DRAIN_SECONDS
+    with suppress(TimeoutError):
+        while got < _DRAIN_BYTES and (left := end - time.monotonic()) > 0:
+            message = await asyncio.wait_for(receive(), left)
+            got += len(message.get("body", b""))
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                return
 
 
 async def _refuse(error: ServiceError, send: Send) -> None:

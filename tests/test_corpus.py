@@ -62,7 +62,8 @@ class Corpus:
         seconds, grown = monotonic() - start, peak_bytes() - before
         captured = self.capsys.readouterr()
         lines = captured.err.splitlines()
-        fine = code == 0 or (code == 2 and len(lines) == 1 and lines[0].startswith("mochi-tt: error: "))
+        worse = code == 1 and "--compare" in arguments and not lines  # a changed figure may be a regression
+        fine = code == 0 or worse or (code == 2 and len(lines) == 1 and lines[0].startswith("mochi-tt: error: "))
         self.tried["accepted" if code == 0 else "refused"] += 1
         if not fine or seconds > MOST_SECONDS or grown > MOST_BYTES or "Traceback" in captured.out + captured.err:
             self.faults.append(f"{what}: exit {code}, {seconds:.1f} s, {grown / 1e6:.0f} MB: {captured.err[-400:]}")

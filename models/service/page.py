@@ -123,7 +123,7 @@ class Page:
         lines = [f"<p><b>{escape(shown['prompt'])}</b></p>", f"<p>{escape(sentence(shown))}</p>"]
         if not job.has_ended:
             lines.append(f"<progress max='100' value='{shown['progress']}'></progress>")
-            if (folder := self._service.files.folder(name) / "preview.png").exists():
+            if (folder := self._service.files.folder(name, job.worker or "") / "preview.png").exists():
                 stamp = folder.stat().st_mtime_ns
                 lines.append(f"<img alt='preview' src='{self._link(name, 'preview.png')}?at={stamp}'>")
         elif job.state == COMPLETED and not job.expired:

@@ -179,7 +179,7 @@ class Service:
         if job.state != COMPLETED:
             hint = "it will have none" if job.state in ENDED else "look again later"
             raise ServiceError(404, f"video {job.id} is {job.state}, so it has no content: {hint}", "not_ready", "id")
-        file = self.files.open(job.id, VIDEO)
+        file = self.files.open(job.id, VIDEO, job.result.get("claim"))
         if file is None:
             raise ServiceError(404, f"video {job.id} has expired: make it anew", "expired", "id")
         return Result(file, int(job.result["bytes"]), f'"{job.result["sha256"][:32]}"')
@@ -191,7 +191,7 @@ class Service:
             ServiceError: there is none.
         """
         job = self.get(name, owner)
-        file = self.files.open(job.id, PREVIEW)
+        file = self.files.open(job.id, PREVIEW, job.result.get("claim", job.worker))
         if file is None:
             raise ServiceError(404, f"video {job.id} has no preview", "no_preview", "id")
         return Result(file, file.seek(0, 2), None)

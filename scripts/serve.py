@@ -31,7 +31,7 @@ def serve(
     ] = None,
     folder: Annotated[
         str,
-        typer.Option(help="Of the results, and of the database if none is named; then one service at a time has it."),
+        typer.Option(help="Of the results, and of the database where none is named: then one service has it."),
     ] = "service",
     database: Annotated[
         str | None,

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 QUEUED, IN_PROGRESS, CANCELLING = "queued", "in_progress", "cancelling"
 COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
+LEASE_SECONDS = 60.0
+"""For which a claim on a job holds without a look at it, where several workers share a store."""
 STATES = (QUEUED, IN_PROGRESS, CANCELLING, COMPLETED, FAILED, CANCELLED)
 ENDED = (COMPLETED, FAILED, CANCELLED)
 ID_PATTERN = r"video_[0-9a-f]{32}"

@@ -28,12 +28,12 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from models.machine.errors import InputError, MachineError
-from models.service.jobs import CANCELLING, IN_PROGRESS, QUEUED, Job, StoreUnavailable
+from models.service.jobs import CANCELLING, IN_PROGRESS, LEASE_SECONDS, QUEUED, Job, StoreUnavailable
 from models.service.sql import SCHEMA, Row, SqlJobs, add
 
 VERSION = 1
-LEASE_SECONDS = 60.0
 BUSY_SECONDS = 5.0
+"""At most, to wait for a connection or a lock."""
 CLEAN_SECONDS = 60.0
 _CONNECTIONS = 8
 _SCHEMA = "mochi_tt"
@@ -50,20 +50,21 @@ class PostgresJobs(SqlJobs):
     _FIRST = f"SELECT seq FROM jobs WHERE state = '{QUEUED}' ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED"
     _FOR_UPDATE = "FOR UPDATE"
 
-    def __init__(self, url: str, lease_seconds: float = LEASE_SECONDS, busy_seconds: float = BUSY_SECONDS) -> None:
+    def __init__(self, url: str, lease_seconds: float = LEASE_SECONDS) -> None:
         """Connect, and make the tables where there are none.
 
         Args:
             url: postgresql://..., with all that libpq knows.
             lease_seconds: for which a claim holds.
-            busy_seconds: to wait for a connection or a lock.
 
         Raises:
             InputError: the URL is none, or the database is not of this version.
             MachineError: the database cannot be reached.
         """
-        self.lease_seconds: float = lease_seconds
-        self._busy_seconds = busy_seconds
+        self.lease_seconds: float | None = lease_seconds
+        self._lease_seconds = lease_seconds
+        # Long before a lease runs out one has come back to it.
+        busy_seconds = self._busy_seconds = min(BUSY_SECONDS, lease_seconds / 4) or BUSY_SECONDS
         try:
             psycopg.conninfo.conninfo_to_dict(url)
         except psycopg.Error as error:
@@ -107,14 +108,14 @@ class PostgresJobs(SqlJobs):
             f"SET statement_timeout TO {4 * wait}; SET idle_in_transaction_session_timeout TO {4 * wait}"
         )
 
-    def _make(self, connection: psycopg.Connection[Any]) -> None:
+    def _make(self, connection: psycopg.Connection[dict[str, Any]]) -> None:
         """Make the tables, once of all who begin at the same time.
 
         Raises:
             InputError: they are of another version, or the database's texts are not Unicode.
         """
         self._configure(connection)
-        encoding = connection.execute("SHOW server_encoding").fetchone()["server_encoding"]
+        encoding = connection.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise InputError(f"the database's encoding is {encoding}, and must be UTF8: createdb --encoding UTF8")
         with connection.transaction():
@@ -187,30 +188,30 @@ class PostgresJobs(SqlJobs):
             raise self._unavailable(error) from error
 
     def _now(self, db: _Transaction) -> float:
-        return db.execute(f"SELECT {_NOW} AS now").fetchone()["now"]
+        return db.execute(f"SELECT {_NOW} AS now").fetchall()[0]["now"]
 
     def _clock(self, db: _Transaction) -> float:
         """Return the database's clock, and what the tests have added to it."""
         return db.execute(
             f"SELECT {_NOW} + coalesce((SELECT value FROM totals WHERE name = 'clock'), 0) AS now"
-        ).fetchone()["now"]
+        ).fetchall()[0]["now"]
 
     def _alone(self, db: _Transaction) -> None:
         db.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
 
     def _lease(self, db: _Transaction, name: str, worker: str) -> None:
-        db.execute(f"UPDATE jobs SET lease = {_NOW} + ? WHERE id = ?", (self.lease_seconds, name))
+        db.execute(f"UPDATE jobs SET lease = {_NOW} + ? WHERE id = ?", (self._lease_seconds, name))
 
     def is_wanted(self, name: str, worker: str) -> bool:
         """See `JobStore.is_wanted`."""
         with self._renewing:
-            due = self._renewed[:2] != (name, worker) or time.monotonic() - self._renewed[2] > self.lease_seconds / 6
+            due = self._renewed[:2] != (name, worker) or time.monotonic() - self._renewed[2] > self._lease_seconds / 6
         if not due:
             return super().is_wanted(name, worker)
         with self._write(durable=False) as db:
             row = db.execute(
                 f"UPDATE jobs SET lease = {_NOW} + ? WHERE id = ? AND worker = ? AND {_RUNS} RETURNING state",
-                (self.lease_seconds, name, worker),
+                (self._lease_seconds, name, worker),
             ).fetchone()
         with self._renewing:
             self._renewed = (name, worker, time.monotonic())
@@ -223,7 +224,7 @@ class PostgresJobs(SqlJobs):
         lacked it too, perhaps, and come back to renew their leases.
         """
         if worker is None:
-            if time.monotonic() - self._lost < self.lease_seconds:
+            if time.monotonic() - self._lost < self._lease_seconds:
                 return []
             if not self._read(f"SELECT 1 FROM jobs WHERE {_RUNS} AND lease < {_NOW} LIMIT 1"):
                 return []

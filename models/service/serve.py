@@ -76,7 +76,7 @@ def serve(
     _make_folders(settings)
     with settings.alone("service", _LOCK_SECONDS), _listening(host, port) as listener:
         planner = Planner(request, lora_folder)
-        jobs = open_store(settings.database)
+        jobs = open_store(settings.database, settings.lease_seconds)
         supervisor = Supervisor(settings, jobs, make_engine or partial(PipelineEngine, request, lora_folder))
         service = Service(settings, jobs, planner, supervisor)
         server = _server(service, keys, page=page)
@@ -122,7 +122,7 @@ def _run(settings: Settings, service: Service, supervisor: Supervisor) -> None:
         clock=time.monotonic,
     )
     try:
-        while not ended.wait(_CLEAN_SECONDS):
+        while not ended.wait(min(_CLEAN_SECONDS, settings.lease_seconds / 6)):
             supervisor.adopt()
             _clean(janitor)
     except KeyboardInterrupt:

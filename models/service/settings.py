@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.service.jobs import LEASE_SECONDS
 from models.service.locks import locked
 
 GIGABYTE = 10**9
@@ -28,6 +29,8 @@ class Settings:
         on_stop: "finish" or "park" the present job at SIGTERM.
         poll_ms: that a client is told to wait between two looks.
         shared: URL of a database that other servers use too, with this folder; None for one of its own.
+        lease_seconds: after which the job of a worker that is not heard of goes to another, where the database is
+            shared.
     """
 
     folder: Path
@@ -41,6 +44,7 @@ class Settings:
     on_stop: str = "park"
     poll_ms: int = 2000
     shared: str | None = None
+    lease_seconds: float = LEASE_SECONDS
 
     @property
     def database(self) -> str | Path:

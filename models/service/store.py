@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from models.machine.errors import InputError
-from models.service.jobs import CANCELLING, IN_PROGRESS, JobStore, StoreUnavailable
+from models.service.jobs import CANCELLING, IN_PROGRESS, LEASE_SECONDS, JobStore, StoreUnavailable
 from models.service.sql import SCHEMA, SqlJobs, add
 
 VERSION = 1
 BUSY_SECONDS = 5.0
 
 
-def open_store(database: str | Path) -> JobStore:
+def open_store(database: str | Path, lease_seconds: float = LEASE_SECONDS) -> JobStore:
     """Open the store that a user names: a path of SQLite, or the URL of a database of Postgres.
 
     Raises:
@@ -34,7 +34,7 @@ def open_store(database: str | Path) -> JobStore:
     if colon and scheme in ("postgresql", "postgres"):
         from models.service.postgres import PostgresJobs
 
-        return PostgresJobs(text)
+        return PostgresJobs(text, lease_seconds)
     if colon and scheme != "sqlite":
         raise InputError(f"database {scheme}:// is not supported: name postgresql://..., or leave it out for SQLite")
     return SqliteJobs(Path(text.removeprefix("sqlite://")))

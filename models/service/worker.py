@@ -52,7 +52,7 @@ def work(settings: Settings, make_engine: MakeEngine, pipe: Connection, life: st
     name = name_of(os.getpid(), life)
     link = _Link(pipe)
     with settings.alone("worker", _LOCK_SECONDS):
-        jobs = open_store(settings.database)
+        jobs = open_store(settings.database, settings.lease_seconds)
         try:
             engine = make_engine()
             engine.load(lambda stage, done, total: link.send("loading", stage, done, total), _tell_log)

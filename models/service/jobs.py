@@ -18,6 +18,8 @@ QUEUED, IN_PROGRESS, CANCELLING = "queued", "in_progress", "cancelling"
 COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
 LEASE_SECONDS = 60.0
 """For which a claim on a job holds without a look at it, where several workers share a store."""
+POLL_SECONDS = 0.5
+"""Between two looks of a worker there, for a job or at its claim."""
 STATES = (QUEUED, IN_PROGRESS, CANCELLING, COMPLETED, FAILED, CANCELLED)
 ENDED = (COMPLETED, FAILED, CANCELLED)
 ID_PATTERN = r"video_[0-9a-f]{32}"

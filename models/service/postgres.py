@@ -28,7 +28,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from models.machine.errors import InputError, MachineError
-from models.service.jobs import CANCELLING, IN_PROGRESS, LEASE_SECONDS, QUEUED, Job, StoreUnavailable
+from models.service.jobs import CANCELLING, IN_PROGRESS, LEASE_SECONDS, POLL_SECONDS, QUEUED, Job, StoreUnavailable
 from models.service.sql import SCHEMA, Row, SqlJobs, add
 
 VERSION = 1
@@ -46,7 +46,7 @@ _RUNS = f"state IN ('{IN_PROGRESS}', '{CANCELLING}')"
 class PostgresJobs(SqlJobs):
     """Jobs in a schema of a database of Postgres. Threads may share it; each process opens its own."""
 
-    poll_seconds = 0.5
+    poll_seconds = POLL_SECONDS
     _FIRST = f"SELECT seq FROM jobs WHERE state = '{QUEUED}' ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED"
     _FOR_UPDATE = "FOR UPDATE"
 

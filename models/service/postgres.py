@@ -36,7 +36,6 @@ BUSY_SECONDS = 5.0
 """At most, to wait for a connection or a lock."""
 CLEAN_SECONDS = 60.0
 _CONNECTIONS = 8
-_SCHEMA = "mochi_tt"
 # Any number that no other program of the database takes.
 _LOCK = 0x6D6F636869
 _NOW = "extract(epoch FROM clock_timestamp())::double precision"
@@ -44,7 +43,7 @@ _RUNS = f"state IN ('{IN_PROGRESS}', '{CANCELLING}')"
 
 
 class PostgresJobs(SqlJobs):
-    """Jobs in a schema of a database of Postgres. Threads may share it; each process opens its own."""
+    """Jobs in a database of Postgres that holds nothing else. Threads may share it; each process opens its own."""
 
     poll_seconds = POLL_SECONDS
     _FIRST = f"SELECT seq FROM jobs WHERE state = '{QUEUED}' ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED"
@@ -90,23 +89,19 @@ class PostgresJobs(SqlJobs):
         self._pool: ConnectionPool[psycopg.Connection[dict[str, Any]]] = ConnectionPool(
             url,
             kwargs=self._options,
-            configure=self._configure,
             min_size=1,
+            max_idle=60.0,
             max_size=_CONNECTIONS,
             timeout=busy_seconds,
             reconnect_timeout=busy_seconds,
             open=True,
         )
+        wait = round(1000 * busy_seconds)
+        # With each transaction and not with the connection, which a pooler between may give to others meanwhile.
+        self._waits = f"SET LOCAL lock_timeout TO {wait}; SET LOCAL idle_in_transaction_session_timeout TO {4 * wait}"
         self._lost = time.monotonic()
         self._renewed: tuple[str, str, float] = ("", "", 0.0)
         self._renewing = threading.Lock()
-
-    def _configure(self, connection: psycopg.Connection[Any]) -> None:
-        wait = round(1000 * self._busy_seconds)
-        connection.execute(
-            f"SET search_path TO {_SCHEMA}; SET synchronous_commit TO on; SET lock_timeout TO {wait}; "
-            f"SET statement_timeout TO {4 * wait}; SET idle_in_transaction_session_timeout TO {4 * wait}"
-        )
 
     def _make(self, connection: psycopg.Connection[dict[str, Any]]) -> None:
         """Make the tables, once of all who begin at the same time.
@@ -114,22 +109,20 @@ class PostgresJobs(SqlJobs):
         Raises:
             InputError: they are of another version, or the database's texts are not Unicode.
         """
-        self._configure(connection)
         encoding = connection.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise InputError(f"the database's encoding is {encoding}, and must be UTF8: createdb --encoding UTF8")
         with connection.transaction():
             connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
-            connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_SCHEMA}")
-            connection.execute("CREATE TABLE IF NOT EXISTS version (version INTEGER NOT NULL)")
-            row = connection.execute("SELECT version FROM version").fetchone()
+            connection.execute("CREATE TABLE IF NOT EXISTS mochi_tt (version INTEGER NOT NULL)")
+            row = connection.execute("SELECT version FROM mochi_tt").fetchone()
             if row is None:
                 connection.execute(
                     SCHEMA.format(serial="BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", real="DOUBLE PRECISION")
                     + "ALTER TABLE jobs ADD COLUMN lease DOUBLE PRECISION;"
                     + f"CREATE INDEX jobs_lease ON jobs (lease) WHERE {_RUNS};"
                 )
-                connection.execute(f"INSERT INTO version VALUES ({VERSION})")
+                connection.execute(f"INSERT INTO mochi_tt VALUES ({VERSION})")
             elif row["version"] != VERSION:
                 raise InputError(
                     f"the database is of version {row['version']}, this program reads {VERSION}: name another"
@@ -162,7 +155,9 @@ class PostgresJobs(SqlJobs):
     def _write(self, *, durable: bool = True) -> Iterator[_Transaction]:
         """Run a block as one transaction; without `durable` the commit does not wait for the disk."""
         try:
-            connection, _ = self._begun("BEGIN" if durable else "BEGIN; SET LOCAL synchronous_commit TO off")
+            connection, _ = self._begun(
+                f"BEGIN; SET LOCAL synchronous_commit TO {'on' if durable else 'off'}; {self._waits}"
+            )
         except psycopg.Error as error:
             raise self._unavailable(error) from error
         try:

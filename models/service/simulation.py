@@ -1,8 +1,8 @@
 """On paper: what many boxes on one database wait for, and what limits them.
 
 A simulation of discrete events with the rules of the service: one queue in order, one video at a time a box, leases,
-another LoRA means another load. Its times are assumptions or projections, which `Fleet` names; the rates of the database
-were measured (`RATES`). Nothing of it has run on cards or on more than one machine.
+another LoRA means another load. Its times are assumptions or projections, which `Fleet` names; the rates of the
+database were measured (`RATES`). Nothing of it has run on cards or on more than one machine.
 """
 
 from __future__ import annotations
@@ -178,21 +178,18 @@ def rows() -> list[tuple[str, ...]]:
         ("each video one of 100 LoRAs", replace(day, loras=100)),
         ("4x8: 113 s a video", replace(day, video_seconds=113.0)),
     ]
-    table: list[tuple[str, ...]] = [
-        ("1,000 boxes, but for", "videos an hour", "wait, median", "wait, 95 %", "made again", "LoRA loads")
-        + ("looks", "reports", "claims", "submissions", "rows", "MB/s of files")
-    ]
+    shared = ("looks", "reports", "claims", "submissions", "rows")
+    head = ("1,000 boxes, but for", "videos an hour", "wait, median", "wait, 95 %", "made again", "LoRA loads")
+    table: list[tuple[str, ...]] = [(*head, *shared, "MB/s of files")]
     for name, fleet in cases:
         out = simulate(fleet)
         cuts = quantiles(out.waits, n=20)
         rate = out.made / (3600 * fleet.hours)
         used = demands(fleet, rate, out.longest)
-        table.append(
-            (name, f"{3600 * rate:,.0f}", f"{cuts[9]:.1f} s", f"{cuts[18]:.1f} s", f"{out.again / out.made:.2%}")
-            + (f"{out.loads / out.made:.0%}",)
-            + tuple(f"{used[what]:.1%}" for what in ("looks", "reports", "claims", "submissions", "rows"))
-            + (f"{megabytes(fleet, rate):.0f}",)
-        )
+        shares = (f"{out.again / out.made:.2%}", f"{out.loads / out.made:.0%}")
+        parts = (f"{used[what]:.1%}" for what in shared)
+        waits = (f"{cuts[9]:.1f} s", f"{cuts[18]:.1f} s")
+        table.append((name, f"{3600 * rate:,.0f}", *waits, *shares, *parts, f"{megabytes(fleet, rate):.0f}"))
     return table
 
 

@@ -7,20 +7,27 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 import psycopg
 import pytest
 
-PLACES = (*sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True), *os.environ["PATH"].split(":"))
+PLACES = (
+    *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True),
+    *os.environ["PATH"].split(":"),
+    "/usr/sbin",
+)
 USERS = ("postgres", "nobody")
 
 
 def _program(name: str) -> str:
     found = shutil.which(name, path=":".join(PLACES))
     if found is None:
-        pytest.skip(f"Postgres' program {name} is not installed: apt-get install postgresql")
+        pytest.skip(f"{name} is not installed: apt-get install postgresql pgbouncer")
     return found
 
 
@@ -54,6 +61,28 @@ class Cluster:
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
         return self.url(name)
+
+    @contextmanager
+    def pooled(self) -> Iterator[str]:
+        """Put PgBouncer in transaction mode before a new database, and yield that URL."""
+        program, url = _program("pgbouncer"), self.database()
+        name = url.partition("@/")[2].partition("?")[0]
+        settings = self.folder / "pgbouncer.ini"
+        settings.write_text(
+            f"[databases]\n{name} = user=mochi host={self.folder}\n[pgbouncer]\nauth_type = any\npool_mode = transaction\n"
+            f"listen_addr =\nlisten_port = 6432\nunix_socket_dir = {self.folder}\ndefault_pool_size = 4\n"
+        )
+        process = subprocess.Popen([program, "-q", str(settings)], user=self._user, cwd="/", stderr=subprocess.DEVNULL)
+        try:
+            end = time.monotonic() + 30
+            while not (self.folder / ".s.PGSQL.6432").exists():
+                assert process.poll() is None, "PgBouncer ended"
+                assert time.monotonic() < end, "PgBouncer did not start"
+                time.sleep(0.05)
+            yield f"{url}&port=6432"
+        finally:
+            process.terminate()
+            process.wait()
 
     def remove(self) -> None:
         self.stop()

@@ -273,3 +273,59 @@ def test_three_workers_make_more_than_one(tmp_path, url, cluster, capsys):
             end(servers)
     with capsys.disabled():
         print(f"\nthree workers: {seconds[1] / seconds[3]:.2f} times the throughput of one")
+
+
+def test_a_pooler_between_changes_nothing(cluster):
+    """PgBouncer in transaction mode gives each transaction another connection."""
+    with cluster.pooled() as url:
+        stores = [PostgresJobs(url, lease_seconds=0.5) for _ in range(3)]
+        names = [add(stores[n % 3]).id for n in range(30)]
+        ended = []
+
+        def work(jobs, worker):
+            while (job := jobs.claim(worker)) is not None:
+                jobs.report(job.id, worker, "denoise", 1, 2, 50)
+                assert jobs.is_wanted(job.id, worker)
+                assert jobs.finish(job.id, worker, DONE)
+                ended.append(job.id)
+
+        threads = [threading.Thread(target=work, args=(jobs, f"{n}-a")) for n, jobs in enumerate(stores)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(ended) == sorted(names)
+        assert stores[0].totals()["completed"] == 30
+        for jobs in stores:
+            jobs.close()
+
+
+@pytest.mark.full
+def test_two_boxes_with_the_tiny_model(tmp_path, url):
+    """The command line's own service with the real engine, a box killed in mid-job; the same request is one video."""
+    import hashlib
+
+    with Tiny(tmp_path / "s", url) as first, Tiny(tmp_path / "s", url) as second:
+        small = {"size": "32x32", "num_frames": 7, "num_inference_steps": 8, "prompt": "a red ball"}
+        names = [first.create(**small, seed=number % 2)["id"] for number in range(6)]
+        until(lambda: any(second.get(name)["step"] >= 1 for name in names), "a step", 300)
+        until(lambda: running_of(first, names), "a job of the first box", 300)
+        first.kill()
+        digests = set()
+        for name in names:
+            assert until(lambda name=name: second.wait(name), name, 300)["status"] == "completed"
+            body = second.client.get(f"/v1/videos/{name}/content").content
+            assert body[4:8] == b"ftyp"
+            digests.add(hashlib.sha256(body).hexdigest())
+        assert len(digests) == 2  # the two seeds, whoever made them
+        assert len(list((tmp_path / "s" / "jobs").glob("*/*/video.mp4"))) == 6
+
+
+class Tiny(Server):
+    """`mochi-tt serve` itself, with the built-in model on a mock mesh of one chip."""
+
+    def __init__(self, folder, url):
+        service = ["serve", "--model", "tiny", "--mesh", "1x1", "--mode", "golden", "--port", "0"]
+        options = ["--folder", str(folder), "--database", url]
+        super().__init__(folder, ready=False, command=[sys.executable, "-m", "scripts.cli", *service, *options])
+        until(lambda: self.client.get("/ready").status_code == 200, "ready", 300)

@@ -16,11 +16,8 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
-PLACES = (
-    *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True),
-    *os.environ["PATH"].split(":"),
-    "/usr/sbin",
-)
+DEBIAN = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
+PLACES = (*DEBIAN, *os.environ["PATH"].split(":"), "/usr/sbin")
 USERS = ("postgres", "nobody")
 
 
@@ -69,7 +66,8 @@ class Cluster:
         name = url.partition("@/")[2].partition("?")[0]
         settings = self.folder / "pgbouncer.ini"
         settings.write_text(
-            f"[databases]\n{name} = user=mochi host={self.folder}\n[pgbouncer]\nauth_type = any\npool_mode = transaction\n"
+            f"[databases]\n{name} = user=mochi host={self.folder}\n"
+            "[pgbouncer]\nauth_type = any\npool_mode = transaction\n"
             f"listen_addr =\nlisten_port = 6432\nunix_socket_dir = {self.folder}\ndefault_pool_size = 4\n"
         )
         process = subprocess.Popen([program, "-q", str(settings)], user=self._user, cwd="/", stderr=subprocess.DEVNULL)

@@ -54,6 +54,7 @@ COMMANDS = {
     "calibrate": _Command("scripts.calibrate", "calibrate", "Find the steps that may reuse blocks of earlier ones."),
     "serve": _Command("scripts.serve", "serve", "Serve videos over HTTP: /v1/videos, as OpenAI's clients speak it."),
     "ui": _Command("scripts.serve", "ui", "Serve videos with a page for browsers at /ui, with the options of serve."),
+    "fleet": _Command("scripts.fleet", "fleet", "On paper: what limits 1,000 boxes that share a database of jobs."),
     "evaluate": _Command("scripts.evaluate", "evaluate", "Judge the tiny model's videos, and compare with PyTorch."),
     "cache": _Command("scripts.cache", "app", "The store of converted weights: build, list, verify, prune."),
     "download": _Command("scripts.cache", "download", "Fetch a checkpoint from the Hugging Face hub."),

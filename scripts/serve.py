@@ -30,8 +30,16 @@ def serve(
         ),
     ] = None,
     folder: Annotated[
-        str, typer.Option(help="Of the database and the results; one service at a time has it.")
+        str,
+        typer.Option(help="Of the results, and of the database where none is named: then one service has it."),
     ] = "service",
+    database: Annotated[
+        str | None,
+        typer.Option(
+            help="postgresql://... of jobs that several boxes share, and --folder with it (docs/service.md). "
+            "[default: SQLite in the folder]"
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(help="As for generate.")] = "tiny",
     variant: Annotated[str | None, typer.Option(help="Of the weight files, such as bf16.")] = None,
     base: Annotated[str | None, typer.Option(help=HELP["base"])] = None,
@@ -87,7 +95,11 @@ def _run(options: dict[str, Any], *, page: bool) -> None:
         require("gradio", "ui", command)
     from models.service.serve import serve as run
 
-    own = {name: options.pop(name) for name in ("host", "port", "keys", "folder", "lora_folder")}
+    own = {name: options.pop(name) for name in ("host", "port", "keys", "folder", "database", "lora_folder")}
+    if own["database"] is not None:
+        if not own["database"].startswith(("postgresql://", "postgres://")):
+            raise InputError("database must be postgresql://...: leave it out for SQLite in --folder")
+        require("psycopg_pool", "boxes", f"{command} --database")
     if own["lora_folder"] is not None and not is_dir(own["lora_folder"]):
         raise InputError(f"lora-folder {own['lora_folder']} is no folder: name one")
     settings = Settings(
@@ -97,6 +109,7 @@ def _run(options: dict[str, Any], *, page: bool) -> None:
         keep_bytes=round(GIGABYTE * options["keep_gb"]),
         stall_seconds=60 * options["stall_minutes"],
         on_stop=options["on_stop"],
+        shared=own["database"],
     )
     print(f"mode {MODES[check_mode(options['mode'])]}", flush=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any
 
 from models.service.jobs import QUEUED, Job
@@ -79,11 +80,20 @@ def left(job: Job, found: Rates) -> float:
 
 
 def places(waiting: Sequence[Job], found: Rates | None) -> dict[str, tuple[int, float | None]]:
-    """Return for every job that waits or runs its position and the seconds until it is done."""
+    """Return for every job that waits or runs its position and the seconds until it is done.
+
+    As many workers count as there are jobs that run; one at least.
+    """
     made: dict[str, tuple[int, float | None]] = {}
-    behind, seconds = 0 if waiting and waiting[0].state != QUEUED else 1, 0.0
-    for index, job in enumerate(waiting):
-        if found is not None:
-            seconds += left(job, found)
-        made[job.id] = (index + behind, None if found is None else round(seconds, 1))
+    free = [0.0] * max(1, sum(job.state != QUEUED for job in waiting))  # seconds until each worker is
+    queued = 0
+    for job in waiting:
+        queued += job.state == QUEUED
+        position = queued if job.state == QUEUED else 0
+        if found is None:
+            made[job.id] = (position, None)
+            continue
+        seconds = heappop(free) + left(job, found)
+        heappush(free, seconds)
+        made[job.id] = (position, round(seconds, 1))
     return made

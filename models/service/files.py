@@ -1,5 +1,8 @@
 """The folders of jobs: where results lie, how they are served, and how they go.
 
+A job's folder has one for each claim, in which that worker alone writes. The row of a completed job names the claim
+whose video counts. So a worker that was taken for dead, and still runs, changes no file that is served.
+
 Every path is made of a name that the store made. What a client sends is only ever looked up in the store.
 """
 
@@ -10,10 +13,11 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from models.service.jobs import CANCELLED, COMPLETED, FAILED, ID_PATTERN, JobStore
+from models.service.jobs import CANCELLED, COMPLETED, FAILED, JobStore, is_id
 
 VIDEO, RECORD = "video.mp4", "record.json"
 LATENTS = "video.latents.safetensors"
@@ -28,31 +32,37 @@ class Files:
     def __init__(self, root: Path) -> None:
         """Take the folder that holds them."""
         self.root = root
+        self._kept: set[str] = set()
 
-    def folder(self, name: str) -> Path:
-        """Return the folder of a job.
+    def folder(self, name: str, claim: str = "") -> Path:
+        """Return the folder of a job, or of a claim of it.
 
         Raises:
-            ValueError: the name is none that a store makes.
+            ValueError: the name is none that a store makes, or the claim is none.
         """
-        if not re.fullmatch(ID_PATTERN, name):
-            raise ValueError(f"{name!r} names no job")
-        return self.root / name
+        if not is_id(name) or not re.fullmatch(r"[0-9a-f-]*", claim):
+            raise ValueError(f"{name!r} and {claim!r} name no job")
+        return self.root / name / claim
 
-    def make(self, name: str) -> Path:
-        """Return the folder of a job, and make it.
+    def make(self, name: str, claim: str = "") -> Path:
+        """Return the folder of a claim, and make it; it begins with the latents that an earlier claim has left.
 
         Raises:
             OSError: it cannot be made.
         """
-        folder = self.folder(name)
+        folder = self.folder(name, claim)
+        earlier = max(self.folder(name).glob(f"*/{LATENTS}"), key=_age, default=None)
         folder.mkdir(parents=True, exist_ok=True)
+        if earlier is not None and earlier.parent != folder:
+            for file in (LATENTS, RECORD):  # The record comes second, as it was written.
+                with suppress(OSError):  # Another's folder may go; without a record the run begins anew.
+                    os.link(earlier.with_name(file), folder / file)
         return folder
 
-    def open(self, name: str, file: str = VIDEO) -> BinaryIO | None:
+    def open(self, name: str, file: str = VIDEO, claim: str | None = None) -> BinaryIO | None:
         """Open a file of a job, or return None; what is open stays readable though it be deleted."""
         try:
-            return open(self.folder(name) / file, "rb")
+            return open(self.folder(name, claim or "") / file, "rb")
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -60,25 +70,43 @@ class Files:
         """Delete all files of a job."""
         shutil.rmtree(self.folder(name), ignore_errors=True)
 
-    def drop_latents(self, name: str) -> None:
-        """Delete what only an unfinished run needs."""
+    def keep(self, name: str, claim: str) -> None:
+        """Delete what only an unfinished run needs, and all that other claims have left.
+
+        Raises:
+            OSError: something cannot be deleted.
+        """
+        for other in self.folder(name).iterdir():
+            if other.is_dir() and other.name != claim:
+                shutil.rmtree(other, ignore_errors=True)
         for file in (LATENTS, RECORD):
-            (self.folder(name) / file).unlink(missing_ok=True)
+            (self.folder(name, claim) / file).unlink(missing_ok=True)
+        self._kept.add(name)
 
     def sweep(self, jobs: JobStore) -> list[str]:
         """Delete the folders that belong to no job that is to keep one; return their names.
 
         Folders are listed first: a job that comes meanwhile has none yet.
         """
-        there = [entry for entry in os.listdir(self.root) if re.fullmatch(ID_PATTERN, entry)]
-        states = jobs.holds()
-        gone = [name for name in there if states.get(name) in (None, FAILED, CANCELLED)]
+        there = [entry for entry in os.listdir(self.root) if is_id(entry)]
+        held = jobs.holds()
+        states = {name: held[name][0] if name in held else None for name in there}
+        gone = [name for name in there if states[name] in (None, FAILED, CANCELLED)]
         for name in gone:
             self.remove(name)
+        self._kept.intersection_update(there)
         for name in there:
-            if states.get(name) == COMPLETED:
-                self.drop_latents(name)
+            if states[name] == COMPLETED and name not in self._kept:
+                with suppress(FileNotFoundError):  # expired meanwhile
+                    self.keep(name, held[name][1])
         return gone
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def measured(path: Path) -> tuple[int, str]:
@@ -148,6 +176,8 @@ class Janitor:
     def clean(self) -> tuple[list[str], list[str]]:
         """Clean once; return the names of results that expired and of folders that belonged to none.
 
+        Of several servers that share a store one cleans at a time.
+
         Raises:
             StoreUnavailable: the store is locked.
             OSError: the folder cannot be listed.
@@ -155,6 +185,8 @@ class Janitor:
         now = self._clock()
         self._jobs.tick(now - self._last)
         self._last = now
+        if not self._jobs.may_clean():
+            return [], []
         expired = self._jobs.expire(older=self._keep_seconds, most_bytes=self._keep_bytes)
         for name in expired:
             self._files.remove(name)

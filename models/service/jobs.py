@@ -1,4 +1,5 @@
-"""A job, its states, and what a store of jobs promises; `models.service.store` keeps them in SQLite.
+"""A job, its states, and what a store of jobs promises; `models.service.store` keeps them in SQLite,
+`models.service.postgres` in Postgres.
 
 A job begins queued. A worker claims it (in_progress), and it ends in exactly one of completed, failed and cancelled.
 Where somebody cancels it meanwhile it is cancelling until its worker has stopped. Only who holds a claim may change a
@@ -7,6 +8,7 @@ job that runs: each claim has the name of one life of one worker, and a later li
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,10 @@ from typing import Any, Protocol
 
 QUEUED, IN_PROGRESS, CANCELLING = "queued", "in_progress", "cancelling"
 COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
+LEASE_SECONDS = 60.0
+"""For which a claim on a job holds without a look at it, where several workers share a store."""
+POLL_SECONDS = 0.5
+"""Between two looks of a worker there, for a job or at its claim."""
 STATES = (QUEUED, IN_PROGRESS, CANCELLING, COMPLETED, FAILED, CANCELLED)
 ENDED = (COMPLETED, FAILED, CANCELLED)
 ID_PATTERN = r"video_[0-9a-f]{32}"
@@ -24,6 +30,11 @@ MOST_DEATHS, MOST_RESTARTS = 3, 10
 def new_id() -> str:
     """Return a name for a job, which nobody can guess."""
     return f"video_{secrets.token_hex(16)}"
+
+
+def is_id(name: str) -> bool:
+    """Return whether a text has the form of a job's name."""
+    return re.fullmatch(ID_PATTERN, name) is not None
 
 
 class StoreUnavailable(Exception):
@@ -143,7 +154,15 @@ class JobStore(Protocol):
     """What the service needs of a store of jobs. Every method is one transaction.
 
     Any method raises `StoreUnavailable` where the store is locked for long, is full or cannot be reached.
+
+    Attributes:
+        poll_seconds: to wait between two looks for a job, or at a claim.
+        lease_seconds: after which a claim that nobody has looked at may be given to others; None where only one worker
+            uses the store, and a claim ends with it.
     """
+
+    poll_seconds: float
+    lease_seconds: float | None
 
     def submit(
         self,
@@ -194,7 +213,7 @@ class JobStore(Protocol):
         ...
 
     def is_wanted(self, name: str, worker: str) -> bool:
-        """Whether a run is to go on: the claim holds, and nobody has cancelled the job."""
+        """Whether a run is to go on: the claim holds, and nobody has cancelled the job. This renews its lease."""
         ...
 
     def finish(self, name: str, worker: str, outcome: Outcome) -> bool:
@@ -205,11 +224,14 @@ class JobStore(Protocol):
         """Put a job that runs back to its place in the queue."""
         ...
 
-    def recover(self, cause: str) -> list[Job]:
-        """Give the jobs of a dead worker back to the queue, and return them.
+    def recover(self, cause: str, worker: str | None = None) -> list[Job]:
+        """Give the jobs of dead workers back to the queue, and return them.
 
-        `cause` is "worker" or "server", whichever died. A job that has outlasted too many fails, and one that was
-        being cancelled is cancelled.
+        A job that has outlasted too many fails, and one that was being cancelled is cancelled.
+
+        Args:
+            cause: "worker" or "server", whichever died.
+            worker: whose end the caller has seen; None for all whose lease has run out, and without leases for all.
         """
         ...
 
@@ -226,7 +248,10 @@ class JobStore(Protocol):
         ...
 
     def tick(self, seconds: float) -> float:
-        """Move the clock by which results age forward by `seconds`, and return it."""
+        """Move the clock by which results age forward by `seconds`, and return it.
+
+        Where a database has a clock that all boxes share, that one counts, and `seconds` do not.
+        """
         ...
 
     def expire(self, *, older: float, most_bytes: int) -> list[str]:
@@ -237,8 +262,12 @@ class JobStore(Protocol):
         """Delete what is known of jobs that ended long ago, and return how many."""
         ...
 
-    def holds(self) -> dict[str, str]:
-        """Return the state of every job whose files may be there, by its name."""
+    def holds(self) -> dict[str, tuple[str, str]]:
+        """Return of every job whose files may be there, by its name, the state, and the claim that completed it."""
+        ...
+
+    def may_clean(self) -> bool:
+        """Return whether it is the caller's turn to let results expire: of all servers one at a time has it."""
         ...
 
     def close(self) -> None:

@@ -127,7 +127,7 @@ class Page:
         if not job.has_ended:
             lines.append(f"<progress max='100' value='{shown['progress']}'></progress>")
             with suppress(OSError):  # there is none, or the next one is being put in its place
-                stamp = (self._service.files.folder(name) / PREVIEW).stat().st_mtime_ns
+                stamp = (self._service.files.folder(name, job.worker or "") / PREVIEW).stat().st_mtime_ns
                 lines.append(f"<img alt='preview' src='{self._link(name, PREVIEW)}?at={stamp}'>")
         elif job.state == COMPLETED and not job.expired:
             link = self._link(name, "video.mp4")

@@ -22,7 +22,6 @@ from models.service.files import Files, Janitor
 from models.service.jobs import StoreUnavailable
 from models.service.keys import ENVIRONMENT, Keys, is_loopback
 from models.service.limits import patient
-from models.service.locks import locked
 from models.service.log import JsonHandler, log, log_error
 from models.service.requests import Planner
 from models.service.service import Service
@@ -75,9 +74,9 @@ def serve(
     if settings.on_stop not in ("finish", "park"):
         raise InputError(f"on-stop {settings.on_stop!r} must be finish or park")
     _make_folders(settings)
-    with locked(settings.folder / "server.lock", _LOCK_SECONDS, "service"), _listening(host, port) as listener:
+    with settings.alone("service", _LOCK_SECONDS), _listening(host, port) as listener:
         planner = Planner(request, lora_folder)
-        jobs = open_store(settings.database)
+        jobs = open_store(settings.database, settings.lease_seconds)
         supervisor = Supervisor(settings, jobs, make_engine or partial(PipelineEngine, request, lora_folder))
         service = Service(settings, jobs, planner, supervisor)
         server = _server(service, keys, page=page)
@@ -123,7 +122,8 @@ def _run(settings: Settings, service: Service, supervisor: Supervisor) -> None:
         clock=time.monotonic,
     )
     try:
-        while not ended.wait(_CLEAN_SECONDS):
+        while not ended.wait(min(_CLEAN_SECONDS, settings.lease_seconds / 6)):
+            supervisor.adopt()
             _clean(janitor)
     except KeyboardInterrupt:
         log("stopping", how=settings.on_stop)
@@ -209,7 +209,7 @@ def _server(service: Service, keys: Keys, *, page: bool) -> uvicorn.Server:
 
 def _log_libraries() -> None:
     """Have what libraries log written as our own lines are."""
-    for name in ("uvicorn", "uvicorn.error", "asyncio"):
+    for name in ("uvicorn", "uvicorn.error", "asyncio", "psycopg.pool"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [JsonHandler()], False
         logger.setLevel(logging.WARNING)

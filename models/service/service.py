@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -36,6 +37,8 @@ from models.service.supervisor import Status, Supervisor
 # Submissions that are checked at a time: checking computes, and /health must answer beside it.
 _PLANNERS = 2
 _RETRY_FULL, _RETRY_BUSY = 10, 2
+# The whole queue is read for one place in it; a client looks again after two seconds.
+_SEEN_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Service:
         self.settings, self.jobs, self.planner = settings, jobs, planner
         self.files = Files(settings.results)
         self._supervisor = supervisor
+        self._seen: tuple[float, tuple[Rates | None, dict[str, tuple[int, float | None]]]] = (float("-inf"), (None, {}))
         self._planning = threading.BoundedSemaphore(_PLANNERS)
 
     @property
@@ -179,7 +183,7 @@ class Service:
         if job.state != COMPLETED:
             hint = "it will have none" if job.state in ENDED else "look again later"
             raise ServiceError(404, f"video {job.id} is {job.state}, so it has no content: {hint}", "not_ready", "id")
-        file = self.files.open(job.id, VIDEO)
+        file = self.files.open(job.id, VIDEO, job.result.get("claim"))
         if file is None:
             raise ServiceError(404, f"video {job.id} has expired: make it anew", "expired", "id")
         return Result(file, int(job.result["bytes"]), f'"{job.result["sha256"][:32]}"')
@@ -191,7 +195,7 @@ class Service:
             ServiceError: there is none.
         """
         job = self.get(name, owner)
-        file = self.files.open(job.id, PREVIEW)
+        file = self.files.open(job.id, PREVIEW, job.result.get("claim", job.worker))
         if file is None:
             raise ServiceError(404, f"video {job.id} has no preview", "no_preview", "id")
         return Result(file, file.seek(0, 2), None)
@@ -200,13 +204,19 @@ class Service:
         setup = self.planner.setup
         return rates(self.jobs.finished(LATEST), setup.mesh_shape if setup.mode == "hardware" else None)
 
+    def _places(self) -> tuple[Rates | None, dict[str, tuple[int, float | None]]]:
+        """Return the rates and the place of every job; where many servers ask, what one saw within a second."""
+        if self.jobs.lease_seconds is None or time.monotonic() - self._seen[0] > _SEEN_SECONDS:
+            found = self._rates()
+            self._seen = (time.monotonic(), (found, places(self.jobs.waiting(), found)))
+        return self._seen[1]
+
     def shown(self, *jobs: Job) -> list[dict[str, Any]]:
         """Return jobs as `models.service.schemas.Video` has them, with positions and estimates."""
         found: Rates | None = None
         where: dict[str, tuple[int, float | None]] = {}
         if any(not job.has_ended for job in jobs):
-            found = self._rates()
-            where = places(self.jobs.waiting(), found)
+            found, where = self._places()
         return [self._shown(job, where.get(job.id), found) for job in jobs]
 
     def _shown(self, job: Job, place: tuple[int, float | None] | None, found: Rates | None) -> dict[str, Any]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+from models.service.jobs import LEASE_SECONDS
+from models.service.locks import locked
 
 GIGABYTE = 10**9
 
@@ -13,7 +18,7 @@ class Settings:
     """Bounds and places of a service.
 
     Attributes:
-        folder: of the database, of results and of locks; one service at a time has it.
+        folder: of the database, of results and of locks; one service at a time has it, unless a database is named.
         queue: most jobs that wait or run.
         keep_seconds: until a result expires.
         keep_bytes: of all results; the oldest expire above.
@@ -23,6 +28,9 @@ class Settings:
         stall_seconds: without any progress of a job, after which its worker is killed.
         on_stop: "finish" or "park" the present job at SIGTERM.
         poll_ms: that a client is told to wait between two looks.
+        shared: URL of a database that other servers use too, with this folder; None for one of its own.
+        lease_seconds: after which the job of a worker that is not heard of goes to another, where the database is
+            shared.
     """
 
     folder: Path
@@ -35,11 +43,23 @@ class Settings:
     stall_seconds: float = 6 * 3600.0
     on_stop: str = "park"
     poll_ms: int = 2000
+    shared: str | None = None
+    lease_seconds: float = LEASE_SECONDS
 
     @property
-    def database(self) -> Path:
-        """The file of jobs."""
-        return self.folder / "jobs.sqlite3"
+    def database(self) -> str | Path:
+        """What `models.service.store.open_store` opens."""
+        return self.shared or self.folder / "jobs.sqlite3"
+
+    @contextmanager
+    def alone(self, what: str, seconds: float) -> Iterator[None]:
+        """Hold the folder's lock of a "service" or "worker" while the block runs; a shared folder has none.
+
+        Raises:
+            Held: another process keeps it for longer than the seconds.
+        """
+        with nullcontext() if self.shared else locked(self.folder / f"{what}.lock", seconds, what):
+            yield
 
     @property
     def results(self) -> Path:

@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from secrets import token_hex
 from typing import Any
 
 from models.machine.errors import InputError
 from models.service.jobs import JobStore, StoreUnavailable
-from models.service.locks import locked
 from models.service.log import log, log_error
 from models.service.settings import Settings
-from models.service.worker import MakeEngine, work
+from models.service.worker import MakeEngine, name_of, work
 
 _POLL = 0.1
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
@@ -54,6 +54,7 @@ class Supervisor:
         self.status = Status()
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._worker = ""
         self._stop: str | None = None
         self._told = False
         self._was_ready = False
@@ -68,7 +69,7 @@ class Supervisor:
             InputError: the first worker refused its start, for a reason that the user can mend.
         """
         # A worker of a server that was killed ends within moments; until then its job is its own.
-        with locked(self._settings.folder / "worker.lock", _ORPHAN_SECONDS, "worker"):
+        with self._settings.alone("worker", _ORPHAN_SECONDS):
             self._recover("server")
         try:
             while True:
@@ -91,12 +92,13 @@ class Supervisor:
         self.status = replace(self.status, stopping=True, ready=False)
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context, life = multiprocessing.get_context("spawn"), token_hex(8)
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=work, args=(self._settings, self._make_engine, theirs), name="mochi-tt worker"
+            target=work, args=(self._settings, self._make_engine, theirs, life), name="mochi-tt worker"
         )
         self._process.start()
+        self._worker = name_of(self._process.pid, life)
         theirs.close()
         self._told = False
         self.status = replace(self.status, ready=False, loading="worker", job=None)
@@ -170,7 +172,7 @@ class Supervisor:
         self._process.join()
         self._pipe.close()
         self._process = self._pipe = None
-        self._recover("worker")
+        self._recover("worker", self._worker)
         self.status = replace(self.status, ready=False, job=None, loading="worker, again")
         if self._stop is None:
             log("worker died", level="error", code=code, again_in_seconds=self._pause)
@@ -178,13 +180,20 @@ class Supervisor:
             self._next_start = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
-    def _recover(self, cause: str) -> None:
-        """Give jobs back to the queue, as often as it takes: without that they would be lost."""
+    def adopt(self) -> None:
+        """Give the jobs of other boxes back to the queue whose claims have run out, where a store has such."""
+        if self._jobs.lease_seconds is not None:
+            self._recover("server")
+
+    def _recover(self, cause: str, worker: str | None = None) -> None:
+        """Give jobs back to the queue, as often as it takes: without that they would be lost, but for leases."""
         while True:
             try:
-                for job in self._jobs.recover(cause):
+                for job in self._jobs.recover(cause, worker):
                     log("job recovered", level="warning", job=job.id, state=job.state, cause=cause)
                 return
             except StoreUnavailable as error:
                 log_error("jobs not recovered yet", error)
+                if self._jobs.lease_seconds is not None:
+                    return
                 time.sleep(1.0)

@@ -13,6 +13,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +26,6 @@ from models.machine.errors import Cancelled, InputError, MachineError, MissingIn
 from models.service.engine import Engine
 from models.service.files import VIDEO, Files, measured
 from models.service.jobs import CANCELLED, COMPLETED, FAILED, Job, JobStore, Outcome, StoreUnavailable
-from models.service.locks import locked
 from models.service.log import log, log_error
 from models.service.settings import Settings
 from models.service.store import open_store
@@ -33,8 +33,6 @@ from models.service.store import open_store
 MakeEngine = Callable[[], Engine]
 ORPHANED, BROKEN = 70, 71
 """Exit codes: the server is gone; something broke that the next job should not meet."""
-_IDLE = 0.1
-_WATCH = 0.1
 _REPORT_SECONDS = 0.25
 _RETRY_SECONDS = 1.0
 _LOCK_SECONDS = 60.0
@@ -43,13 +41,18 @@ _PR_SET_PDEATHSIG = 1
 _SPANS = {"encode": (0, 3), "denoise": (3, 90), "decode": (90, 97), "write": (97, 99)}
 
 
-def work(settings: Settings, make_engine: MakeEngine, pipe: Connection) -> None:
-    """Run the worker's process to its end."""
+def name_of(process: int | None, life: str) -> str:
+    """Return the name of a worker's life, and of its claims: of its process's number and of random digits."""
+    return f"{process}-{life}"
+
+
+def work(settings: Settings, make_engine: MakeEngine, pipe: Connection, life: str) -> None:
+    """Run the worker's process to its end. `life` are random hexadecimal digits that no other worker has."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    name = f"{os.getpid()}-{token_hex(4)}"
+    name = name_of(os.getpid(), life)
     link = _Link(pipe)
-    with locked(settings.folder / "worker.lock", _LOCK_SECONDS, "worker"):
-        jobs = open_store(settings.database)
+    with settings.alone("worker", _LOCK_SECONDS):
+        jobs = open_store(settings.database, settings.lease_seconds)
         try:
             engine = make_engine()
             engine.load(lambda stage, done, total: link.send("loading", stage, done, total), _tell_log)
@@ -57,7 +60,7 @@ def work(settings: Settings, make_engine: MakeEngine, pipe: Connection) -> None:
             link.send("refused", str(error))
             return
         link.send("ready")
-        log("worker ready", worker=name)
+        log("worker ready", worker=name, box=socket.gethostname())
         worker = _Worker(settings, jobs, engine, link, name)
         try:
             worker.run()
@@ -113,14 +116,14 @@ class _Worker:
                 log("store unavailable", level="warning", why=str(error))
                 job = None
             if job is None:
-                self.stopped.wait(_IDLE)
+                self.stopped.wait(self._jobs.poll_seconds)
                 continue
             self._do(job)
 
     def _watch(self) -> None:
         """Listen to the server, and to those who cancel the present job."""
         while not self.stopped.is_set():
-            said = self._link.receive(_WATCH)
+            said = self._link.receive(self._jobs.poll_seconds)
             if said is not None:
                 self._stop = said
             job = self._job
@@ -146,10 +149,11 @@ class _Worker:
         messages: list[str] = []
         broken: BaseException | None = None
         try:
-            folder = self._files.make(job.id)
+            folder = self._files.make(job.id, self._name)
             result = self._engine.run(job, folder, progress, messages.append)
             size, digest = measured(folder / VIDEO)
-            made = {"seconds": dict(result.seconds), "forwards": dict(result.forwards), "bytes": size, "sha256": digest}
+            made = {"seconds": dict(result.seconds), "forwards": dict(result.forwards)}
+            made |= {"bytes": size, "sha256": digest, "claim": self._name}
             outcome = Outcome(COMPLETED, None, messages, made)
         except Cancelled:
             outcome = Outcome(CANCELLED, None, messages)
@@ -182,7 +186,7 @@ class _Worker:
                 time.sleep(_RETRY_SECONDS)
         try:
             if outcome.state == COMPLETED:
-                self._files.drop_latents(job.id)
+                self._files.keep(job.id, self._name)
             else:
                 self._files.remove(job.id)
         except OSError as error:

@@ -95,7 +95,7 @@ class FakeEngine:
 
 
 def main() -> None:
-    """`python -m tests.service.fake FOLDER PORT [finish] [small] [slow] [stall] [real]`: a server, to be killed."""
+    """`python -m tests.service.fake FOLDER PORT [finish] [small] [slow] [stall] [real] [DATABASE]`: to be killed."""
     from functools import partial
 
     from models.mochi.setup import Request
@@ -109,6 +109,7 @@ def main() -> None:
         settings = replace(settings, stall_seconds=1.5)
     if "slow" in words:
         settings = replace(settings, body_seconds=2.0, send_seconds=2.0)
+    settings = replace(settings, shared=next((word for word in words if "://" in word), None), lease_seconds=4.0)
     stated = os.environ.get("MOCHI_TT_KEYS", "")
     keys = Keys.read(stated[1:], None) if stated.startswith("@") else Keys.read(None, stated)
     with interrupts.remembered():

@@ -16,16 +16,19 @@ import httpx
 ROOT = Path(__file__).resolve().parents[2]
 
 
+ADDRESS = re.compile(r"http://[^\s,]+")
+
+
 class Server:
     """A running server. `folder` outlives it: start another on it."""
 
-    def __init__(self, folder: Path, *options: str, keys: str = "", ready: bool = True):
+    def __init__(self, folder: Path, *options: str, keys: str = "", ready: bool = True, command=()):
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.log = folder / f"log-{time.monotonic_ns()}"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.service.fake", str(folder), "0", *options],
+                command or [sys.executable, "-m", "tests.service.fake", str(folder), "0", *options],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -33,9 +36,13 @@ class Server:
                 env=os.environ | {"MOCHI_TT_KEYS": keys},
                 start_new_session=True,
             )
-        self.url = self.process.stdout.readline().strip()
-        if not self.url:
-            raise AssertionError(self.log.read_text()[-2000:])
+        found = None
+        while found is None:
+            line = self.process.stdout.readline()
+            if not line:
+                raise AssertionError(self.log.read_text()[-2000:])
+            found = ADDRESS.search(line)
+        self.url = found[0]
         self.client = httpx.Client(base_url=self.url, timeout=30)
         if ready:
             self.wait_ready()

@@ -204,8 +204,8 @@ def test_the_preview_of_an_engine_is_served(server):
     name = server.create("steps=100 pause=0.05")["id"]
     server.wait(name, "in_progress")
     assert server.client.get(f"/v1/videos/{name}/preview").json()["error"]["code"] == "no_preview"
-    until((server.folder / "jobs" / name).exists, "folder")
-    (server.folder / "jobs" / name / "preview.png").write_bytes(b"picture")
+    (folder,) = until(lambda: list((server.folder / "jobs" / name).glob("*")), "folder of the claim")
+    (folder / "preview.png").write_bytes(b"picture")
     assert server.client.get(f"/v1/videos/{name}/preview").content == b"picture"
     server.client.post(f"/v1/videos/{name}/cancel")
 

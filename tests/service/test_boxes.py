@@ -329,3 +329,16 @@ class Tiny(Server):
         options = ["--folder", str(folder), "--database", url]
         super().__init__(folder, ready=False, command=[sys.executable, "-m", "scripts.cli", *service, *options])
         until(lambda: self.client.get("/ready").status_code == 200, "ready", 300)
+
+
+def test_a_connection_that_died_idle_is_replaced_unseen(url):
+    jobs = PostgresJobs(url)
+    name = add(jobs).id
+    for act in (lambda: jobs.get(name, None), lambda: add(jobs)):
+        with psycopg.connect(url, autocommit=True) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        assert act() is not None
+    jobs.close()

@@ -90,3 +90,42 @@ def completed_later(jobs, files, name):
 def test_no_other_name_becomes_a_path(parts, name):
     with pytest.raises(ValueError, match="names no job"):
         parts[1].folder(name)
+
+
+OLD, NEW = "1-a0", "2-b0"
+
+
+def test_a_claim_begins_with_the_latents_of_another_and_writes_by_itself(parts):
+    files, name = parts[1], new_id()
+    old = files.make(name, OLD)
+    (old / LATENTS).write_bytes(b"latents")
+    (old / RECORD).write_bytes(b"record")
+    new = files.make(name, NEW)
+    assert new != old
+    assert [(new / file).read_bytes() for file in (LATENTS, RECORD)] == [b"latents", b"record"]
+    (new / VIDEO).write_bytes(b"new")
+    (old / VIDEO).write_bytes(b"old, of a worker that was taken for dead")
+    with files.open(name, VIDEO, NEW) as file:
+        assert file.read() == b"new"
+    assert files.open(name, VIDEO) is None
+
+
+def test_of_a_completed_job_the_claims_video_alone_is_kept(parts):
+    jobs, files = parts[:2]
+    name = jobs.submit("me", {"prompt": "a"}, {}, Bounds(100))[0].id
+    jobs.claim(NEW)
+    for claim in (OLD, NEW):
+        for file in (LATENTS, RECORD, VIDEO):
+            (files.make(name, claim) / file).write_bytes(claim.encode())
+    assert files.sweep(jobs) == []
+    assert len(list(files.folder(name).rglob("*.*"))) == 6
+    jobs.finish(name, NEW, Outcome("completed", None, (), {"bytes": 4, "sha256": "x", "claim": NEW}))
+    assert files.sweep(jobs) == []
+    assert [path.name for path in files.folder(name).rglob("*")] == [NEW, VIDEO]
+    assert (files.folder(name, NEW) / VIDEO).read_bytes() == NEW.encode()
+
+
+@pytest.mark.parametrize("claim", ["..", "a/b", "/etc", "claim"])
+def test_no_other_claim_becomes_a_path(parts, claim):
+    with pytest.raises(ValueError, match="names no job"):
+        parts[1].folder(new_id(), claim)

@@ -358,15 +358,23 @@ def _listed(names: Any) -> list[str]:
 
 
 def _secret_of(path: Path) -> bytes:
-    """Return the secret of a file, which is made if it is not there."""
-    try:
+    """Return the secret of a file, which is made if it is not there; all servers of a folder have the same."""
+    found = b""
+    with suppress(FileNotFoundError):
         found = path.read_bytes()
-        if len(found) == 32:
-            return found
-    except FileNotFoundError:
-        pass
+    if len(found) == 32:
+        return found
     made = secrets.token_bytes(32)
-    with renamed_when_done(path) as scratch:
-        scratch.touch(0o600)
+    own = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    with renamed_when_done(own, 0o600) as scratch:
         scratch.write_bytes(made)
+    try:
+        if found:
+            own.replace(path)  # What was there is none.
+        else:
+            os.link(own, path)
+    except FileExistsError:  # Another server of the folder was quicker.
+        return _secret_of(path)
+    finally:
+        own.unlink(missing_ok=True)
     return made

@@ -342,3 +342,19 @@ def test_a_connection_that_died_idle_is_replaced_unseen(url):
             )
         assert act() is not None
     jobs.close()
+
+
+def test_servers_that_begin_at_once_have_one_secret_for_links(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from models.service.page import _secret_of
+
+    for number in range(10):
+        path = tmp_path / str(number)
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(_secret_of, [path] * 8))) == 1
+        assert path.stat().st_mode & 0o077 == 0
+    assert len(list(tmp_path.iterdir())) == 10
+    path.write_bytes(b"short")
+    assert len(_secret_of(path)) == 32
+    assert _secret_of(path) == path.read_bytes()

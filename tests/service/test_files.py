@@ -88,7 +88,7 @@ def completed_later(jobs, files, name):
     "name", ["..", "../x", "video_" + "g" * 32, "video_" + "0" * 31, "video_" + "0" * 32 + "/x", ""]
 )
 def test_no_other_name_becomes_a_path(parts, name):
-    with pytest.raises(ValueError, match="names no job"):
+    with pytest.raises(ValueError, match="name no job"):
         parts[1].folder(name)
 
 
@@ -127,5 +127,5 @@ def test_of_a_completed_job_the_claims_video_alone_is_kept(parts):
 
 @pytest.mark.parametrize("claim", ["..", "a/b", "/etc", "claim"])
 def test_no_other_claim_becomes_a_path(parts, claim):
-    with pytest.raises(ValueError, match="names no job"):
+    with pytest.raises(ValueError, match="name no job"):
         parts[1].folder(new_id(), claim)

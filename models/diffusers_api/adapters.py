@@ -104,8 +104,10 @@ class Adapters:
             )
         if name in self.loaded and not hotswap:
             raise InputError(f"adapter_name {name!r} is in use: choose another one, or hotswap=True to replace it")
-        path = self._written(source) if isinstance(source, Mapping) else self._copied(found(source, **where))
-        tensors = LoraSource(self.component, [LoraRequest.of((path, 1.0))]).changed()
+        given = self._written(source) if isinstance(source, Mapping) else found(source, **where)
+        # The user's own file is checked first: messages then name it, and not our copy.
+        tensors = LoraSource(self.component, [LoraRequest.of((given, 1.0))]).changed()
+        path = given if isinstance(source, Mapping) else self._copied(given)
         if hotswap:
             assert name is not None
             self.loaded[name] = replace(self.loaded[name], path=path, tensors=frozenset(tensors))
@@ -328,6 +330,8 @@ def found(
         if weight_name not in (None, path.name):
             raise InputError(f"weight_name {short(weight_name)} is not the file {path}: leave it out")
         return LoraRequest.of((path, 1.0)).path
+    if path.suffix == ".safetensors":
+        raise MissingInputError(f"LoRA {path} does not exist: give a .safetensors file that is there")
     if not is_dir(path):
         path = _of_hub(str(source), weight_name, local_files_only=local_files_only, **hub)
     path = path / (subfolder or "")

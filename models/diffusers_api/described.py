@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from models.diffusers_api.components import CLASSES, Config
+from models.diffusers_api.loading import check_given_scheduler
 from models.machine.checks import short
 from models.machine.errors import InputError
 from models.machine.extras import require
@@ -231,7 +232,15 @@ def component(name: str, mend: str) -> property:
         made = self._components.get(name, _MISSING)
         return getattr(self, f"_{name}", None) if made is _MISSING else made
 
-    def refuse(self: Any, value: Any) -> NoReturn:
+    def refuse(self: Any, value: Any) -> None:
+        if name == "scheduler" and hasattr(value, "config"):
+            try:
+                check_given_scheduler(value)
+            except InputError as error:
+                raise InputError(f"pipe.{name} cannot be replaced by {short(type(value).__name__)}: {mend}") from error
+            return  # One of the same settings changes nothing.
+        if callable(value) and type(value).__name__ in ("function", "OptimizedModule"):
+            raise InputError(f"pipe.{name} needs no torch.compile: it is compiled for the mesh; leave this line out")
         raise InputError(f"pipe.{name} cannot be replaced by {short(type(value).__name__)}: {mend}")
 
     return property(get, refuse, doc=f"The {name.replace('_', ' ')}; see `models.diffusers_api.components`.")

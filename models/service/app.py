@@ -166,6 +166,7 @@ def list_loras(request: Request) -> Any:
     return {"object": "list", "data": [{"id": name, "object": "lora"} for name in service_of(request).planner.loras()]}
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> dict[str, str]:
     """Say that the server answers; it looks at nothing else."""

@@ -271,6 +271,8 @@ class Page:
                 return run
 
             def refreshed(token: str, name: str, number: int, before: str) -> tuple[Any, ...]:
+                if self._keys and not token:
+                    return "<div class='mochi-view'><p>Type your key first.</p></div>", gr.skip(), gr.skip(), ""
                 html = self.view(token, name)
                 options = self.choices(token, number)
                 now = hashlib.sha256(repr((html, options)).encode()).hexdigest()
@@ -314,7 +316,7 @@ class Page:
             refresh(picked.success)
             grown = more.click(lambda: (MOST, ""), None, [most, last], show_progress="hidden")
             refresh(grown.success)
-            entered = key.change(lambda value: (value, ""), [key], [typed, last], show_progress="hidden")
+            entered = key.change(lambda value: ("", value, ""), [key], [said, typed, last], show_progress="hidden")
             refresh(entered.success)
             blocks.load(lambda token: token, [typed], [key], show_progress="hidden")
             refresh(blocks.load)

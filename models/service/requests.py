@@ -218,6 +218,7 @@ def _broken(message: str, field: str | None) -> ServiceError:
 # Words of messages that stand for a field.
 _WORDS = {
     "linear": "linear_steps",
+    "linear steps": "linear_steps",
     "steps": "num_inference_steps",
     "num_steps": "num_inference_steps",
     "guidance": "guidance_scale",

@@ -16,6 +16,7 @@ MOST_PROMPT = 8000
 """Most characters of a prompt: the text encoder takes 256 tokens."""
 MOST_NUMBERS = 1001
 """Most numbers of a schedule."""
+_SIZE = re.compile(r"^[0-9]{1,6}x[0-9]{1,6}$", re.ASCII)
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 
@@ -26,6 +27,8 @@ def _whole(value: Any) -> Any:
         return int(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]+\s*", value, re.ASCII):
+        raise ValueError(f"{short(value)} has too many digits")
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{short(value)} must be a whole number")
     return value
@@ -37,6 +40,21 @@ def _real(value: Any) -> Any:
         return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{short(value)} must be a number")
+    return value
+
+
+def _size(value: str) -> str:
+    if not _SIZE.fullmatch(value):
+        raise ValueError("must be WIDTHxHEIGHT, such as 848x480")
+    return value
+
+
+def _said(value: str) -> str:
+    """Refuse a prompt that says nothing, and characters that no text has."""
+    if not value.strip():
+        raise ValueError("must say something: it has only spaces")
+    if any(ord(letter) < 32 and letter not in "\t\n\r" for letter in value):
+        raise ValueError("must hold no control characters")
     return value
 
 
@@ -90,11 +108,16 @@ class VideoCreate(BaseModel):
         },
     )
 
-    prompt: str = Field(min_length=1, max_length=MOST_PROMPT, description="What the video shows; 256 tokens are used.")
+    prompt: Annotated[str, AfterValidator(_said)] = Field(
+        min_length=1, max_length=MOST_PROMPT, description="What the video shows; 256 tokens are used."
+    )
     negative_prompt: str | None = Field(None, max_length=MOST_PROMPT, description="What to steer away from.")
     model: str | None = Field(None, max_length=200, description="The model that this service has (GET /v1/models).")
-    size: str | None = Field(
-        None, max_length=20, pattern=r"^[0-9]{1,6}x[0-9]{1,6}$", description="WIDTHxHEIGHT in pixels, multiples of 16."
+    size: Annotated[str, AfterValidator(_size)] | None = Field(
+        None,
+        max_length=20,
+        json_schema_extra={"pattern": _SIZE.pattern},
+        description="WIDTHxHEIGHT in pixels, multiples of 16.",
     )
     seconds: Real | None = Field(
         None,

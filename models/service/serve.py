@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -33,6 +34,7 @@ from models.service.worker import MakeEngine
 _CLEAN_SECONDS = 10.0
 _LOCK_SECONDS = 5.0
 _GRACE_SECONDS = 10
+_PAGE_GRACE_SECONDS = 2
 _BACKLOG = 2048
 
 
@@ -201,15 +203,22 @@ def _server(service: Service, keys: Keys, *, page: bool) -> uvicorn.Server:
             access_log=False,
             server_header=False,
             timeout_keep_alive=30,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
+            # A page's open tabs hold a stream each, which ends only so.
+            timeout_graceful_shutdown=_PAGE_GRACE_SECONDS if page else _GRACE_SECONDS,
             backlog=_BACKLOG,
         )
     )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a line of a library says more than that a stream was ended because the service stops."""
+    cancelled = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cancelled and "timeout graceful shutdown" not in record.getMessage()
 
 
 def _log_libraries() -> None:
     """Have what libraries log written as our own lines are."""
     for name in ("uvicorn", "uvicorn.error", "asyncio", "psycopg.pool"):
         logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [JsonHandler()], False
+        logger.handlers, logger.propagate, logger.filters = [JsonHandler()], False, [_is_news]
         logger.setLevel(logging.WARNING)

@@ -296,8 +296,8 @@ class SqlJobs(ABC):
                 state = CANCELLED if row["state"] == CANCELLING else FAILED if count >= most else QUEUED
                 made.append(
                     db.execute(
-                        f"UPDATE jobs SET {column} = ?, worker = NULL, state = ?, error = ?, finished_at = ? "
-                        f"WHERE id = ? RETURNING *",
+                        f"UPDATE jobs SET {column} = ?, worker = NULL, state = ?, error = ?, finished_at = ?, "
+                        f"stage = NULL, step = 0, steps = 0, progress = 0 WHERE id = ? RETURNING *",
                         (
                             count,
                             state,

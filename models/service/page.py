@@ -202,7 +202,9 @@ class Page:
             typed = gr.BrowserState("", storage_key="mochi-tt-key", secret=self._secret.hex()[:32])
             most, last = gr.State(FEWEST), gr.State("")
             gr.Markdown(self.heading())
-            key = gr.Textbox(label="Key", type="password", visible=bool(self._keys), info="That you were given.")
+            key = gr.Textbox(
+                label="Key", type="password", visible=bool(self._keys), info="Kept in this browser once it is typed."
+            )
             with gr.Row():
                 with gr.Column():
                     prompt = gr.Textbox(label="Prompt", lines=3, max_length=8000, elem_id="mochi-prompt")
@@ -318,7 +320,6 @@ class Page:
             refresh(grown.success)
             entered = key.change(lambda value: ("", value, ""), [key], [said, typed, last], show_progress="hidden")
             refresh(entered.success)
-            blocks.load(lambda token: token, [typed], [key], show_progress="hidden")
             refresh(blocks.load)
             refresh(gr.Timer(_SECONDS).tick, trigger_mode="once", concurrency_limit=8)
         return blocks

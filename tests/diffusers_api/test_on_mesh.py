@@ -16,6 +16,8 @@ from models.reference.metrics import pcc, relative_rmse
 from tests.diffusers_api.documented import EXAMPLES
 from tests.weight_cache.checkpoints.genmo import transformer_to_genmo
 
+pytestmark = pytest.mark.alone  # Meshes and pipelines leave memory behind.
+
 SIZE = dict(height=32, width=32, num_frames=7, num_inference_steps=2)
 PROMPT = "a red ball"
 MODULE = "transformer.transformer_blocks.0.attn1.to_q"

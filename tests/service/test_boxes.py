@@ -258,6 +258,7 @@ def test_databases_that_cannot_be_are_refused_with_a_line(tmp_path, database, sa
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.full
 def test_three_workers_make_more_than_one(tmp_path, url, cluster, capsys):
     """The ratio is printed; what is asserted is who worked."""
     seconds = {}

@@ -14,6 +14,8 @@ from models.service.engine import PipelineEngine
 from models.service.files import LATENTS, RECORD, VIDEO, Files
 from models.service.jobs import Job, new_id
 
+pytestmark = pytest.mark.alone  # Meshes and pipelines leave memory behind.
+
 SMALL = {"width": 32, "height": 32, "num_frames": 7, "num_inference_steps": 2}
 
 

@@ -99,6 +99,7 @@ def test_cancelling_at_one_server_reaches_the_worker_of_another(tmp_path, url):
         end(servers)
 
 
+@pytest.mark.full
 def test_the_database_is_killed_and_comes_back(tmp_path, url, cluster):
     servers = boxes(tmp_path / "s", url, 2)
     try:

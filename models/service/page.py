@@ -178,8 +178,8 @@ class Page:
         lines[0] += f"{setup.mesh_shape[1]}, precision {setup.precision.name}"
         if setup.mode != "hardware":
             lines.append(
-                "**There is no card here.** This host computes the numbers of a mock mesh: the videos are right, and "
-                "their seconds say nothing of cards."
+                "**There is no card here.** This host computes what a mesh would, by this project's reading of the "
+                "kernels. Its seconds say nothing of cards."
             )
         return "\n\n".join(lines)
 

@@ -11,35 +11,57 @@ from typing import Annotated
 
 import typer
 
-from models.tiny.trainer import Training, run
+from models.tiny.prompts import SETS
+from models.tiny.trainer import Job, run
 from scripts.progress import make_reporter
 from weight_cache.checkpoints import TINY
 
-_DEFAULT = Training(Path(), Path())
+_DEFAULT = Job(Path(), Path())
 
 
 def train_tiny(
     work: Annotated[Path, typer.Option(help="Folder of states and loss curves; what is there is continued.")],
     out: Annotated[Path, typer.Option(help="The checkpoint to write.")] = TINY,
-    vae_steps: Annotated[int, typer.Option(min=1)] = _DEFAULT.vae_steps,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="Time for all. The parts then end by time; steps are bounds.")
+    ] = None,
+    vae_steps: Annotated[int, typer.Option(min=1, help="Of encoder and decoder together.")] = _DEFAULT.vae_steps,
+    decoder_steps: Annotated[int, typer.Option(min=1, help="Of the decoder alone.")] = _DEFAULT.decoder_steps,
     transformer_steps: Annotated[int, typer.Option(min=1)] = _DEFAULT.transformer_steps,
     scenes: Annotated[int, typer.Option(min=1, help="Scenes that the transformer sees.")] = _DEFAULT.scenes,
+    batch: Annotated[int, typer.Option(min=1, help="Scenes of a step of the transformer.")] = _DEFAULT.batch,
+    vae_batch: Annotated[int, typer.Option(min=1, help="Scenes of a step of the VAE.")] = _DEFAULT.vae_batch,
     device: Annotated[str, typer.Option(help="Of torch: cpu, cuda.")] = "cpu",
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Use torch.compile for the transformer; needs a C++ compiler.")
-    ] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile; needs a C++ compiler.")] = False,
+    judged: Annotated[int | None, typer.Option(min=1, help="Judge only so many prompts of each set.")] = None,
 ) -> None:
     """Train the tokenizer, the VAE, the text encoder and the transformer of the built-in model."""
-    job = Training(work, out, vae_steps, transformer_steps, scenes, device, compiled)
+    job = Job(
+        work=work,
+        out=out,
+        vae_steps=vae_steps,
+        decoder_steps=decoder_steps,
+        transformer_steps=transformer_steps,
+        scenes=scenes,
+        batch=batch,
+        vae_batch=vae_batch,
+        minutes=minutes,
+        device=device,
+        compiled=compiled,
+        judged=judged,
+    )
     with make_reporter() as reporter:
 
         def progress(stage: str, done: int, total: int, text: str) -> None:
             reporter.progress(stage, done, total)
             if text:
-                reporter.line(f"{stage} {done}/{total} {text}")
+                reporter.line(f"{stage} {text}")
 
-        run(job, progress)
-    print(f"wrote {out}; the loss curves are {work}/vae/losses.jsonl and {work}/transformer/losses.jsonl")
+        found = run(job, progress)
+    for name in SETS:
+        shares = ", ".join(f"{what} {share:.1%}" for what, share in found[name]["accuracy"].items())
+        print(f"{name} prompts in PyTorch: {shares}")
+    print(f"wrote {out}; the loss curves are losses.jsonl in the folders of {work}")
 
 
 def main() -> int:

@@ -1,96 +1,250 @@
-"""The caption language: many wordings for one scene. Some wordings are held out from training for the evaluation.
+"""Sentences for scenes: the caption language of the training, and how people type it.
 
-Held out are sentence patterns, and pairs of verb and direction. Every single word occurs in training.
+`models.tiny.language` has the words. Sentence patterns, phrases, pairs of verb and direction, and typing errors are held
+out by rule for the evaluation (`models.tiny.prompts`).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
-from models.tiny.scenes import COLOURS, MOTIONS, SHAPES, Scene
+from models.tiny import language as words
+from models.tiny.language import Phrase
+from models.tiny.scenes import Scene, Thing
 
-NOUNS = {
-    "ball": ("ball", "disc"),
-    "square": ("square", "box"),
-    "triangle": ("triangle", "wedge"),
-    "cross": ("cross", "plus"),
+# Share of captions that name a property, such as the size, where it is not the usual one; and the background.
+NAMED, BACKGROUND_NAMED = 0.85, 0.5
+# Shares of captions with a typing error, with words that say nothing of the scene, and with an end mark.
+TYPO, FILLED, ENDED = 0.15, 0.15, 0.15
+_PLACES = {
+    False: (("on the left", "on the right"), ("on the left side", "on the right side")),
+    True: (("at the top", "at the bottom"), ("above", "below")),
 }
-ARTICLES = ("a", "a", "the", "one")
-VERBS = ("rolls", "moves", "slides", "drifts", "glides", "goes", "travels")
-DIRECTIONS = {
-    "left": ("to the left", "left", "leftwards", "towards the left"),
-    "right": ("to the right", "right", "rightwards", "towards the right"),
-    "up": ("up", "upwards", "to the top", "towards the top"),
-    "down": ("down", "downwards", "to the bottom", "towards the bottom"),
-}
-PHRASES = {
-    "growing": ("grows", "gets bigger", "gets larger", "grows larger", "becomes bigger", "becomes larger"),
-    "still": ("stays still", "stands still", "does not move", "rests", "stays in place", "rests in place"),
-    "bouncing": ("bounces", "bounces up and down", "hops", "jumps up and down", "hops up and down", "jumps"),
-}
-# "{s}" is the subject, "{m}" its motion, "{b}" the background.
-PATTERNS = (
-    "{s} {m}",
-    "{s} {m}",
-    "{s} {m} on a {b} background",
-    "{s} {m} in front of a {b} wall",
-    "{s} on a {b} background {m}",
-    "a video of {s} that {m}",
-    "a video of {s} that {m}, {b} background",
-    "we see {s} that {m} in front of a {b} background",
-    "on a {b} background {s} {m}",
+
+
+@dataclass(frozen=True)
+class Wording:
+    """The rules of a set of sentences; see `models.tiny.language`.
+
+    Attributes:
+        held_out: whether phrases are those kept from training.
+    """
+
+    patterns: Sequence[str]
+    paired: Sequence[str]
+    together: Sequence[str]
+    alike: Sequence[str]
+    backgrounds: Sequence[str]
+    held_out: bool = False
+
+
+TRAINING = Wording(
+    words.PATTERNS, words.PAIRED, words.TOGETHER, words.ALIKE, (*words.BEFORE, *words.AFTER, *words.AFTER)
 )
-HELD_OUT_PATTERNS = (
-    "we see a video of {s} that {m}",
-    "in front of a {b} wall {s} {m}",
-    "on a {b} wall we see {s} that {m}",
-    "a video of {s} on a {b} background that {m}",
-)
-HELD_OUT_PHRASES = {"growing": "becomes larger", "still": "rests in place", "bouncing": "hops up and down"}
-
-
-def _held_out(verb: str, direction: str) -> bool:
-    """Return whether this pair of verb and direction is held out from training. A quarter is, spread over both."""
-    return (VERBS.index(verb) + sum(map(len, direction.split()))) % 4 == 0
-
-
-def phrases(motion: str, held_out: bool = False) -> list[str]:
-    """Return the phrases for a motion, either those of training or those of the evaluation."""
-    if motion in PHRASES:
-        kept = HELD_OUT_PHRASES[motion]
-        return [kept] if held_out else [p for p in PHRASES[motion] if p != kept]
-    pairs = [(v, d) for d in DIRECTIONS[motion] for v in VERBS]
-    return [f"{v} {d}" for v, d in pairs if _held_out(v, d) == held_out]
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """Return a random wording of the training language for a scene."""
-    named = [_named(rng.choice(ARTICLES), thing.colour, rng.choice(NOUNS[thing.shape])) for thing in scene.things]
-    pattern, phrase = rng.choice(PATTERNS), rng.choice(phrases(scene.motion))
-    return pattern.format(s=" and ".join(named), m=phrase, b=scene.background)
+    """Return a random sentence of the training for a scene: lower case, commas, single spaces."""
+    return sentence(scene, rng, TRAINING, BACKGROUND_NAMED)
 
 
-def held_out_prompts() -> list[tuple[str, str, str, str]]:
-    """Return 64 prompts in wordings that training never shows, each with its colour, shape and motion.
+def sentence(scene: Scene, rng: random.Random, wording: Wording, background: float = 1.0) -> str:
+    """Return a random sentence for a scene by the rules of `wording`.
 
-    Prompt i has colour i mod 8, motion i mod 7 and shape (i + i div 8) mod 4. So every colour occurs with every motion
-    and every shape, and the first few prompts are already varied.
+    Args:
+        scene: what is described.
+        rng: source of all choices.
+        wording: the rules.
+        background: share of sentences that name the background.
     """
-    rng, prompts = random.Random(7), []
-    backgrounds: Sequence[str] = ("black", "grey", "brown", "navy")
-    for index in range(64):
-        colour = tuple(COLOURS)[index % len(COLOURS)]
-        motion = MOTIONS[index % len(MOTIONS)]
-        shape = SHAPES[(index + index // 8) % len(SHAPES)]
-        text = HELD_OUT_PATTERNS[index % len(HELD_OUT_PATTERNS)].format(
-            s=_named("a", colour, rng.choice(NOUNS[shape])),
-            m=rng.choice(phrases(motion, held_out=True)),
-            b=rng.choice(backgrounds),
-        )
-        prompts.append((text, colour, shape, motion))
-    return prompts
+    text = _one(scene.things[0], rng, wording) if len(scene.things) == 1 else _two(scene, rng, wording)
+    if rng.random() < background:
+        name = _usual(rng, words.BACKGROUND_WORDS[scene.background])
+        text = rng.choice(wording.backgrounds).format(x=text, b=name)
+    return _tidy(text)
 
 
-def _named(article: str, colour: str, noun: str) -> str:
-    return f"{'an' if article == 'a' and colour[0] in 'aeiou' else article} {colour} {noun}"
+def phrases(motion: str, held_out: bool = False) -> list[Phrase]:
+    """Return the phrases for a motion, either those of training or those of the evaluation."""
+    kept = words.HELD_OUT_PHRASES.get(motion)
+    own = [phrase for phrase in words.PHRASES.get(motion, ()) if (phrase[1] == kept) == held_out]
+    return own + [_joined(*pair) for pair in _pairs(motion, held_out)]
+
+
+def _pairs(motion: str, held_out: bool) -> list[tuple[Phrase, str]]:
+    return _all_pairs(motion)[held_out]
+
+
+@cache
+def _all_pairs(motion: str) -> tuple[list[tuple[Phrase, str]], list[tuple[Phrase, str]]]:
+    """Return the pairs of verb and direction of training, and those that are held out: a quarter, spread over both."""
+    found: tuple[list[tuple[Phrase, str]], list[tuple[Phrase, str]]] = ([], [])
+    for direction in words.DIRECTIONS.get(motion, ()):
+        for index, verb in enumerate(words.VERBS):
+            found[(index + sum(map(len, direction.split()))) % 4 == 0].append((verb, direction))
+    return found
+
+
+def _joined(verb: Phrase, *rest: str) -> Phrase:
+    base, third, participle = (" ".join((form, *rest)) for form in verb)
+    return base, third, participle
+
+
+def _motion(thing: Thing, rng: random.Random, held_out: bool) -> Phrase:
+    """Return a phrase for a thing's motion, with its speed if that is named."""
+    speed = ""
+    if thing.speed in words.SPEED_WORDS and rng.random() < NAMED:
+        speed = rng.choice(words.SPEED_WORDS[thing.speed])
+    own = [phrase for phrase in words.PHRASES.get(thing.motion, ())]
+    kept = words.HELD_OUT_PHRASES.get(thing.motion)
+    own = [phrase for phrase in own if (phrase[1] == kept) == held_out]
+    pairs = _pairs(thing.motion, held_out)
+    if pairs and (not own or rng.random() < 0.85):
+        verb, direction = rng.choice(pairs)
+        if not held_out and rng.random() < 0.05:
+            return _joined((direction, direction, direction), *filter(None, [speed]))
+        if speed and rng.random() < 0.4:
+            return _joined(verb, speed, direction)
+        verb = _joined(verb, direction)
+    else:
+        verb = rng.choice(own)
+    if speed.endswith("ly") and rng.random() < 0.3:
+        base, third, participle = (f"{speed} {form}" for form in verb)
+        return base, third, participle
+    return _joined(verb, speed) if speed else verb
+
+
+def _one(thing: Thing, rng: random.Random, wording: Wording) -> str:
+    subject = _subject(thing, rng)
+    if thing.motion == "still" and not wording.held_out and rng.random() < 0.2:
+        lead = rng.choice(("{s}", "{s}", "a video of {s}", "show me {s}", "can you show {s}", "there is {s}"))
+        return lead.format(s=subject)
+    base, third, participle = _motion(thing, rng, wording.held_out)
+    return rng.choice(wording.patterns).format(s=subject, v=base, vs=third, ving=participle)
+
+
+def _two(scene: Scene, rng: random.Random, wording: Wording) -> str:
+    first, second = scene.things
+    same_motion = (first.motion, first.speed) == (second.motion, second.speed)
+    same_size = first.size == second.size
+    if same_motion and same_size and first.shape == second.shape:
+        alike = first.colour == second.colour
+        if alike or rng.random() < 0.5:
+            subject = _of_one_shape(first, "" if alike else second.colour, rng)
+            base, third, participle = _motion(first, rng, wording.held_out)
+            return rng.choice(wording.alike).format(s=subject, v=base, vs=third, ving=participle)
+    order, places = [first, second], list(rng.choice(_PLACES[scene.stacked]))
+    if rng.random() >= 0.25:
+        places = ["", ""]
+    if rng.random() < 0.5:
+        order, places = order[::-1], places[::-1]
+    subjects = [f"{_subject(thing, rng)} {place}" for thing, place in zip(order, places, strict=True)]
+    values = dict(zip(("s", "s2"), subjects, strict=True))
+    forms = zip(("v", "vs", "ving"), _motion(order[0], rng, wording.held_out), strict=True)
+    values |= dict(forms)
+    if same_motion and rng.random() < 0.8:
+        if order[0].motion == "still" and not wording.held_out and rng.random() < 0.2:
+            return rng.choice(("{s} and {s2}", "{s} next to {s2}", "a video of {s} and {s2}")).format(**values)
+        return rng.choice(wording.together).format(**values)
+    forms = zip(("v2", "vs2", "ving2"), _motion(order[1], rng, wording.held_out), strict=True)
+    return rng.choice(wording.paired).format(**(values | dict(forms)))
+
+
+def _subject(thing: Thing, rng: random.Random) -> str:
+    """Return a noun phrase, such as "a small red ball"."""
+    colour = _usual(rng, words.COLOUR_WORDS[thing.colour])
+    noun = _usual(rng, words.NOUNS[thing.shape], 0.6)
+    size, article = _size(thing, rng), rng.choice(words.ARTICLES)
+    form = rng.random()
+    if form < 0.05:
+        text = f"{size} {noun} that is {colour}"
+    elif form < 0.08:
+        text = f"{size} {noun} in {colour}"
+    elif form < 0.12:
+        text = f"{size} {colour} {rng.choice(('coloured', 'colored'))} {noun}"
+    elif form < 0.15:
+        text = f"{colour} {size} {noun}"
+    else:
+        text = f"{size} {colour} {noun}"
+    text = text.strip()
+    return f"{'an' if article == 'a' and text[0] in 'aeiou' else article} {text}"
+
+
+def _of_one_shape(thing: Thing, other: str, rng: random.Random) -> str:
+    """Return a noun phrase for two things of one shape, and of one colour unless `other` is the second's."""
+    noun = rng.choice([noun for noun in words.NOUNS[thing.shape] if " " not in noun])
+    plural, size = words.PLURALS.get(noun, f"{noun}s"), _size(thing, rng)
+    colour = _usual(rng, words.COLOUR_WORDS[thing.colour])
+    article = rng.choice(("two", "two", "two", "the two", "2", "a pair of"))
+    if not other:
+        return f"{article} {size} {colour} {plural}"
+    pair = [colour, _usual(rng, words.COLOUR_WORDS[other])]
+    rng.shuffle(pair)
+    joined = rng.choice((" one {} and one {},", " a {} one and a {} one,", " {} and {},"))
+    return f"{article} {size} {plural},{joined.format(*pair)}"
+
+
+def _size(thing: Thing, rng: random.Random) -> str:
+    named = thing.size in words.SIZE_WORDS and rng.random() < NAMED
+    return rng.choice(words.SIZE_WORDS[thing.size]) if named else ""
+
+
+def _usual(rng: random.Random, choices: Sequence[str], share: float = 0.75) -> str:
+    """Return the first of the choices with a probability of `share`, or any."""
+    return choices[0] if rng.random() < share else rng.choice(choices)
+
+
+def _tidy(text: str) -> str:
+    return " ".join(text.split()).replace(" ,", ",").replace(",,", ",").strip(" ,")
+
+
+def written(text: str, rng: random.Random) -> str:
+    """Return a sentence as people type it: some with a typing error, with other words, or with an end mark."""
+    if rng.random() < TYPO:
+        text = mistyped(text, rng)
+    if rng.random() < FILLED:
+        parts = text.split()
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            parts.insert(rng.randrange(len(parts) + 1), rng.choice(english()))
+        text = " ".join(parts)
+    return text + rng.choice(".?!") if rng.random() < ENDED else text
+
+
+def mistyped(text: str, rng: random.Random, held_out: bool = False) -> str:
+    """Return a sentence with one typing error in a word of four letters or more; unchanged if there is none.
+
+    Two letters are swapped, or one is left out or doubled. A fifth of the errors is held out from training.
+    """
+    parts = text.split(" ")
+    found = [
+        (index, changed)
+        for index, word in enumerate(parts)
+        for changed in _errors(word)
+        if (sum(map(ord, changed)) % 5 == 0) == held_out
+    ]
+    if found:
+        index, changed = rng.choice(found)
+        parts[index] = changed
+    return " ".join(parts)
+
+
+@cache
+def _errors(word: str) -> list[str]:
+    """Return all words that one typing error makes of a word; its first letter stays."""
+    if len(word) < 4 or not word.isalpha():
+        return []
+    found = set()
+    for at in range(1, len(word)):
+        found |= {word[:at] + word[at + 1 :], word[: at + 1] + word[at:]}
+        found.add(word[:at] + word[at : at + 2][::-1] + word[at + 2 :])
+    return sorted(found - {word})
+
+
+@cache
+def english() -> tuple[str, ...]:
+    """Return common English words that say nothing of a scene."""
+    return tuple((Path(__file__).parent / "english.txt").read_text().split())

@@ -12,12 +12,12 @@ import torch
 
 from models.machine.files import write_json
 from models.mochi.defaults import DEFAULTS_FILE
-from models.tiny.scenes import NUM_FRAMES, SIZE
+from models.tiny.scenes import WIDE
 
 DEFAULTS: dict[str, Any] = {
-    "height": SIZE,
-    "width": SIZE,
-    "num_frames": NUM_FRAMES,
+    "height": WIDE.height,
+    "width": WIDE.width,
+    "num_frames": WIDE.num_frames,
     "num_steps": 16,
     "guidance_scale": 3.0,
     "seed": 0,
@@ -28,13 +28,10 @@ DEFAULTS: dict[str, Any] = {
 CARD = "README.md"
 
 
-def set_latent_statistics(vae: Any, latents_BCTHW: torch.Tensor) -> None:
+def set_latent_statistics(vae: Any, mean_C: torch.Tensor, std_C: torch.Tensor) -> None:
     """Write the mean and standard deviation of each latent channel to the VAE's configuration."""
-    dims = (0, 2, 3, 4)
-    vae.register_to_config(
-        latents_mean=[round(float(x), 6) for x in latents_BCTHW.mean(dims)],
-        latents_std=[round(float(x), 6) for x in latents_BCTHW.std(dims)],
-    )
+    rows = {name: [round(float(x), 6) for x in values] for name, values in (("mean", mean_C), ("std", std_C))}
+    vae.register_to_config(latents_mean=rows["mean"], latents_std=rows["std"])
 
 
 def to_bfloat16_(module: Any) -> Any:

@@ -1,132 +1,305 @@
-"""The whole training: tokenizer, VAE, latents, transformer with text encoder, checkpoint. Every part resumes."""
+"""The whole training: tokenizer, VAE, latents, decoder, transformer with text encoder, checkpoint. Every part resumes.
+
+On CUDA the decoder and the transformer are trained at the same time, in two processes: small models leave a GPU idle.
+"""
 
 from __future__ import annotations
 
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
+from time import perf_counter, sleep
 from typing import Any
 
 import torch
 
 from models.machine.errors import InputError
+from models.machine.files import write_json
 from models.mochi.text.words import Words
-from models.tiny import transformer_training, vae_training
-from models.tiny.captions import caption
+from models.tiny import bank, transformer_training, vae_training
+from models.tiny.bank import Bank, Part
+from models.tiny.captions import caption, english, mistyped
 from models.tiny.export import set_latent_statistics, to_bfloat16_, write_checkpoint
-from models.tiny.scenes import random_scene, render
+from models.tiny.prompts import SETS, prompts
+from models.tiny.sampling import Sampler, accuracy, judge
+from models.tiny.scenes import random_scene
 from models.tiny.tokenizer import write_tokenizer
-from models.tiny.training import CURVE, mixed_precision
+from models.tiny.training import CURVE, STATE, Schedule
 
 # Called as progress(stage, done, total, text).
 Progress = Callable[[str, int, int, str], None]
-ENCODED_TOGETHER = 8
+ENCODED_TOGETHER = 32
+LATENTS, TOKENS, EVALUATION = "latents.pt", "tokens.pt", "evaluation.json"
+# Shares of a training's minutes: of the VAE, and until the end of the decoder's and of the transformer's.
+SHARES = {"vae": 0.15, "decoder": 0.65, "transformer": 0.92}
+# The same without a GPU, where the parts follow one another.
+SHARES_IN_TURN = {"vae": 0.15, "decoder": 0.45, "transformer": 0.95}
 
 
 @dataclass(frozen=True)
-class Training:
+class Job:
     """Settings of a training.
 
     Attributes:
         work: folder of states and loss curves; an existing training is continued.
         out: the checkpoint's directory.
-        vae_steps: number of steps of the VAE.
-        transformer_steps: number of steps of the transformer and the text encoder.
-        scenes: number of scenes that are encoded for the transformer's training.
+        vae_steps: largest number of steps of encoder and decoder together.
+        decoder_steps: largest number of steps of the decoder alone.
+        transformer_steps: largest number of steps of the transformer and the text encoder.
+        scenes: number of scenes of the large size; there are a third as many of the small one.
+        batch: number of scenes of a step of the transformer.
+        vae_batch: number of scenes of a step of the VAE.
+        minutes: time for all; the parts then end by time, and the numbers of steps are bounds. None for no limit.
         device: device of torch, such as "cpu" or "cuda".
         compiled: whether to speed up the models with torch.compile (it needs a C++ compiler).
+        judged: how many prompts of each set are judged at the end; None for all.
     """
 
     work: Path
     out: Path
     vae_steps: int = vae_training.SCHEDULE.steps
+    decoder_steps: int = vae_training.DECODER_SCHEDULE.steps
     transformer_steps: int = transformer_training.SCHEDULE.steps
-    scenes: int = 4096
+    scenes: int = 49152
+    batch: int = transformer_training.BATCH
+    vae_batch: int = vae_training.BATCH
+    minutes: float | None = None
     device: str = "cpu"
     compiled: bool = False
+    judged: int | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is a GPU."""
+        return torch.device(self.device).type == "cuda"
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the decoder and the transformer are trained at the same time."""
+        return self.on_gpu
+
+    def schedule(self, part: str, began: float) -> Schedule:
+        """Return the schedule of a part that begins now.
+
+        Args:
+            part: "vae", "decoder" or "transformer".
+            began: `perf_counter` at the start of the whole training.
+        """
+        schedule = {
+            "vae": vae_training.SCHEDULE,
+            "decoder": vae_training.DECODER_SCHEDULE,
+            "transformer": transformer_training.SCHEDULE,
+        }[part]
+        schedule = replace(schedule, steps=getattr(self, f"{part}_steps"))
+        if self.minutes is None:
+            return schedule
+        end = began + 60 * self.minutes * (SHARES if self.at_once else SHARES_IN_TURN)[part]
+        return replace(schedule, seconds=max(1.0, end - perf_counter()))
 
 
-def run(job: Training, progress: Progress) -> None:
-    """Train the parts of `job` that are not trained yet, and write the checkpoint.
+def run(job: Job, progress: Progress) -> dict[str, Any]:
+    """Train the parts of `job` that are not trained yet, write the checkpoint, and return what its videos show.
 
     Raises:
         ValueError: a number of steps or scenes is below 1.
         OSError: a folder cannot be written.
+        RuntimeError: the transformer's process ended with an error.
     """
-    for name in ("vae_steps", "transformer_steps", "scenes"):
+    for name in ("vae_steps", "decoder_steps", "transformer_steps", "scenes", "batch", "vae_batch"):
         if getattr(job, name) < 1:
             raise InputError(f"{name} {getattr(job, name)} must be at least 1")
-    tokenizer_files = tokenizer(job.work)
-    vae: Any = vae_training.train_vae(
-        job.work / "vae",
-        replace(vae_training.SCHEDULE, steps=job.vae_steps),
-        job.device,
-        lambda done, total, text: progress("vae", done, total, text),
-    )
-    scenes = scene_bank(job.scenes)
-    latents = encode(vae, scenes, job, progress)
-    set_latent_statistics(vae, latents)
-    mean, std = (torch.tensor(vae.config[f"latents_{name}"]).view(1, -1, 1, 1, 1) for name in ("mean", "std"))
-    from transformers import T5Tokenizer
+    began = perf_counter()
+    tokenizer(job.work)
+    state = job.work / "vae" / STATE
+    kept = torch.load(state, map_location="cpu") if state.exists() else {"step": 0, "seconds": 0.0}
+    if job.schedule("vae", began).done(kept["step"], kept["seconds"]) < 1:
+        (job.work / LATENTS).unlink(missing_ok=True)  # of another VAE
+    child: Any = None
+    if job.at_once:
+        child = get_context("spawn").Process(target=train_apart, args=(job, perf_counter() - began), daemon=False)
+        child.start()
+    try:
+        vae = _vae(job, began, progress)
+        if child is None:
+            train_apart(job, perf_counter() - began, progress)
+    except BaseException:
+        if child is not None:
+            child.terminate()
+        raise
+    if child is not None:
+        child.join()
+        if child.exitcode:
+            raise RuntimeError(f"the transformer's process ended with {child.exitcode}")
+    return finish(job, vae, progress)
 
-    model = transformer_training.train_transformer(
-        transformer_training.Bank(scenes, (latents - mean) / std),
-        T5Tokenizer.from_pretrained(tokenizer_files),
-        job.work / "transformer",
-        replace(transformer_training.SCHEDULE, steps=job.transformer_steps),
-        job.device,
-        job.compiled,
-        lambda done, total, text: progress("transformer", done, total, text),
-    )
+
+def finish(job: Job, vae: Any, progress: Progress) -> dict[str, Any]:
+    """Write the checkpoint of trained parts, and return what its videos show, which is written too."""
+    model = transformer_training.fast_model(_rows(job), job.device)
+    model = transformer_training.start_training(model, job.work / "transformer").averaged().eval()
     parts = {"vae": vae, "transformer": model.transformer, "text_encoder": model.text_encoder}
-    curves = {name: job.work / name / CURVE for name in ("vae", "transformer")}
+    curves = {name: job.work / name / CURVE for name in ("vae", "decoder", "transformer")}
     write_checkpoint(
         job.out,
-        tokenizer=tokenizer_files,
-        curves=curves,
-        **{name: to_bfloat16_(part) for name, part in parts.items()},
+        tokenizer=tokenizer(job.work),
+        curves={name: curve for name, curve in curves.items() if curve.exists()},
+        **{name: to_bfloat16_(deepcopy(part)) for name, part in parts.items()},
     )
+    progress("evaluate", 0, 1, "")
+    # The copy of the VAE is not compiled: it sees batches of other sizes.
+    rounded = [_rounded(part) for part in (model, deepcopy(vae))]
+    found = evaluate(Sampler(*rounded, bank.load(tokenizer(job.work))), job.judged)
+    write_json(found, job.work / EVALUATION)
+    progress("evaluate", 1, 1, str({name: found[name]["accuracy"] for name in SETS}))
+    return found
+
+
+def _rounded(module: Any) -> Any:
+    """Round all parameters to bfloat16, as they are written, and keep them in float32."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    return module
+
+
+def evaluate(sampler: Sampler, limit: int | None = None) -> dict[str, Any]:
+    """Return, for the first prompts of both sets, what the videos show: shares, and each prompt."""
+    found = {}
+    for name in SETS:
+        asked = prompts(name)[:limit]
+        noise = sampler.noise(len(asked))
+        seen = judge(asked, sampler.generate([prompt.text for prompt in asked], noise))
+        verdicts = [
+            {"prompt": one.prompt.text, "asked": _rows_of(one.prompt.asked), "seen": _rows_of(one.sights)}
+            for one in seen
+        ]
+        found[name] = {"accuracy": accuracy(seen), "verdicts": verdicts}
+    return found
+
+
+def _rows_of(sights: Any) -> list[dict[str, Any]]:
+    return [asdict(sight) for sight in sights]
+
+
+def _vae(job: Job, began: float, progress: Progress) -> Any:
+    """Train the VAE, encode the bank, and train the decoder. Return the whole VAE."""
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    made = Bank.drawn(job.scenes, job.device)
+    vae: Any = vae_training.train_vae(
+        made,
+        job.work / "vae",
+        job.schedule("vae", began),
+        job.device,
+        job.compiled,
+        lambda done, total, text: progress("vae", done, total, text),
+        job.vae_batch,
+    )
+    encode(vae, made, job, progress)
+    vae = vae_training.train_decoder(
+        vae,
+        made,
+        job.work / "decoder",
+        job.schedule("decoder", began),
+        lambda done, total, text: progress("decoder", done, total, text),
+        job.vae_batch,
+    )
+    # The text encoder and the transformer take latents of this mean and spread.
+    mean, std = made.wide.latents.float().mean((0, 2, 3, 4)), made.wide.latents.float().std((0, 2, 3, 4))
+    set_latent_statistics(vae, mean, std)
+    return vae
+
+
+@torch.no_grad()
+def encode(vae: Any, made: Bank, job: Job, progress: Progress) -> None:
+    """Fill the bank with latents, rounded as the encoder's bfloat16 weights make them, and write them for others."""
+    _rounded(vae.encoder)
+    for index, part in enumerate(made.parts()):
+        count, found = len(part.drawing.shapes), []
+        for start in range(0, count, ENCODED_TOGETHER):
+            # The last group is filled up, so that all have one size.
+            chosen = torch.arange(start, start + ENCODED_TOGETHER, device=job.device).clamp(max=count - 1)
+            frames = part.frames(chosen).contiguous(memory_format=torch.channels_last_3d)
+            found.append([value.half() for value in vae_training.encode(vae, frames)])
+            if start % (64 * ENCODED_TOGETHER) == 0:
+                progress("encode", index * count + start, 2 * count, "")
+        part.latents, part.spreads = (torch.cat(values)[:count] for values in zip(*found, strict=True))
+    latents = [part.latents.cpu() for part in made.parts()]
+    torch.save(latents, job.work / f"{LATENTS}.part")
+    os.replace(job.work / f"{LATENTS}.part", job.work / LATENTS)
+
+
+def train_apart(job: Job, late: float, progress: Progress | None = None) -> None:
+    """Train the transformer, as soon as the latents are written.
+
+    Args:
+        job: the training.
+        late: seconds since the start of the whole training.
+        progress: called with each message; None prints them.
+    """
+    began = perf_counter() - late
+    report = progress or (lambda stage, done, total, text: print(f"{stage} {done}/{total} {text}", flush=True))
+    torch.backends.cuda.matmul.allow_tf32 = True
+    ids = _tokens(job)
+    report("tokens", 1, 1, f"{perf_counter() - began:.0f} s after the start")
+    model = transformer_training.fast_model(_rows(job), job.device, job.compiled)
+    training = transformer_training.start_training(model, job.work / "transformer", graphs=job.on_gpu)
+    if job.on_gpu:
+        for part, own in zip(Bank.drawn(1, job.device).parts(), ids, strict=True):
+            latents = torch.randn(part.latent_shape(8), device=job.device)
+            training.prepare(transformer_training.make_batch(latents, own[:8], 0, job.batch))
+    report("ready", 1, 1, f"{perf_counter() - began:.0f} s after the start")
+    parent = os.getppid()
+    while not (job.work / LATENTS).exists():
+        sleep(0.2)
+        if os.getppid() != parent:
+            raise SystemExit("the first process ended")
+    latents = [own.to(job.device) for own in torch.load(job.work / LATENTS)]
+    training.schedule = job.schedule("transformer", began)
+    mean, std = (_statistic(latents[0], name) for name in ("mean", "std"))
+    sources = [((own.float() - mean) / std, these) for own, these in zip(latents, ids, strict=True)]
+    transformer_training.run_training(
+        training, sources, lambda done, total, text: report("transformer", done, total, text), job.batch
+    )
+
+
+def _statistic(latents: torch.Tensor, name: str) -> torch.Tensor:
+    values = getattr(latents.float(), name)((0, 2, 3, 4))
+    return torch.tensor([round(float(value), 6) for value in values], device=latents.device).view(1, -1, 1, 1, 1)
+
+
+def _tokens(job: Job) -> list[torch.Tensor]:
+    """Return the captions' tokens of both sizes; the work folder keeps them."""
+    file, made = job.work / TOKENS, None
+    if file.exists():
+        made = torch.load(file)
+    if made is None or len(made[0]) != job.scenes:
+        files = tokenizer(job.work)
+        sizes = (bank.WIDE, job.scenes), (bank.SMALL, max(1, job.scenes // 3))
+        made = [bank.tokens(frame, count, files) for frame, count in sizes]
+        torch.save(made, file)
+    return [ids.to(job.device) for ids in made]
+
+
+def _rows(job: Job) -> int:
+    return len(bank.load(tokenizer(job.work)))
 
 
 def tokenizer(work: Path) -> Path:
-    """Return the directory of the tokenizer. The first call trains it on captions of random scenes."""
+    """Return the directory of the tokenizer. The first call trains it on captions of random scenes.
+
+    It also sees sentences with typing errors and common English words, so that unknown words are a few pieces.
+    """
     directory = work / "tokenizer"
     if not directory.exists():
         rng = random.Random("tokenizer")
         captions = [caption(random_scene(rng), rng) for _ in range(20000)]
         words = sorted({word for text in captions for word in text.replace(",", "").split()})
-        write_tokenizer(directory, [*captions, *(f"{word}, {word}." for word in words)])
+        wrong = [mistyped(text, rng) for text in captions[:4000]]
+        single = [f"{word}, {word}. {word}" for word in (*words, *english())]
+        write_tokenizer(directory, [*captions, *wrong, *single * 20])
         Words(tuple(words)).write(directory)
     return directory
-
-
-def scene_bank(count: int) -> list[Any]:
-    """Return the scenes that the transformer is trained on."""
-    rng = random.Random("bank")
-    return [random_scene(rng) for _ in range(count)]
-
-
-@torch.no_grad()
-def encode(vae: Any, scenes: list[Any], job: Training, progress: Progress) -> torch.Tensor:
-    """Encode whole scenes to mean latents, float32 [N, 12, T', H / 8, W / 8].
-
-    The work folder keeps them for the same numbers of VAE steps and scenes.
-    """
-    file, key = job.work / "latents.pt", (job.vae_steps, len(scenes))
-    if file.exists():
-        kept = torch.load(file)
-        if kept["key"] == key:
-            return kept["latents"]
-    found = []
-    for start in range(0, len(scenes), ENCODED_TOGETHER):
-        frames = render(scenes[start : start + ENCODED_TOGETHER])
-        frames = frames.to(job.device, memory_format=torch.channels_last_3d)
-        with mixed_precision(torch.device(job.device)):
-            found.append(vae.encoder(frames)[0].chunk(2, dim=1)[0].float().cpu())
-        progress("encode", min(start + ENCODED_TOGETHER, len(scenes)), len(scenes), "")
-    latents = torch.cat(found)
-    torch.save({"key": key, "latents": latents}, file.with_suffix(".part"))
-    os.replace(file.with_suffix(".part"), file)
-    return latents

@@ -8,24 +8,20 @@ Latents are [B, 12, T', H / 8, W / 8], token ids and masks [B, L].
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from models.mochi.sampling.schedule import TIMESTEPS
-from models.tiny.captions import caption
-from models.tiny.scenes import Scene
-from models.tiny.training import Schedule, mixed_precision, train
+from models.tiny.training import Batch, Losses, Schedule, Training, mixed_precision
 
 # 8 heads divide over every TP that divides 8. The visual width is 8 x 32 = 256.
 TRANSFORMER: dict[str, Any] = {
     "num_attention_heads": 8,
     "attention_head_dim": 32,
-    "num_layers": 3,
+    "num_layers": 4,
     "pooled_projection_dim": 128,
     "text_embed_dim": 128,
     "time_embed_dim": 64,
@@ -35,26 +31,19 @@ TEXT_ENCODER: dict[str, Any] = {
     "d_kv": 32,
     "num_heads": 4,
     "d_ff": 256,
-    "num_layers": 2,
+    "num_layers": 3,
     "feed_forward_proj": "gated-gelu",
     "dropout_rate": 0.0,
 }
-SCHEDULE = Schedule(steps=11000, rate=7e-4, warmup=100, ema=0.998)
-BATCH = 32
-# Longest caption in tokens. Only a few captions with two things are longer and are cut.
-TOKENS = 20
+SCHEDULE = Schedule(steps=25000, rate=1e-3, warmup=500, fall=0.4, ema=0.9995)
+BATCH = 256
+# Every fourth batch is of the small size.
+SMALL_EVERY = 4
 # Share of captions that are dropped, so that the model also learns the unconditional prediction that guidance needs.
-DROPPED = 0.12
-# Radians per position. Frames are numbered 0, 1, 2; rows and columns span about +-72 on a 4 x 4 grid.
+DROPPED = 0.1
+# Radians per position. Frames are numbered 0, 1, 2; rows and columns span about +-72 on a 4 x 4 grid, and +-78 by
+# +-118 on one of 4 x 6.
 ROPE_STD = (0.7, 0.02, 0.02)
-
-
-@dataclass(frozen=True)
-class Bank:
-    """Scenes and their latents, float32 [N, 12, T', H / 8, W / 8], normalised as the transformer takes them."""
-
-    scenes: Sequence[Scene]
-    latents: torch.Tensor
 
 
 class TextToVelocity(torch.nn.Module):
@@ -117,9 +106,15 @@ class BatchedAttention:
         v = torch.cat([v, text_v], 1).transpose(1, 2)
         count = hidden_states.shape[1]
         hidden = ~torch.nn.functional.pad(attention_mask.bool(), (count, 0), value=True)[:, None, None]
-        # Plain products are used, because the gradient of fused attention is many times slower on the CPU at this size.
-        scores = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
-        joint = (scores.masked_fill(hidden, float("-inf")).softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+        if q.device.type == "cpu":
+            # The gradient of fused attention is many times slower on the CPU at this size.
+            scores = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
+            joint = scores.masked_fill(hidden, float("-inf")).softmax(-1).to(v.dtype) @ v
+        else:
+            q, k = q.to(v.dtype), k.to(v.dtype)
+            seen = (~hidden).expand(-1, 1, q.shape[2], -1)
+            joint = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        joint = joint.transpose(1, 2).flatten(2)
         made, made_text = joint[:, :count], joint[:, count:]
         made = attn.to_out[1](attn.to_out[0](made))
         return made, attn.to_add_out(made_text) if hasattr(attn, "to_add_out") else made_text
@@ -130,46 +125,74 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
-def train_transformer(
-    bank: Bank,
-    tokenizer: Any,
-    folder: Path,
-    schedule: Schedule = SCHEDULE,
-    device: str = "cpu",
-    compiled: bool = False,
-    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
-) -> TextToVelocity:
-    """Train the model whose state is in `folder`, or continue its training. Return it with averaged weights."""
-    model = TextToVelocity(len(tokenizer)).to(device)
+def fast_model(vocab_size: int, device: str, compiled: bool = False) -> TextToVelocity:
+    """Return a new model on a device, in its faster form."""
+    model = TextToVelocity(vocab_size).to(device)
     for block in model.transformer.transformer_blocks:
         block.attn1.processor = BatchedAttention()
         if compiled:
             block.compile(dynamic=False)
-    latents = bank.latents.to(device)
+    if compiled:
+        for layer in model.text_encoder.encoder.block:
+            layer.compile(dynamic=False)
+    return model
 
-    def losses(step: int) -> dict[str, torch.Tensor]:
-        rng = random.Random(f"transformer {step}")
-        chosen = rng.choices(range(len(bank.scenes)), k=BATCH)
-        captions = [caption(bank.scenes[i], rng) for i in chosen]
-        tokens = tokenizer(captions, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
-        kept = torch.tensor([rng.random() >= DROPPED for _ in chosen])
-        mask = tokens.attention_mask.bool() & kept[:, None]
-        noise = torch.Generator().manual_seed(step)
-        sigma = torch.rand(BATCH, generator=noise).to(device)
-        eps = torch.randn((BATCH, *latents.shape[1:]), generator=noise).to(device)
-        return velocity_losses(model, latents[chosen], eps, sigma, tokens.input_ids.to(device), mask.to(device))
 
-    return train(model, losses, schedule, folder, progress).eval()
+def start_training(
+    model: TextToVelocity, folder: Path, schedule: Schedule = SCHEDULE, graphs: bool = False
+) -> Training:
+    """Begin the training whose state is in `folder`, or continue it. A batch is the arguments of `velocity_losses`."""
+
+    def losses(*batch: torch.Tensor) -> Losses:
+        return velocity_losses(model, *batch)
+
+    return Training(model, losses, schedule, folder, graphs)
+
+
+def run_training(
+    training: Training,
+    sources: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    batch: int = BATCH,
+) -> Any:
+    """Train to the end, and return the model with averaged weights.
+
+    Args:
+        training: see `start_training`.
+        sources: of the wide and the small size the latents, normalised as the transformer takes them, and the captions'
+            token ids, [N, R, L].
+        progress: called as `progress(done, total, text)`.
+        batch: number of scenes of a step.
+    """
+
+    def batch_of(step: int) -> Batch:
+        return make_batch(*sources[step % SMALL_EVERY == SMALL_EVERY - 1], step, batch)
+
+    return training.run(batch_of, progress).eval()
+
+
+def make_batch(latents: torch.Tensor, ids: torch.Tensor, step: int, count: int) -> Batch:
+    """Return the random scenes, captions, noise and noise levels of a step."""
+    device = latents.device
+    generator = torch.Generator(device).manual_seed(step)
+    scene = torch.randint(len(latents), (count,), generator=generator, device=device)
+    choice = torch.randint(ids.shape[1], (count,), generator=generator, device=device)
+    chosen = latents[scene].float()
+    tokens = ids[scene, choice].long()
+    kept = torch.rand((count, 1), generator=generator, device=device) >= DROPPED
+    sigma = torch.rand(count, generator=generator, device=device)
+    eps = torch.randn(chosen.shape, generator=generator, device=device)
+    return chosen, eps, sigma, tokens, (tokens != 0) & kept
 
 
 def velocity_losses(
-    model: TextToVelocity,
+    model: torch.nn.Module,
     latents_BCTHW: torch.Tensor,
     eps_BCTHW: torch.Tensor,
     sigma_B: torch.Tensor,
     ids_BL: torch.Tensor,
     mask_BL: torch.Tensor,
-) -> dict[str, torch.Tensor]:
+) -> Losses:
     """Return the mean squared error of the velocity `z0 - eps` at the noise levels `sigma`."""
     share = sigma_B.view(-1, 1, 1, 1, 1)
     noisy = share * eps_BCTHW + (1 - share) * latents_BCTHW

@@ -1,36 +1,34 @@
-"""Training of the AsymmVAE on the tiny world.
+"""Training of the AsymmVAE on the tiny world: first encoder and decoder together, then the decoder alone.
 
 Frames are float32 [B, 3, T, H, W] from -1 to 1, latents [B, 12, T', H / 8, W / 8].
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from models.tiny.scenes import SIZE, random_scene, render, window
-from models.tiny.training import Schedule, mixed_precision, train
+from models.tiny.bank import Bank
+from models.tiny.scenes import SMALL
+from models.tiny.training import Batch, Losses, Schedule, Training, mixed_precision
+from models.tiny.vae_modules import replace_modules_
 
 # GroupNorm has 32 groups, so channels are multiples of 32. The five depths are those of full, half, quarter and eighth
-# resolution and of the innermost block.
+# resolution and of the innermost block. Attention stands where Genmo's encoder has it, with heads of 32.
 CONFIG: dict[str, Any] = {
     "encoder_block_out_channels": (32, 32, 64, 128),
     "decoder_block_out_channels": (32, 32, 64, 128),
     "layers_per_block": (1, 1, 2, 1, 1),
-    "add_attention_block": (False, False, False, False, False),
+    "add_attention_block": (False, True, True, True, True),
 }
-SCHEDULE = Schedule(steps=9000, rate=5e-4, warmup=300, ema=0.998)
-# Number of steps after which the encoder, and with it the latents, does not change any more. From then on only the
-# decoder is trained, and the training of the transformer can begin.
-ENCODER_STEPS = 300
-# Size and batch of windows. While the encoder is trained it gets windows around the things, where there is most to
-# learn. After that the decoder gets windows and whole frames in turn.
-WINDOW, WINDOW_BATCH = 32, 8
-WHOLE_BATCH = 2
+SCHEDULE = Schedule(steps=3000, rate=5e-4, warmup=300, fall=0.2, ema=0.998)
+DECODER_SCHEDULE = Schedule(steps=12000, rate=5e-4, warmup=100, fall=0.4, ema=0.998)
+BATCH = 8
+# Every third batch is of the small size, and has twice as many videos.
+SMALL_EVERY = 3
 NORM_BIAS, SILU_BIAS = 4.0, 3.0
 KL_WEIGHT = 5e-4
 SQUARE_WEIGHT = 1.0
@@ -56,9 +54,9 @@ def new_vae(seed: int = 0) -> Any:
     vae: Any = AutoencoderKLMochi(**CONFIG)
     with torch.no_grad():
         for name, parameter in vae.named_parameters():
-            if ".conv2." in name:
+            if ".conv2." in name or ".to_out." in name:
                 parameter.zero_()
-            elif ".resnets." not in name and parameter.ndim > 1:
+            elif ".resnets." not in name and ".attentions." not in name and parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=(parameter.numel() / parameter.shape[0]) ** -0.5)
         for colour in range(3):
             _start_encoding_(vae.encoder, colour)
@@ -106,91 +104,104 @@ def _pick_(layer: Any, rows: list[int], channel: int, gain: float = 1.0, bias: f
     layer.bias[rows] = bias
 
 
+def fast_vae(device: str, compiled: bool = False, seed: int = 0) -> Any:
+    """Return a new VAE on a device, in its faster form.
+
+    Args:
+        device: device of torch.
+        compiled: whether to speed up its blocks with torch.compile (it needs a C++ compiler).
+        seed: seed of the weights.
+    """
+    # Convolutions over [B, C, T, H, W] are several times as fast with the channels innermost.
+    vae = new_vae(seed).to(device, memory_format=torch.channels_last_3d)
+    replace_modules_(vae)
+    if compiled:
+        for half in (vae.encoder, vae.decoder):
+            half.compile(dynamic=False)
+    return vae
+
+
 def train_vae(
+    bank: Bank,
     folder: Path,
     schedule: Schedule = SCHEDULE,
     device: str = "cpu",
+    compiled: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
-) -> torch.nn.Module:
-    """Train the VAE whose state is in `folder`, or continue its training. Return it with averaged weights."""
-    # Convolutions over [B, C, T, H, W] are several times as fast with the channels innermost.
-    vae = new_vae().to(device, memory_format=torch.channels_last_3d)
-    replace_norms_(vae)
+    batch: int = BATCH,
+) -> Any:
+    """Train encoder and decoder whose state is in `folder`, or continue. Return the VAE with averaged weights."""
+    vae = fast_vae(device, compiled)
 
-    def losses(step: int) -> dict[str, torch.Tensor]:
-        rng = random.Random(f"vae {step}")
-        noise = torch.Generator(device).manual_seed(step)
-        frames = batch(rng, windows=step < ENCODER_STEPS or step % 2 == 0)
-        frames = frames.to(device, memory_format=torch.channels_last_3d)
-        vae.encoder.requires_grad_(step < ENCODER_STEPS)
-        return vae_losses(vae, frames, noise, NOISE_SHARE * min(1.0, step / NOISE_RAMP))
+    def batch_of(step: int) -> Batch:
+        generator = torch.Generator(device).manual_seed(step)
+        part = bank.small if step % SMALL_EVERY == SMALL_EVERY - 1 else bank.wide
+        count = 2 * batch if part.frame == SMALL else batch
+        frames = part.frames(part.draw(count, generator)).contiguous(memory_format=torch.channels_last_3d)
+        noise = torch.randn(part.latent_shape(count), generator=generator, device=device)
+        return frames, NOISE_SHARE * min(1.0, step / NOISE_RAMP) * noise
 
-    return train(vae, losses, schedule, folder, progress).eval()
+    def losses(frames: torch.Tensor, noise: torch.Tensor) -> Losses:
+        return vae_losses(vae, frames, noise)
 
-
-class FrameNorm(torch.nn.Module):
-    """Group norm per frame in the channels-last arrangement. It wraps the `GroupNorm` that it replaces.
-
-    It computes the same numbers as Diffusers' `MochiChunkedGroupNorm3D`, in half the time on a CPU. torch's own norm
-    needs the channels outermost, which costs two more copies.
-    """
-
-    def __init__(self, norm_layer: torch.nn.GroupNorm):
-        super().__init__()
-        self.norm_layer = norm_layer
-
-    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Normalise over the pixels of a frame and the channels of a group."""
-        groups = self.norm_layer.num_groups
-        x = x_BCTHW.permute(0, 2, 3, 4, 1).unflatten(-1, (groups, -1))
-        exact = x.float()
-        mean = exact.mean((2, 3, 5), keepdim=True)
-        variance = exact.square().mean((2, 3, 5), keepdim=True) - mean.square()
-        scale = (variance.clamp_min(0) + self.norm_layer.eps).rsqrt() * self.norm_layer.weight.view(groups, -1)
-        shift = self.norm_layer.bias.view(groups, -1) - mean * scale
-        return (x * scale.to(x.dtype) + shift.to(x.dtype)).flatten(-2).permute(0, 4, 1, 2, 3)
+    return Training(vae, losses, schedule, folder).run(batch_of, progress).eval()
 
 
-def replace_norms_(module: torch.nn.Module) -> None:
-    """Replace each of Diffusers' norms by a `FrameNorm`. Parameters and their names stay the same."""
-    from diffusers.models.autoencoders.autoencoder_kl_mochi import MochiChunkedGroupNorm3D
+def train_decoder(
+    vae: Any,
+    bank: Bank,
+    folder: Path,
+    schedule: Schedule = DECODER_SCHEDULE,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    batch: int = BATCH,
+) -> Any:
+    """Train the decoder of `vae` alone on the bank's latents, in place. Return the VAE with averaged weights."""
+    vae.encoder.requires_grad_(False)
+    device = next(vae.parameters()).device
 
-    for name, child in module.named_children():
-        if isinstance(child, MochiChunkedGroupNorm3D):
-            setattr(module, name, FrameNorm(child.norm_layer))
-        else:
-            replace_norms_(child)
+    def batch_of(step: int) -> Batch:
+        generator = torch.Generator(device).manual_seed(step)
+        part = bank.small if step % SMALL_EVERY == SMALL_EVERY - 1 else bank.wide
+        chosen = part.draw(2 * batch if part.frame == SMALL else batch, generator)
+        noise = torch.randn(part.latent_shape(len(chosen)), generator=generator, device=device)
+        latents = part.latents[chosen].float() + NOISE_SHARE * part.spreads[chosen].float() * noise
+        return latents, part.frames(chosen)
+
+    def losses(latents: torch.Tensor, frames: torch.Tensor) -> Losses:
+        with mixed_precision(device):
+            decoded = vae.decoder(latents)[0][:, :, SURPLUS:].float()
+        return frame_losses(decoded, frames)
+
+    return Training(vae, losses, schedule, folder).run(batch_of, progress).eval()
 
 
-def batch(rng: random.Random, windows: bool) -> torch.Tensor:
-    """Return frames of random scenes, whole or in windows."""
-    if not windows:
-        return render([random_scene(rng) for _ in range(WHOLE_BATCH)])
-    scenes = [random_scene(rng) for _ in range(WINDOW_BATCH)]
-    assert WINDOW < SIZE
-    return render(scenes, size=WINDOW, corners=[window(scene, rng, WINDOW) for scene in scenes])
+def encode(vae: Any, frames_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and spread of the latents' posterior, float32."""
+    with mixed_precision(frames_BCTHW.device):
+        mean, log_variance = vae.encoder(frames_BCTHW)[0].float().chunk(2, dim=1)
+    return mean, torch.exp(0.5 * log_variance.clamp(-12, 4))
 
 
-def vae_losses(
-    vae: Any, frames_BCTHW: torch.Tensor, noise: torch.Generator, noise_share: float = 1.0
-) -> dict[str, torch.Tensor]:
-    """Return absolute, squared and hue error of the reconstruction, and the KL divergence per latent value, in nats.
+def vae_losses(vae: Any, frames_BCTHW: torch.Tensor, noise: torch.Tensor) -> Losses:
+    """Return the errors of the reconstruction, and the KL divergence per latent value, in nats.
 
     Args:
         vae: an `AutoencoderKLMochi`.
         frames_BCTHW: frames to reconstruct.
-        noise: source of the latents' noise.
-        noise_share: factor on that noise.
+        noise: the latents' noise, in units of their spread.
     """
+    mean, spread = encode(vae, frames_BCTHW)
     with mixed_precision(frames_BCTHW.device):
-        mean, log_variance = vae.encoder(frames_BCTHW)[0].float().chunk(2, dim=1)
-        log_variance = log_variance.clamp(-12, 4)
-        spread = torch.exp(0.5 * log_variance)
-        latents = mean + noise_share * spread * torch.randn(mean.shape, generator=noise, device=mean.device)
-        decoded = vae.decoder(latents)[0][:, :, SURPLUS:].float()
+        decoded = vae.decoder(mean + spread * noise)[0][:, :, SURPLUS:].float()
+    divergence = 0.5 * (mean.square() + spread.square() - 1 - 2 * spread.log()).mean()
+    losses = frame_losses(decoded, frames_BCTHW)
+    return losses | {"loss": losses["loss"] + KL_WEIGHT * divergence, "kl": divergence}
+
+
+def frame_losses(decoded: torch.Tensor, frames_BCTHW: torch.Tensor) -> Losses:
+    """Return absolute, squared and hue error of decoded frames, and the loss that weighs them."""
     error = decoded - frames_BCTHW
     absolute, square = error.abs().mean(), error.square().mean()
     hue = (error - error.mean(1, keepdim=True)).abs().mean()
-    divergence = 0.5 * (mean.square() + spread.square() - 1 - log_variance).mean()
-    loss = absolute + SQUARE_WEIGHT * square + HUE_WEIGHT * hue + KL_WEIGHT * divergence
-    return {"loss": loss, "absolute": absolute, "square": square, "hue": hue, "kl": divergence}
+    loss = absolute + SQUARE_WEIGHT * square + HUE_WEIGHT * hue
+    return {"loss": loss, "absolute": absolute, "square": square, "hue": hue}

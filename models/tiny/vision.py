@@ -1,12 +1,14 @@
-"""Recognition of a tiny-world video from its frames alone: colour, motion and shape of one thing.
+"""Recognition of a tiny-world video from its frames alone: colour, motion and shape of each thing.
 
-Frames are float32 [T, H, W, 3] from 0 to 1.
+Frames are float32 [T, H, W, 3] from 0 to 1, masks bool [T, H, W].
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import permutations
 
 import torch
 
@@ -19,6 +21,8 @@ THRESHOLD = 0.22
 TRAVEL, GROWTH = 7.0, 1.5
 # Smallest number of pixels by which a bounce dips. It ends near its start.
 BOUNCE = 6.0
+# Smallest mean number of a thing's pixels in a frame, and the most things that are looked for.
+AREA, MOST = 20, 4
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,57 @@ def look(frames_THWC: torch.Tensor) -> Sight:
     """Recognise colour, motion and shape of the thing in the frames."""
     distance = (frames_THWC - background(frames_THWC)).norm(dim=-1)
     mask = distance > THRESHOLD
-    if int(mask.sum()) < 20 * len(mask):
+    if int(mask.sum()) < AREA * len(mask):
         return Sight(None, None, None)
-    return Sight(_colour(frames_THWC, distance, mask), _motion(mask), _shape(mask))
+    return _sight(frames_THWC, distance, mask)
+
+
+def look_at_all(frames_THWC: torch.Tensor) -> list[Sight]:
+    """Recognise each thing in the frames, the largest first. A thing is a region that is connected in space and time."""
+    distance = (frames_THWC - background(frames_THWC)).norm(dim=-1)
+    return [_sight(frames_THWC, distance, mask) for mask in _regions(distance > THRESHOLD)]
+
+
+def matched(asked: Sequence[Sight], seen: Sequence[Sight]) -> list[Sight]:
+    """Return the seen things in the order of the asked ones that fits best; a missing one is a `Sight` of nothing."""
+    nothing = Sight(None, None, None)
+    filled = [*seen, *[nothing] * (len(asked) - len(seen))]
+
+    def agreement(order: tuple[Sight, ...]) -> int:
+        return sum(
+            getattr(a, name) == getattr(b, name)
+            for a, b in zip(asked, order, strict=True)
+            for name in ("colour", "motion", "shape")
+        )
+
+    return list(max(permutations(filled, len(asked)), key=agreement))
 
 
 def background(frames_THWC: torch.Tensor) -> torch.Tensor:
     """Return the colour [3] of the background: the median over the outermost pixels of all frames."""
     border = [frames_THWC[:, 0], frames_THWC[:, -1], frames_THWC[:, :, 0], frames_THWC[:, :, -1]]
     return torch.cat(border, dim=1).flatten(0, 1).median(dim=0).values
+
+
+def _regions(mask: torch.Tensor) -> list[torch.Tensor]:
+    """Return the masks of the largest connected regions that are large enough.
+
+    Each voxel has a number of its own, and takes the largest of its neighbours' until nothing changes.
+    """
+    inside = mask.float()
+    label = torch.arange(1, mask.numel() + 1, dtype=torch.float32).view(mask.shape) * inside
+    while True:
+        spread = torch.nn.functional.max_pool3d(label[None, None], 3, 1, 1)[0, 0] * inside
+        if torch.equal(spread, label):
+            break
+        label = spread
+    numbers, counts = label[mask].unique(return_counts=True)
+    order = counts.argsort(descending=True)[:MOST]
+    return [label == numbers[index] for index in order if counts[index] >= AREA * len(mask)]
+
+
+def _sight(frames_THWC: torch.Tensor, distance: torch.Tensor, mask: torch.Tensor) -> Sight:
+    return Sight(_colour(frames_THWC, distance, mask), _motion(mask), _shape(mask))
 
 
 def _colour(frames_THWC: torch.Tensor, distance: torch.Tensor, mask: torch.Tensor) -> str:
@@ -59,8 +105,12 @@ def _motion(mask: torch.Tensor) -> str:
     centres = torch.tensor([_centre(frame) for frame in mask if frame.any()])
     areas = mask.sum((1, 2)).float()
     (dx, dy) = (centres[-1] - centres[0]).tolist()
-    if areas[-3:].mean() > GROWTH * areas[:3].mean() and max(abs(dx), abs(dy)) < 2 * TRAVEL:
-        return "growing"
+    if max(abs(dx), abs(dy)) < 2 * TRAVEL:
+        first, last = float(areas[:3].mean()), float(areas[-3:].mean())
+        if last > GROWTH * first:
+            return "growing"
+        if first > GROWTH * last:
+            return "shrinking"
     if max(abs(dx), abs(dy)) >= TRAVEL:
         if abs(dx) > abs(dy):
             return "right" if dx > 0 else "left"

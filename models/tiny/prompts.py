@@ -13,6 +13,10 @@ from models.tiny.scenes import BACKGROUNDS, COLOURS, HORIZONTAL, MOTIONS, SHAPES
 from models.tiny.vision import Sight
 
 SETS = ("held-out", "free")
+# What both editions of the model know.
+_COLOURS = tuple(colour for colour in COLOURS if colour != "pink")
+_MOTIONS = tuple(motion for motion in MOTIONS if motion != "shrinking")
+_BACKGROUNDS = tuple(background for background in BACKGROUNDS if background != "white")
 _PLAIN = Wording(words.HELD_OUT_PATTERNS, (), (), (), ("{x}",), held_out=True)
 _FREE = Wording(
     words.FREE_PATTERNS,
@@ -71,11 +75,11 @@ def free_prompts() -> list[Prompt]:
 def _things(rng: random.Random) -> cycle[Thing]:
     """Return things with all pairs of colour and motion, and the shapes in turn; some small or big, slow or quick."""
     sizes, speeds = (*SIZES, "normal", "normal"), (*SPEEDS, "normal")
-    count = len(COLOURS) * len(MOTIONS)
+    count = len(_COLOURS) * len(_MOTIONS)
     found = []
     for index in range(count):
-        motion, colour = MOTIONS[index % len(MOTIONS)], tuple(COLOURS)[index % len(COLOURS)]
-        shape = SHAPES[(index + index // len(MOTIONS)) % len(SHAPES)]
+        motion, colour = _MOTIONS[index % len(_MOTIONS)], _COLOURS[index % len(_COLOURS)]
+        shape = SHAPES[(index + index // len(_COLOURS)) % len(SHAPES)]
         speed = "normal" if motion == "still" else rng.choice(speeds)
         found.append(Thing(shape, colour, motion, 0, 0, 0, speed=speed, size=rng.choice(sizes)))
     return cycle(found)
@@ -83,10 +87,10 @@ def _things(rng: random.Random) -> cycle[Thing]:
 
 def _pair(rng: random.Random, index: int) -> Scene:
     """Return a scene with two things: of eight three have one motion, one has two of a kind, four have two motions."""
-    first, second = rng.sample(tuple(COLOURS), 2)
+    first, second = rng.sample(_COLOURS, 2)
     shapes, kind = rng.sample(SHAPES, 2), index % 8
-    motion = MOTIONS[index % len(MOTIONS)]
-    other = rng.choice([name for name in MOTIONS if name != motion])
+    motion = _MOTIONS[index % len(_MOTIONS)]
+    other = rng.choice([name for name in _MOTIONS if name != motion])
     if kind < 3:
         shapes, other = ([shapes[0], rng.choice(SHAPES)]), motion
     elif kind == 3:
@@ -101,7 +105,7 @@ def _pair(rng: random.Random, index: int) -> Scene:
 
 def _background(rng: random.Random, things: Sequence[Thing]) -> str:
     taken = {thing.colour for thing in things}
-    return rng.choice([name for name in BACKGROUNDS if name not in taken])
+    return rng.choice([name for name in _BACKGROUNDS if name not in taken])
 
 
 def _prompt(scene: Scene, rng: random.Random, wording: Wording) -> Prompt:

@@ -33,6 +33,9 @@ def train_tiny(
     vae_batch: Annotated[int, typer.Option(min=1, help="Scenes of a step of the VAE.")] = _DEFAULT.vae_batch,
     device: Annotated[str, typer.Option(help="Of torch: cpu, cuda.")] = "cpu",
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile; needs a C++ compiler.")] = False,
+    start: Annotated[
+        Path | None, typer.Option(help="A checkpoint of this training: keep its VAE, and train the rest on.")
+    ] = None,
     judged: Annotated[int | None, typer.Option(min=1, help="Judge only so many prompts of each set.")] = None,
 ) -> None:
     """Train the tokenizer, the VAE, the text encoder and the transformer of the built-in model."""
@@ -49,6 +52,7 @@ def train_tiny(
         device=device,
         compiled=compiled,
         judged=judged,
+        start=start,
     )
     with make_reporter() as reporter:
 

@@ -1,7 +1,7 @@
 """Sentences for scenes: the caption language of the training, and how people type it.
 
-`models.tiny.language` has the words. Sentence patterns, phrases, pairs of verb and direction, and typing errors are held
-out by rule for the evaluation (`models.tiny.prompts`).
+`models.tiny.language` has the words. Sentence patterns, phrases, pairs of verb and direction, and typing errors are
+held out by rule for the evaluation (`models.tiny.prompts`).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _motion(thing: Thing, rng: random.Random, held_out: bool) -> Phrase:
 
 def _one(thing: Thing, rng: random.Random, wording: Wording) -> str:
     subject = _subject(thing, rng)
-    if thing.motion == "still" and not wording.held_out and rng.random() < 0.2:
+    if not wording.held_out and rng.random() < (0.2 if thing.motion == "still" else 0.04):
         lead = rng.choice(("{s}", "{s}", "a video of {s}", "show me {s}", "can you show {s}", "there is {s}"))
         return lead.format(s=subject)
     base, third, participle = _motion(thing, rng, wording.held_out)

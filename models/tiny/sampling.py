@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class Sampler:
         if source is not None:
             sigmas = [strength, *(sigma for sigma in sigmas if sigma < strength)]
             latents = strength * noise + (1 - strength) * source
-        for now, after in zip(sigmas, sigmas[1:], strict=False):
+        for now, after in pairwise(sigmas):
             sigma = torch.full((len(both),), now, device=self.device)
             with_, without = self.model(torch.cat([latents, latents]), sigma, both, mask).chunk(2)
             latents = latents + (now - after) * (without + self.guidance * (with_ - without))

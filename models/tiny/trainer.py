@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ from models.machine.errors import InputError
 from models.machine.files import write_json
 from models.mochi.text.words import Words
 from models.tiny import bank, transformer_training, vae_training
-from models.tiny.bank import Bank, Part
+from models.tiny.bank import Bank
 from models.tiny.captions import caption, english, mistyped
 from models.tiny.export import set_latent_statistics, to_bfloat16_, write_checkpoint
 from models.tiny.prompts import SETS, prompts
@@ -57,6 +58,8 @@ class Job:
         device: device of torch, such as "cpu" or "cuda".
         compiled: whether to speed up the models with torch.compile (it needs a C++ compiler).
         judged: how many prompts of each set are judged at the end; None for all.
+        start: a checkpoint of this training whose VAE is kept, and whose transformer and text encoder are trained on;
+            None to begin from nothing.
     """
 
     work: Path
@@ -71,6 +74,7 @@ class Job:
     device: str = "cpu"
     compiled: bool = False
     judged: int | None = None
+    start: Path | None = None
 
     @property
     def on_gpu(self) -> bool:
@@ -113,10 +117,10 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
         if getattr(job, name) < 1:
             raise InputError(f"{name} {getattr(job, name)} must be at least 1")
     began = perf_counter()
-    tokenizer(job.work)
+    tokenizer(job.work, job.start)
     state = job.work / "vae" / STATE
     kept = torch.load(state, map_location="cpu") if state.exists() else {"step": 0, "seconds": 0.0}
-    if job.schedule("vae", began).done(kept["step"], kept["seconds"]) < 1:
+    if job.start is None and job.schedule("vae", began).done(kept["step"], kept["seconds"]) < 1:
         (job.work / LATENTS).unlink(missing_ok=True)  # of another VAE
     child: Any = None
     if job.at_once:
@@ -189,7 +193,11 @@ def _vae(job: Job, began: float, progress: Progress) -> Any:
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     made = Bank.drawn(job.scenes, job.device)
-    vae: Any = vae_training.train_vae(
+    if job.start is not None:
+        vae: Any = vae_training.load_vae(job.start, job.device)
+        encode(vae, made, job, progress)
+        return vae
+    vae = vae_training.train_vae(
         made,
         job.work / "vae",
         job.schedule("vae", began),
@@ -246,6 +254,10 @@ def train_apart(job: Job, late: float, progress: Progress | None = None) -> None
     ids = _tokens(job)
     report("tokens", 1, 1, f"{perf_counter() - began:.0f} s after the start")
     model = transformer_training.fast_model(_rows(job), job.device, job.compiled)
+    statistics = None
+    if job.start is not None:
+        transformer_training.load_weights(model, job.start)
+        statistics = vae_training.load_vae(job.start, "cpu").config
     training = transformer_training.start_training(model, job.work / "transformer", graphs=job.on_gpu)
     if job.on_gpu:
         for part, own in zip(Bank.drawn(1, job.device).parts(), ids, strict=True):
@@ -259,15 +271,16 @@ def train_apart(job: Job, late: float, progress: Progress | None = None) -> None
             raise SystemExit("the first process ended")
     latents = [own.to(job.device) for own in torch.load(job.work / LATENTS)]
     training.schedule = job.schedule("transformer", began)
-    mean, std = (_statistic(latents[0], name) for name in ("mean", "std"))
+    mean, std = (_statistic(latents[0], name, statistics) for name in ("mean", "std"))
     sources = [((own.float() - mean) / std, these) for own, these in zip(latents, ids, strict=True)]
     transformer_training.run_training(
         training, sources, lambda done, total, text: report("transformer", done, total, text), job.batch
     )
 
 
-def _statistic(latents: torch.Tensor, name: str) -> torch.Tensor:
-    values = getattr(latents.float(), name)((0, 2, 3, 4))
+def _statistic(latents: torch.Tensor, name: str, config: Any) -> torch.Tensor:
+    """Return the mean or std of each channel: of a VAE's configuration, or else of the latents."""
+    values = config[f"latents_{name}"] if config else getattr(latents.float(), name)((0, 2, 3, 4))
     return torch.tensor([round(float(value), 6) for value in values], device=latents.device).view(1, -1, 1, 1, 1)
 
 
@@ -288,13 +301,15 @@ def _rows(job: Job) -> int:
     return len(bank.load(tokenizer(job.work)))
 
 
-def tokenizer(work: Path) -> Path:
-    """Return the directory of the tokenizer. The first call trains it on captions of random scenes.
+def tokenizer(work: Path, start: Path | None = None) -> Path:
+    """Return the directory of the tokenizer. The first call copies it from `start`, or trains it on random captions.
 
     It also sees sentences with typing errors and common English words, so that unknown words are a few pieces.
     """
     directory = work / "tokenizer"
-    if not directory.exists():
+    if not directory.exists() and start is not None:
+        shutil.copytree(start / "tokenizer", directory)
+    elif not directory.exists():
         rng = random.Random("tokenizer")
         captions = [caption(random_scene(rng), rng) for _ in range(20000)]
         words = sorted({word for text in captions for word in text.replace(",", "").split()})

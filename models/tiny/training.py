@@ -90,8 +90,8 @@ class Training:
             model: model whose parameters are trained, in float32.
             loss_of: function from the tensors of a batch to losses. "loss" is minimised; the others are logged.
             schedule: see `Schedule`. A state of another schedule is continued with this one.
-            folder: folder of the state and the loss curve: a line of JSON for every `LOG_EVERY` steps, later for ten times
-                as many.
+            folder: folder of the state and the loss curve, a line of JSON for every `LOG_EVERY` steps, later for ten
+                times as many.
             graphs: whether to capture steps as CUDA graphs.
         """
         self.model, self.loss_of, self.schedule, self.folder = model, loss_of, schedule, folder
@@ -123,8 +123,8 @@ class Training:
         while self.schedule.done(self.step, self.seconds) < 1:
             self._set_rate()
             losses = self._step(batch_of(self.step))
-            # The two lists are of one kind of tensors: one launch for all of them.
-            torch._foreach_lerp_(self.average, self.parameters, 1 - self.schedule.decay(self.step))
+            with torch.no_grad():  # one launch for all parameters
+                torch._foreach_lerp_(self.average, self.parameters, 1 - self.schedule.decay(self.step))
             self.step += 1
             if self.step % LOG_EVERY == 0:
                 losses["loss"].item()  # waits for the device, so that the time is that of the steps

@@ -44,7 +44,7 @@ def look(frames_THWC: torch.Tensor) -> Sight:
 
 
 def look_at_all(frames_THWC: torch.Tensor) -> list[Sight]:
-    """Recognise each thing in the frames, the largest first. A thing is a region that is connected in space and time."""
+    """Recognise each thing in the frames, the largest first. A thing is a region connected in space and time."""
     distance = (frames_THWC - background(frames_THWC)).norm(dim=-1)
     return [_sight(frames_THWC, distance, mask) for mask in _regions(distance > THRESHOLD)]
 

@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from models.mochi.sampling.schedule import linear_quadratic_schedule, model_times
-from models.tiny.trainer import Training, run
-from models.tiny.training import Schedule, train
-from models.tiny.transformer_training import BatchedAttention, TextToVelocity, velocity_losses
-from models.tiny.vae_training import batch, new_vae, replace_norms_, vae_losses
+from models.tiny.bank import Bank, tokens
+from models.tiny.scenes import SMALL, random_scene, render
+from models.tiny.trainer import Job, run, tokenizer
+from models.tiny.training import CURVE, Schedule, Training
+from models.tiny.transformer_training import BatchedAttention, TextToVelocity, make_batch, velocity_losses
+from models.tiny.vae_modules import Edges, replace_modules_
+from models.tiny.vae_training import new_vae, vae_losses
 from weight_cache.checkpoints.checkpoint import Checkpoint
 
 
@@ -22,13 +25,26 @@ def randomised(module: torch.nn.Module) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def test_the_faster_norm_is_diffusers_norm():
+def test_the_faster_modules_are_diffusers_modules():
     vae = randomised(new_vae())
     frames = torch.randn(1, 3, 7, 16, 16, generator=torch.Generator().manual_seed(0))
     expected, names = vae.encoder(frames)[0], set(vae.state_dict())
-    replace_norms_(vae)
+    decoded = vae.decoder(expected[:, :12])[0]
+    replace_modules_(vae)
     torch.testing.assert_close(vae.encoder(frames)[0], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(vae.decoder(expected[:, :12])[0], decoded, atol=1e-4, rtol=1e-4)
     assert set(vae.state_dict()) == names
+
+
+@pytest.mark.parametrize("pads", [(2, 1, 1), (0, 2, 1), (1, 0, 0)])
+def test_the_gradient_of_the_edges_is_torchs(pads):
+    first, rows, columns = pads
+    x = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    expected = torch.nn.functional.pad(x, (columns, columns, rows, rows, first, 0), mode="replicate")
+    weight = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    (wanted,) = torch.autograd.grad((expected * weight).sum(), x)
+    (found,) = torch.autograd.grad((Edges.apply(x, *pads) * weight).sum(), x)
+    torch.testing.assert_close(found, wanted)
 
 
 @torch.no_grad()
@@ -78,56 +94,92 @@ def test_the_model_is_told_the_samplers_time(monkeypatch):
     torch.testing.assert_close(seen[0], torch.tensor(model_times(sigmas)), atol=1e-3, rtol=1e-5)
 
 
+def linear(folder, schedule, stop_at=None):
+    """Train a layer; stop at a step as if by the keyboard."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 4)
+
+    def batch_of(step):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        return (torch.randn(8, 4, generator=torch.Generator().manual_seed(step)),)
+
+    def loss(x):
+        return {"loss": (model(x) - x).square().mean()}
+
+    training = Training(model, loss, schedule, folder)
+    return training, training.run(batch_of, lambda *_: None)
+
+
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     monkeypatch.setattr("models.tiny.training.SAVE_EVERY", 2)
     schedule = Schedule(steps=6, rate=1e-2, warmup=2)
-
-    def trained(folder, stop_at=None):
-        torch.manual_seed(0)
-        model = torch.nn.Linear(4, 4)
-
-        def loss(step):
-            if step == stop_at:
-                raise KeyboardInterrupt
-            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
-            return {"loss": (model(x) - x).square().mean()}
-
-        return train(model, loss, schedule, tmp_path / folder, lambda *_: None)
-
-    whole = trained("whole")
+    _, whole = linear(tmp_path / "whole", schedule)
     with pytest.raises(KeyboardInterrupt):
-        trained("broken", stop_at=5)
-    for name, value in trained("broken").state_dict().items():
+        linear(tmp_path / "broken", schedule, stop_at=5)
+    for name, value in linear(tmp_path / "broken", schedule)[1].state_dict().items():
         torch.testing.assert_close(value, whole.state_dict()[name])
+
+
+def test_a_training_ends_when_its_time_is_over(tmp_path, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("models.tiny.training.perf_counter", lambda: next(clock))
+    training, _ = linear(tmp_path, Schedule(steps=10**6, rate=1e-2, warmup=1, fall=0.5, seconds=8))
+    assert (training.step, training.seconds) == (8, 8)
+    rates = [training.schedule.learning_rate(step, seconds) for step, seconds in ((0, 0), (4, 4), (6, 6), (8, 8))]
+    assert rates == [1e-2, 1e-2, 5e-3, 0.0]
+    assert json.loads((tmp_path / CURVE).read_text().splitlines()[-1])["step"] == 8
 
 
 def test_a_few_steps_make_the_vae_better():
     vae = new_vae()
-    replace_norms_(vae)
+    replace_modules_(vae)
     optimiser = torch.optim.Adam(vae.parameters(), 2e-5)  # it starts as the mean colour: larger first steps leave that
-    frames, losses = batch(random.Random(0), windows=True)[:2], []
+    rng, losses = random.Random(0), []
+    frames = render([random_scene(rng, SMALL) for _ in range(2)])
     for _ in range(12):
-        loss = vae_losses(vae, frames, torch.Generator().manual_seed(0), 0.0)["loss"]
+        loss = vae_losses(vae, frames, torch.zeros(2, 12, 3, 8, 8))["loss"]
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_batch_is_the_same_each_time_and_hides_some_captions(tmp_path):
+    bank, ids = Bank.drawn(4, "cpu"), tokens(SMALL, 3, tokenizer(tmp_path), captions=2)
+    assert ids.shape[:2] == (3, 2)
+    latents = torch.randn(bank.small.latent_shape(3))
+    made, again = (make_batch(latents, ids, 7, 400) for _ in range(2))
+    for first, second in zip(made, again, strict=True):
+        assert torch.equal(first, second)
+    _, _, sigma, tokens_, mask = made
+    hidden = ~mask.any(1)
+    assert 0.05 < hidden.float().mean() < 0.16
+    assert torch.equal(mask[~hidden], tokens_[~hidden] != 0)
+    assert 0 < sigma.min() < 0.05
+    assert (sigma > 0.75).float().mean() > 0.45
 
 
 @pytest.mark.alone
 def test_the_whole_road_ends_in_a_checkpoint_that_the_loader_takes(tmp_path):
-    out = tmp_path / "checkpoint"
-    job = Training(tmp_path / "work", out, vae_steps=1, transformer_steps=2, scenes=8)
-    run(job, lambda *_: None)
+    out, small = tmp_path / "checkpoint", {"scenes": 3, "batch": 2, "vae_batch": 1, "judged": 1}
+    job = Job(tmp_path / "work", out, vae_steps=1, decoder_steps=1, transformer_steps=2, **small)
+    assert set(run(job, lambda *_: None)) == {"held-out", "free"}
     checkpoint = Checkpoint.open(out)
     for component in checkpoint.components:
         component.check()
     assert len(checkpoint.vae.config["latents_mean"]) == 12
-    curve = (tmp_path / "work" / "transformer" / "losses.jsonl").read_text().splitlines()
+    curve = (out / "transformer-losses.jsonl").read_text().splitlines()
     assert json.loads(curve[-1])["step"] == 2
+    # Another training takes its VAE and goes on with the rest.
+    later = Job(tmp_path / "later", tmp_path / "second", transformer_steps=1, start=out, **small)
+    run(later, lambda *_: None)
+    names = ("vae/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.safetensors")
+    same = [(out / name).read_bytes() == (tmp_path / "second" / name).read_bytes() for name in names]
+    assert same == [True, False]
 
 
 def test_a_wrong_number_of_steps_is_refused(tmp_path):
     with pytest.raises(ValueError, match="scenes 0 must be at least 1"):
-        run(Training(tmp_path, tmp_path / "out", scenes=0), lambda *_: None)
+        run(Job(tmp_path, tmp_path / "out", scenes=0), lambda *_: None)

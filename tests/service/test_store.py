@@ -108,6 +108,20 @@ def test_who_cancels_first_wins(jobs):
     assert jobs.totals()["cancelled"] == 2
 
 
+def test_one_that_is_parked_begins_anew_and_one_that_was_cancelled_before_is_counted(jobs):
+    job = add(jobs)
+    jobs.claim("w")
+    jobs.report(job.id, "w", "denoise", 5, 9, 40)
+    jobs.park(job.id, "w")
+    parked = jobs.get(job.id, None)
+    assert (parked.state, parked.stage, parked.step, parked.progress) == ("queued", None, 0, 0)
+    jobs.claim("w")
+    jobs.cancel(job.id, None)
+    jobs.park(job.id, "w")
+    assert jobs.get(job.id, None).state == "cancelled"
+    assert jobs.totals()["cancelled"] == 1
+
+
 @pytest.mark.parametrize(("cause", "most"), [("worker", MOST_DEATHS), ("server", MOST_RESTARTS)])
 def test_a_job_that_ends_every_worker_fails(jobs, cause, most):
     job = add(jobs)

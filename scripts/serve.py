@@ -16,6 +16,7 @@ from models.machine.extras import require
 from models.machine.paths import is_dir
 from models.service.keys import ENVIRONMENT, Keys
 from models.service.settings import GIGABYTE, Settings
+from scripts import interrupts
 from scripts.options import HELP, request
 
 
@@ -112,6 +113,7 @@ def _run(options: dict[str, Any], *, page: bool) -> None:
         shared=own["database"],
     )
     print(f"mode {MODES[check_mode(options['mode'])]}", flush=True)
+    interrupts.silence()
 
     def started(address: str) -> None:
         print(f"serving {options['model']} at {address}" + (f", its page at {address}/ui" if page else ""), flush=True)

@@ -154,9 +154,11 @@ def get_preview(request: Request, video_id: Name) -> Response:
 
 @router.get("/v1/models", response_model=schemas.NamedList, responses=errors())
 def list_models(request: Request) -> Any:
-    """List the model that is served."""
+    """Show the model that is served."""
     refuse_query(request)
-    return {"object": "list", "data": [{"id": service_of(request).planner.name, "object": "model"}]}
+    planner = service_of(request).planner
+    words = None if planner.words is None else list(planner.words.known)
+    return {"object": "list", "data": [{"id": planner.name, "object": "model", "words": words}]}
 
 
 @router.get("/v1/loras", response_model=schemas.NamedList, responses=errors())

@@ -221,8 +221,10 @@ class Page:
             )
 
         with gr.Blocks(title="mochi-tt", analytics_enabled=False) as blocks:
-            chosen = gr.BrowserState("", storage_key="mochi-tt-video", secret=self._secret.hex()[:32])
-            typed = gr.BrowserState("", storage_key="mochi-tt-key", secret=self._secret.hex()[:32])
+            # The library tells every browser this secret, so it is another one than that of the links.
+            kept = hmac.new(self._secret, b"kept in browsers", hashlib.sha256).hexdigest()[:32]
+            chosen = gr.BrowserState("", storage_key="mochi-tt-video", secret=kept)
+            typed = gr.BrowserState("", storage_key="mochi-tt-key", secret=kept)
             most, last = gr.State(FEWEST), gr.State("")
             gr.Markdown(self.heading())
             key = gr.Textbox(

@@ -202,6 +202,10 @@ def test_a_page_with_keys_asks_for_one(browser, tmp_path):
         visit.ask("a red ball", Steps=2, **SMALL)
         visit.until("completed")
         visit.check()
+        secret = (tmp_path / "place" / "service" / "page.secret").read_bytes()
+        told = visit.page.request.get(f"{address}/ui/config").text()
+        assert "secret" in told
+        assert not [part for part in (secret[:8], secret[8:16], secret[-8:]) if part.hex() in told]
         link = visit.page.get_attribute("video", "src")
         assert visit.page.request.get(f"{address}{link}").status == 200
         forged = link.replace(link.split("/")[4], "0" * 64)

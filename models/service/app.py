@@ -179,6 +179,9 @@ async def health() -> dict[str, str]:
 async def ready(request: Request) -> Any:
     """Say whether the worker takes jobs, and what it loads if not. Jobs may be submitted meanwhile."""
     status = service_of(request).status
+    if await to_thread.run_sync(service_of(request).jobs.is_full):
+        said = body(503, "the service's disk is full: delete videos, or make room on it", "disk_full")
+        return AsciiJSON({"status": "full", "loading": status.loading} | said, 503, {"Retry-After": "60"})
     if status.ready:
         return {"status": "ready", "loading": None}
     what = "stopping" if status.stopping else "loading"

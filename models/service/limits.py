@@ -42,7 +42,8 @@ _PAGE_POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' blob:; frame-ancestors 'none'"
 )
 """The page's scripts are its own, and it may load nothing from elsewhere."""
-_PAGE_PATHS = ("", "config", "theme.css", "favicon.ico", "manifest.json")
+# By the last one a page that has lost the service sees that it is back.
+_PAGE_PATHS = ("", "config", "theme.css", "favicon.ico", "manifest.json", "gradio_api/app_id")
 _PAGE_FOLDERS = ("assets/", "static/", "files/", "gradio_api/heartbeat/")
 _LOCAL_KEY = Key(LOCAL, b"")
 
@@ -151,14 +152,16 @@ class Guard:
 
     def _is_page(self, path: str) -> bool:
         """Return whether a path is the page's, which asks for a key by itself and signs its links to files."""
-        return self._page is not None and (path in ("/", self._page) or path.startswith(f"{self._page}/"))
+        return self._page is not None and (
+            path in ("/", "/favicon.ico", self._page) or path.startswith(f"{self._page}/")
+        )
 
     def _of_page(self, method: str, path: str) -> bool:
         """Return whether a path below the page's is one that the page uses.
 
         The library of the page has more, which need no key of ours: files to send, a proxy, functions to call.
         """
-        below = path.removeprefix(self._page or "").strip("/")
+        below = path.removeprefix(self._page or "").strip("/")  # of "/" and "/favicon.ico" as well
         if method == "POST":
             return below == "gradio_api/run/predict"
         return method in ("GET", "HEAD") and (below in _PAGE_PATHS or below.startswith(_PAGE_FOLDERS))

@@ -62,6 +62,8 @@ _SENTENCES = {
     "not_found": "This video is not there any more: choose another one",
     "already_ended": "This video has ended already",
 }
+_GONE = "gone "
+"""Begins what the page remembers where the chosen video was deleted, whose sentence then stays."""
 _MARKS = {"queued": "…", "in_progress": "▶", "cancelling": "▶", "completed": "✓", "failed": "✗", "cancelled": "-"}
 _STYLE = """
 .mochi-view progress { width: 100%; height: 1.2em; }
@@ -177,6 +179,10 @@ class Page:
         @router.get("/", include_in_schema=False)
         def root() -> Response:
             return RedirectResponse(PATH)
+
+        @router.get("/favicon.ico", include_in_schema=False)
+        def icon() -> Response:
+            return RedirectResponse(f"{PATH}/favicon.ico")
 
         @router.get(PATH + "/files/{name}/{sign}/{file}", include_in_schema=False)
         def file_of(request: Request, name: str, sign: str, file: str) -> Response:
@@ -305,19 +311,28 @@ class Page:
 
             def refreshed(token: str, name: str, number: int, before: str) -> tuple[Any, ...]:
                 if self._keys and not token:
-                    return "<div class='mochi-view'><p>Type your key first.</p></div>", gr.skip(), gr.skip(), ""
-                html = self.view(token, name)
+                    told = "<div class='mochi-view'><p>Type your key first.</p></div>"
+                    return told, gr.skip(), gr.skip(), "", gr.skip()
                 options = self.choices(token, number)
-                now = hashlib.sha256(repr((html, options)).encode()).hexdigest()
+                gone = before.startswith(_GONE) and not name
+                try:
+                    html = gr.skip() if gone else self.view(token, name)
+                except ServiceError as error:
+                    if error.code != "not_found":
+                        raise
+                    # It was deleted, perhaps elsewhere: the choice is given up, and the list goes on.
+                    html = f"<div class='mochi-view'>{_error(sentence_of(error))}</div>"
+                    return html, gr.Radio(choices=options, value=None), gr.Button(interactive=False), _GONE, ""
+                now = (_GONE if gone else "") + hashlib.sha256(repr((html, options)).encode()).hexdigest()
                 if now == before:
-                    return gr.skip(), gr.skip(), gr.skip(), before
+                    return gr.skip(), gr.skip(), gr.skip(), before, gr.skip()
                 value = name if name in {each for _, each in options} else None
                 button = gr.Button(interactive=self.may_cancel(token, name))
-                return html, gr.Radio(choices=options, value=value), button, now
+                return html, gr.Radio(choices=options, value=value), button, now, gr.skip()
 
             # Without gradio's queue, whose page may join it just as its stream of answers ends, and waits for ever.
             quick = {"show_progress": "hidden", "queue": False}
-            shown = [view, listed, cancel, last]
+            shown = [view, listed, cancel, last, chosen]
 
             def refresh(event: Any, **more_options: Any) -> None:
                 event(
@@ -384,8 +399,8 @@ def sentence(shown: Mapping[str, Any]) -> str:
     state = shown["status"]
     text = f"It {_WORDS[state]}"
     if state == "queued":
-        ahead = shown["position"]
-        text += f" behind {ahead} other{'' if ahead == 1 else 's'}" if ahead else ""
+        ahead = (shown["position"] or 1) - 1
+        text += f" behind {ahead} other{'' if ahead == 1 else 's'}" if ahead else " and is the next"
     elif state in ("in_progress", CANCELLING) and shown["stage"]:
         text += f": {shown['stage']}"
         if shown["steps"]:

@@ -223,6 +223,7 @@ def _broken(message: str, field: str | None) -> ServiceError:
 
 # Words of messages that stand for a field.
 _WORDS = {
+    "guidance scales": "cfg_schedule",
     "linear": "linear_steps",
     "linear steps": "linear_steps",
     "steps": "num_inference_steps",

@@ -30,6 +30,7 @@ from models.service.jobs import (
     KeyReused,
     Outcome,
     QueueFull,
+    StoreUnavailable,
     is_id,
     new_id,
 )
@@ -109,6 +110,8 @@ class SqlJobs(ABC):
         idempotency: tuple[str, str] | None = None,
     ) -> tuple[Job, bool]:
         """See `JobStore.submit`."""
+        if self.is_full():
+            raise StoreUnavailable("the disk is full", full=True)
         with self._write() as db:
             self._alone(db)
             if idempotency is not None:
@@ -222,7 +225,7 @@ class SqlJobs(ABC):
 
     def claim(self, worker: str) -> Job | None:
         """See `JobStore.claim`."""
-        if not self._read(f"SELECT 1 FROM jobs WHERE state = '{QUEUED}' LIMIT 1"):
+        if not self._read(f"SELECT 1 FROM jobs WHERE state = '{QUEUED}' LIMIT 1") or self.is_full():
             return None
         with self._write() as db:
             row = db.execute(
@@ -374,6 +377,13 @@ class SqlJobs(ABC):
                 f"DELETE FROM jobs WHERE ended_clock < ? AND (expired = 1 OR state IN ('{FAILED}', '{CANCELLED}'))",
                 (self._clock(db) - older,),
             ).rowcount
+
+    def is_full(self) -> bool:
+        """See `JobStore.is_full`."""
+        return False
+
+    def catch_up(self) -> None:  # noqa: B027 (nothing to do is an answer)
+        """See `JobStore.catch_up`."""
 
     def holds(self) -> dict[str, tuple[str, str]]:
         """See `JobStore.holds`."""

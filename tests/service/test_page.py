@@ -173,9 +173,21 @@ def test_a_video_from_typing_to_playing(browser, tmp_path, picture):
         assert "no field for solver" in visit.page.inner_text("#mochi-said")
         assert [visit.page.get_by_label(label).input_value() for label in SMALL] == ["48", "32", "7"]
         visit.page.request.delete(f"{address}/v1/videos/{name}")
-        visit.page.wait_for_function("() => document.querySelector('#mochi-said').innerText.includes('not there')")
+        visit.page.wait_for_function("() => document.querySelector('#mochi-view').innerText.includes('not there')")
+        visit.page.wait_for_function("() => document.querySelectorAll('#mochi-list label').length === 2")
         visit.check()
-        context = visit.context
+        context, port = visit.context, address.rpartition(":")[2]
+    with serving(tmp_path / "place", "--port", port) as address:
+        request = {"prompt": "made after the restart", "size": "32x32", "num_frames": 7, "num_inference_steps": 2}
+        name = visit.page.request.post(f"{address}/v1/videos", data=request).json()["id"]
+        visit.page.wait_for_function(
+            "() => document.querySelector('#mochi-list')?.innerText.includes('made after the restart')", timeout=60_000
+        )  # The page that was open all the time has seen that the service is back.
+        visit.page.request.post(f"{address}/v1/videos/{name}/cancel")
+        visit.page.wait_for_timeout(500)
+        while visit.page.request.delete(f"{address}/v1/videos/{name}").status != 200:
+            visit.page.wait_for_timeout(200)
+        visit.page.close()
     with serving(tmp_path / "place") as address:  # Another port, so another page to the browser.
         phone = Visit(browser, address, width=390)
         phone.page.wait_for_selector("#mochi-list label")

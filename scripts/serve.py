@@ -16,6 +16,7 @@ from models.machine.errors import InputError
 from models.machine.extras import require
 from models.machine.paths import is_dir
 from models.service.keys import ENVIRONMENT, Keys
+from models.service.log import log
 from models.service.settings import GIGABYTE, Settings
 from scripts import interrupts
 from scripts.options import HELP, request
@@ -91,8 +92,6 @@ ui.__annotations__ = serve.__annotations__
 
 def _warn_of_readers(keys: str) -> None:
     """Say of a file of keys that others than its owner can read it."""
-    from models.service.log import log
-
     with suppress(OSError):  # `Keys.read` says why
         if os.stat(keys).st_mode & 0o077:
             log("others can read the keys", level="warning", file=keys, mend=f"chmod 600 {keys}")

@@ -182,6 +182,7 @@ def test_two_services_do_not_share_a_folder(tmp_path):
 )
 def test_what_cannot_be_is_refused_with_a_line_at_the_start(tmp_path, arguments, said):
     (tmp_path / "keys").write_text("ann:a-key-of-one-person")
+    (tmp_path / "keys").chmod(0o600)
     arguments = [str(tmp_path / "keys") if word == "KEYS" else word for word in arguments]
     done = subprocess.run(
         [sys.executable, "-m", "scripts.cli", "serve", "--port", "0", "--folder", str(tmp_path / "s"), *arguments],

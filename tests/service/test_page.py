@@ -127,7 +127,7 @@ def test_a_video_from_typing_to_playing(browser, tmp_path, picture):
             time.sleep(0.1)
         assert len(steps) >= 2, "progress moves"
         assert [url for url in visit.requests if "preview.png" in url], "and so does the preview"
-        visit.page.wait_for_function("() => document.querySelector('video').readyState >= 3", timeout=20_000)
+        visit.page.wait_for_function("() => document.querySelector('video')?.readyState >= 3", timeout=20_000)
         visit.page.evaluate("() => document.querySelector('video').play()")
         visit.page.wait_for_function("() => document.querySelector('video').currentTime > 0.05", timeout=20_000)
         picture(visit, "page.png")
@@ -194,7 +194,7 @@ def test_a_video_from_typing_to_playing(browser, tmp_path, picture):
         assert phone.page.locator("#mochi-list label").count() == 2, "videos outlive the service"
         phone.page.locator("#mochi-list label").nth(1).click()
         phone.until("completed", 30)
-        phone.page.wait_for_function("() => document.querySelector('video').readyState >= 3", timeout=20_000)
+        phone.page.wait_for_function("() => document.querySelector('video')?.readyState >= 3", timeout=20_000)
         picture(phone, "page_phone.png")
         phone.check()
         phone.context.close()

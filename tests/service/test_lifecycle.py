@@ -195,3 +195,15 @@ def test_what_cannot_be_is_refused_with_a_line_at_the_start(tmp_path, arguments,
     assert said in done.stderr
     assert done.stderr.startswith("mochi-tt: error:")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_lies_in_the_folder_is_its_users_alone(tmp_path):
+    """Also where the folder was there before, open to all, with files of an earlier version."""
+    folder = tmp_path / "s"
+    folder.mkdir(mode=0o755)
+    (folder / "service.lock").touch(0o644)
+    with Server(folder) as server:
+        server.wait(server.create("x")["id"])
+        found = [path for path in folder.rglob("*") if not path.name.startswith("log-")]
+        assert len(found) > 5
+        assert [path for path in found if path.stat().st_mode & 0o077] == []

@@ -21,8 +21,11 @@ def main() -> int:
     from scripts.cli import main as run
 
     code = run()
-    if code in {128 + number for number in _ENDINGS}:
-        # Where the signal came while ttnn was imported, what is half made crashes when Python takes itself down.
+    from scripts import interrupts
+
+    if interrupts.received() is not None:
+        # Where the signal came while ttnn was imported, what is half made crashes when Python takes itself down. And
+        # what C++ still holds then is nobody's news.
         from models.machine import leftovers
 
         leftovers.clear()

@@ -42,6 +42,7 @@ class _State:
 
     received: int | None = None
     active = False
+    silent = False
 
 
 _state = _State()
@@ -124,6 +125,11 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
+def silence() -> None:
+    """Say nothing of signals on standard error: a program that writes a structured log there says it in its own way."""
+    _state.silent = True
+
+
 def received() -> int | None:
     """Return the number of the signal that ended the last `remembered` block; None if there was none."""
     return _state.received
@@ -156,6 +162,8 @@ def _end_at_once(number: int) -> None:
 
 
 def _say(text: str) -> None:
+    if _state.silent:
+        return
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.flush()
         os.write(2, text.encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,9 @@ from models.machine.errors import InputError
 from models.machine.extras import require
 from models.machine.paths import is_dir
 from models.service.keys import ENVIRONMENT, Keys
+from models.service.log import log
 from models.service.settings import GIGABYTE, Settings
+from scripts import interrupts
 from scripts.options import HELP, request
 
 
@@ -87,6 +90,13 @@ ui.__signature__ = inspect.signature(serve, eval_str=True)  # type: ignore[attr-
 ui.__annotations__ = serve.__annotations__
 
 
+def _warn_of_readers(keys: str) -> None:
+    """Say of a file of keys that others than its owner can read it."""
+    with suppress(OSError):  # `Keys.read` says why
+        if os.stat(keys).st_mode & 0o077:
+            log("others can read the keys", level="warning", file=keys, mend=f"chmod 600 {keys}")
+
+
 def _run(options: dict[str, Any], *, page: bool) -> None:
     command = "mochi-tt ui" if page else "mochi-tt serve"
     for package in ("fastapi", "uvicorn", "pydantic", "python_multipart", "prometheus_client"):
@@ -111,7 +121,10 @@ def _run(options: dict[str, Any], *, page: bool) -> None:
         on_stop=options["on_stop"],
         shared=own["database"],
     )
+    if own["keys"] is not None:
+        _warn_of_readers(own["keys"])
     print(f"mode {MODES[check_mode(options['mode'])]}", flush=True)
+    interrupts.silence()
 
     def started(address: str) -> None:
         print(f"serving {options['model']} at {address}" + (f", its page at {address}/ui" if page else ""), flush=True)

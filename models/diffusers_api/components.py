@@ -104,7 +104,9 @@ class OnMesh:
             self._tell(method, f"pipe.{self._name}.{method} is not needed: {_NOT_NEEDED[method]}")
         return self
 
-    def _refuse(self, method: str, *_: Any, **__: Any) -> Any:
+    def _refuse(self, method: str, *arguments: Any, **named: Any) -> Any:
+        if method in ("requires_grad_", "train") and [*arguments, *named.values()] == [False]:
+            return self  # So it is.
         raise InputError(f"pipe.{self._name}.{method} is not taken: {_REFUSED[method]}")
 
 
@@ -117,6 +119,7 @@ _NOT_NEEDED = {
     "enable_slicing": "videos are decoded one by one",
     "disable_slicing": "",
     "compile": "programs are compiled for the chips, and a step is captured once",
+    "compile_repeated_blocks": "programs are compiled for the chips, and a step is captured once",
     "disable_cache": "",
 }
 _TRAINING = "the model has no gradients; train with Diffusers or Genmo's code"
@@ -198,6 +201,11 @@ class Scheduler:
         self.config = Config({"num_train_timesteps": 1000, "shift": 1.0, **config})
         self.timesteps = torch.zeros(0)
         self.sigmas = torch.zeros(0)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **changed: Any) -> Scheduler:
+        """Return a scheduler of a configuration, which the pipeline takes if it is its own."""
+        return cls({**config, **changed})
 
     def show(self, sigmas: list[float]) -> None:
         """Take over the n + 1 noise levels of a call, 1 down to 0."""

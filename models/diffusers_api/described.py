@@ -239,11 +239,20 @@ def component(name: str, mend: str) -> property:
             except InputError as error:
                 raise InputError(f"pipe.{name} cannot be replaced by {short(type(value).__name__)}: {mend}") from error
             return  # One of the same settings changes nothing.
-        if callable(value) and type(value).__name__ in ("function", "OptimizedModule"):
-            raise InputError(f"pipe.{name} needs no torch.compile: it is compiled for the mesh; leave this line out")
+        if _is_compiled(value, get(self)):
+            self.say(f"compile {name}", f"torch.compile of pipe.{name} is not needed: it is compiled for the mesh")
+            return
         raise InputError(f"pipe.{name} cannot be replaced by {short(type(value).__name__)}: {mend}")
 
     return property(get, refuse, doc=f"The {name.replace('_', ' ')}; see `models.diffusers_api.components`.")
+
+
+def _is_compiled(value: Any, model: Any) -> bool:
+    """Return whether a value is what torch.compile makes of a component as it stands."""
+    if type(value).__name__ == "OptimizedModule":
+        return getattr(value, "_orig_mod", None) is model
+    inside = getattr(value, "_model", None)
+    return hasattr(value, "_torchdynamo_orig_callable") and inside is not None and inside is model._model
 
 
 _MISSING: Any = object()

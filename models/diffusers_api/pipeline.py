@@ -399,7 +399,8 @@ class MochiPipeline(Described, Loras, Measures, Stages):  # type: ignore[misc]
                     whole_frames(num_frames, self.vae_temporal_scale_factor, self._tell),
                     num_inference_steps,
                     guidance,
-                    generator=on_cpu(generator, self._tell),
+                    # As in Diffusers, latents make a generator needless.
+                    generator=None if latents is not None else on_cpu(generator, self._tell),
                     latents=latents,
                     **embeds,
                     output_type=output_type,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from models.machine.checks import json_object, read_bytes, short, text
+from models.machine.checks import json_object, read_bytes, short, stated_number, text
 from models.machine.errors import InputError
 from models.mochi.setup import VideoRequest
 
@@ -23,6 +24,7 @@ _ALIASES = {
     "num_inference_steps": "num_steps",
     "sigma_schedule": "sigmas",
 }
+_WHOLE = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
 _TEXTS = ("prompt", "negative_prompt")
 _SETTINGS = tuple(field.name for field in fields(VideoRequest))
 # Of a CSV file these stay text; the other settings are numbers.
@@ -128,12 +130,12 @@ def _cells(header: list[str], row: list[str]) -> dict[str, Any]:
 
 def _number(cell: str) -> Any:
     """Return a cell as a number; what is none stays text, which the rule of its setting refuses."""
-    for kind in (int, float):
-        try:
-            return kind(cell)
-        except ValueError:
-            continue
-    return cell
+    if _WHOLE.fullmatch(cell.strip()):
+        return int(cell)
+    try:
+        return stated_number("it", cell)
+    except InputError:
+        return cell
 
 
 def _check_names(names: list[str], where: str) -> None:

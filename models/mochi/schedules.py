@@ -12,11 +12,13 @@ from typing import Any
 
 from models.machine.checks import json_file, numbers, read_bytes, short
 from models.machine.errors import InputError
+from models.machine.paths import is_taken
 
 # Many times what the longest schedule has (`models.mochi.sampling.schedule.MOST_STEPS`).
 _MOST_BYTES = 1 << 18
 _FIELDS = {"sigma_schedule": "sigmas", "cfg_schedule": "cfg_schedule"}
 _STEPS_MEND = "give a JSON object with sigma_schedule, cfg_schedule or both, each a list of numbers"
+_BETWEEN = re.compile(r"[\s,;]")
 _A_LIST = re.compile(r"[\s\[\](),;]*([-+.\d][-+.\deE\s\[\](),;]*)?")
 
 
@@ -36,7 +38,7 @@ def schedule_of(name: str, value: Any) -> list[float]:
         value = str(value)
     if not isinstance(value, str):
         return numbers(name, value)
-    if _A_LIST.fullmatch(value):
+    if _A_LIST.fullmatch(value) or (_BETWEEN.search(value) and not is_taken(Path(value))):
         return _parsed(name, value, "")
     mend = "give numbers with commas between them, such as 1,0.5,0, or a file of them"
     content = read_bytes(value, name, mend, _MOST_BYTES)

@@ -154,9 +154,11 @@ def get_preview(request: Request, video_id: Name) -> Response:
 
 @router.get("/v1/models", response_model=schemas.NamedList, responses=errors())
 def list_models(request: Request) -> Any:
-    """List the model that is served."""
+    """Show the model that is served."""
     refuse_query(request)
-    return {"object": "list", "data": [{"id": service_of(request).planner.name, "object": "model"}]}
+    planner = service_of(request).planner
+    words = None if planner.words is None else list(planner.words.known)
+    return {"object": "list", "data": [{"id": planner.name, "object": "model", "words": words}]}
 
 
 @router.get("/v1/loras", response_model=schemas.NamedList, responses=errors())
@@ -177,6 +179,9 @@ async def health() -> dict[str, str]:
 async def ready(request: Request) -> Any:
     """Say whether the worker takes jobs, and what it loads if not. Jobs may be submitted meanwhile."""
     status = service_of(request).status
+    if await to_thread.run_sync(service_of(request).jobs.is_full):
+        said = body(503, "the service's disk is full: delete videos, or make room on it", "disk_full")
+        return AsciiJSON({"status": "full", "loading": status.loading} | said, 503, {"Retry-After": "60"})
     if status.ready:
         return {"status": "ready", "loading": None}
     what = "stopping" if status.stopping else "loading"

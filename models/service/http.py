@@ -55,14 +55,19 @@ def owner_of(request: Request) -> Key:
 
 
 def refuse_query(request: Request, *known: str) -> None:
-    """Refuse query parameters that a route does not know.
+    """Refuse query parameters that a route does not know, or that are there twice.
 
     Raises:
         ServiceError: there is one.
     """
-    for name in request.query_params:
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
         if name not in known:
             raise ServiceError(422, f"query parameter {short(name)} is not known here", "unknown_field", None)
+        if given.count(name) > 1:
+            raise ServiceError(
+                422, f"query parameter {name} is there {given.count(name)} times: give it once", "invalid_value", name
+            )
 
 
 async def fields_of(request: Request) -> dict[str, Any]:

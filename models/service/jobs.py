@@ -254,6 +254,14 @@ class JobStore(Protocol):
         """
         ...
 
+    def catch_up(self) -> None:
+        """Count the time in which no server ran, once, before the first `tick`."""
+        ...
+
+    def is_full(self) -> bool:
+        """Whether the store's disk is: then videos end and are deleted, and none is taken or begun."""
+        ...
+
     def expire(self, *, older: float, most_bytes: int) -> list[str]:
         """Mark results that are too old or too many as expired, and return their names."""
         ...

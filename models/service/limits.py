@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -26,6 +27,8 @@ from models.service.log import log, log_error
 OPEN = ("/health", "/ready", "/tt-liveness", "/openapi.json")
 """Paths that need no key: they say nothing of anybody's jobs."""
 _DRAIN_BYTES, _DRAIN_SECONDS = 8 << 20, 2.0
+_GONE = 499
+"""Status in the log and the metrics of a request whose client went away before it was whole."""
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -39,6 +42,9 @@ _PAGE_POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' blob:; frame-ancestors 'none'"
 )
 """The page's scripts are its own, and it may load nothing from elsewhere."""
+# By the last one a page that has lost the service sees that it is back.
+_PAGE_PATHS = ("", "config", "theme.css", "favicon.ico", "manifest.json", "gradio_api/app_id")
+_PAGE_FOLDERS = ("assets/", "static/", "files/", "gradio_api/heartbeat/")
 _LOCAL_KEY = Key(LOCAL, b"")
 
 
@@ -89,6 +95,8 @@ class Guard:
             await send(message)
 
         try:
+            if self._is_page(scope["path"]) and not self._of_page(scope["method"], scope["path"]):
+                raise ServiceError(404, "this path does not exist", "not_found")
             key = self._admit(Headers(scope=scope), scope["path"])
             scope.setdefault("state", {})["key"] = key
             await self._app(scope, self._bounded(receive), answer)
@@ -97,6 +105,8 @@ class Guard:
                 if error.status in (401, 403, 413):
                     await _drain(receive)
                 await _refuse(error, answer)
+        except ClientDisconnect:
+            status = _GONE
         except Exception as error:
             log_error("fault of the service", error, request=request, path=_route(scope))
             if not status:
@@ -124,7 +134,7 @@ class Guard:
             ServiceError: nobody who may; or a body that is too large.
         """
         length = headers.get("content-length")
-        if length is not None and length.isdigit() and int(length) > self._body_bytes:
+        if length is not None and length.isascii() and length.isdigit() and int(length) > self._body_bytes:
             raise self._too_large()
         if not self._keys:
             self._check_origin(headers)
@@ -142,7 +152,19 @@ class Guard:
 
     def _is_page(self, path: str) -> bool:
         """Return whether a path is the page's, which asks for a key by itself and signs its links to files."""
-        return self._page is not None and (path in ("/", self._page) or path.startswith(f"{self._page}/"))
+        return self._page is not None and (
+            path in ("/", "/favicon.ico", self._page) or path.startswith(f"{self._page}/")
+        )
+
+    def _of_page(self, method: str, path: str) -> bool:
+        """Return whether a path below the page's is one that the page uses.
+
+        The library of the page has more, which need no key of ours: files to send, a proxy, functions to call.
+        """
+        below = path.removeprefix(self._page or "").strip("/")  # of "/" and "/favicon.ico" as well
+        if method == "POST":
+            return below == "gradio_api/run/predict"
+        return method in ("GET", "HEAD") and (below in _PAGE_PATHS or below.startswith(_PAGE_FOLDERS))
 
     def _check_origin(self, headers: Headers) -> None:
         """Refuse what a page of another site sends through the browser of who sits here: there is no key to know it by.
@@ -154,7 +176,7 @@ class Guard:
         if not is_loopback(host):
             raise ServiceError(403, "a service without keys answers to the name of this machine only", "wrong_host")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and _place(origin) != headers.get("host"):
             raise ServiceError(403, "a service without keys answers to no page of another origin", "wrong_origin")
         if headers.get("sec-fetch-site") == "cross-site":
             raise ServiceError(403, "a service without keys answers to no page of another site", "wrong_origin")
@@ -190,6 +212,14 @@ class Guard:
 def _host(text: str) -> str:
     try:
         return urlsplit(f"//{text}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _place(origin: str) -> str:
+    """Return the name and port of an origin; nothing of what is none."""
+    try:
+        return urlsplit(origin).netloc
     except ValueError:
         return ""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
@@ -44,6 +45,25 @@ _WORDS = {
     "failed": "failed",
     "cancelled": "was cancelled",
 }
+_LABELS = {
+    "prompt": "Prompt",
+    "negative_prompt": "Negative prompt",
+    "preset": "Preset",
+    "width": "Width",
+    "height": "Height",
+    "num_frames": "Frames",
+    "num_inference_steps": "Steps",
+    "guidance_scale": "Guidance",
+    "seed": "Seed",
+    "lora": "LoRA",
+}
+"""What the page calls the fields of a request."""
+_SENTENCES = {
+    "not_found": "This video is not there any more: choose another one",
+    "already_ended": "This video has ended already",
+}
+_GONE = "gone "
+"""Begins what the page remembers where the chosen video was deleted, whose sentence then stays."""
 _MARKS = {"queued": "…", "in_progress": "▶", "cancelling": "▶", "completed": "✓", "failed": "✗", "cancelled": "-"}
 _STYLE = """
 .mochi-view progress { width: 100%; height: 1.2em; }
@@ -142,10 +162,15 @@ class Page:
         """Return whether the chosen video can be cancelled."""
         return bool(name) and self._service.get(str(name), self.owner(typed).name).state in (QUEUED, IN_PROGRESS)
 
-    def fields(self, typed: str | None, name: str) -> dict[str, Any]:
-        """Return the fields with which a video was asked for, its seed among them."""
+    def fields(self, typed: str | None, name: str) -> tuple[dict[str, Any], list[str]]:
+        """Return the page's fields as a video was asked for, its seed among them, and other settings that it had."""
         job = self._service.get(name, self.owner(typed).name)
-        return {"seed": job.about["seed"], **job.fields}
+        given = {"seed": job.about["seed"], **job.fields}
+        if given.pop("size", None) is not None:
+            given |= {"width": job.about["width"], "height": job.about["height"]}
+        if given.pop("seconds", None) is not None:
+            given["num_frames"] = job.about["num_frames"]
+        return given, sorted(set(given) - set(_LABELS) - {"model"})
 
     def routes(self) -> APIRouter:
         """Return the routes of files, by signed links, since a browser's video element sends no key; and of `/`."""
@@ -155,9 +180,13 @@ class Page:
         def root() -> Response:
             return RedirectResponse(PATH)
 
+        @router.get("/favicon.ico", include_in_schema=False)
+        def icon() -> Response:
+            return RedirectResponse(f"{PATH}/favicon.ico")
+
         @router.get(PATH + "/files/{name}/{sign}/{file}", include_in_schema=False)
         def file_of(request: Request, name: str, sign: str, file: str) -> Response:
-            if not hmac.compare_digest(self._sign(name, file), sign):
+            if not hmac.compare_digest(self._sign(name, file).encode(), sign.encode("utf-8", "replace")):
                 raise ServiceError(404, "this link is not valid", "not_found")
             if file == PREVIEW:
                 return content_of(request, self._service.preview(name, None), None, "image/png")
@@ -198,8 +227,10 @@ class Page:
             )
 
         with gr.Blocks(title="mochi-tt", analytics_enabled=False) as blocks:
-            chosen = gr.BrowserState("", storage_key="mochi-tt-video", secret=self._secret.hex()[:32])
-            typed = gr.BrowserState("", storage_key="mochi-tt-key", secret=self._secret.hex()[:32])
+            # The library tells every browser this secret, so it is another one than that of the links.
+            kept = hmac.new(self._secret, b"kept in browsers", hashlib.sha256).hexdigest()[:32]
+            chosen = gr.BrowserState("", storage_key="mochi-tt-video", secret=kept)
+            typed = gr.BrowserState("", storage_key="mochi-tt-key", secret=kept)
             most, last = gr.State(FEWEST), gr.State("")
             gr.Markdown(self.heading())
             key = gr.Textbox(
@@ -235,6 +266,9 @@ class Page:
                         info="NAME, or NAME:0.8 for its strength.",
                     )
                     make = gr.Button("Make the video", variant="primary", elem_id="mochi-make")
+                    if (words := self._service.planner.words) is not None:
+                        with gr.Accordion("Words that this model knows", open=False):
+                            gr.Markdown(", ".join(words.known))
                 with gr.Column():
                     said = gr.HTML("", elem_id="mochi-said")
                     view = gr.HTML(self.view(None, None) if not self._keys else "", elem_id="mochi-view")
@@ -244,7 +278,7 @@ class Page:
             gr.Markdown("## Your videos")
             listed = gr.Radio([], label="The newest first", elem_id="mochi-list")
             more = gr.Button("Show more")
-            inputs = {
+            inputs = {  # by the names of `_LABELS`
                 "prompt": prompt,
                 "negative_prompt": negative,
                 "preset": preset,
@@ -257,68 +291,85 @@ class Page:
                 "lora": lora,
             }
 
-            def guarded(action: Any, outputs: int, *, clears: bool = True) -> Any:
-                """Return an action whose errors become a sentence in `said` and leave its outputs as they are."""
+            def guarded(action: Any, outputs: int, *, clears: bool = True, says: bool = False) -> Any:
+                """Return an action whose errors become a sentence in `said` and leave its outputs as they are.
+
+                Otherwise `said` is cleared, or is the first that the action returns if it `says` something.
+                """
 
                 def run(*arguments: Any) -> tuple[Any, ...]:
                     try:
-                        return ("" if clears else gr.skip(), *action(*arguments))
+                        made = action(*arguments)
+                        return made if says else ("" if clears else gr.skip(), *made)
                     except StoreUnavailable as error:
-                        text = unavailable(error).message
+                        text = sentence_of(unavailable(error))
                     except ServiceError as error:
-                        text = error.message
-                    line = f"{text[:1].upper()}{text[1:].rstrip('.')}."
-                    return (f"<p class='mochi-error'>{escape(line)}</p>", *[gr.skip()] * outputs)
+                        text = sentence_of(error)
+                    return (_error(text), *[gr.skip()] * outputs)
 
                 return run
 
             def refreshed(token: str, name: str, number: int, before: str) -> tuple[Any, ...]:
                 if self._keys and not token:
-                    return "<div class='mochi-view'><p>Type your key first.</p></div>", gr.skip(), gr.skip(), ""
-                html = self.view(token, name)
+                    told = "<div class='mochi-view'><p>Type your key first.</p></div>"
+                    return told, gr.skip(), gr.skip(), "", gr.skip()
                 options = self.choices(token, number)
-                now = hashlib.sha256(repr((html, options)).encode()).hexdigest()
+                gone = before.startswith(_GONE) and not name
+                try:
+                    html = gr.skip() if gone else self.view(token, name)
+                except ServiceError as error:
+                    if error.code != "not_found":
+                        raise
+                    # It was deleted, perhaps elsewhere: the choice is given up, and the list goes on.
+                    html = f"<div class='mochi-view'>{_error(sentence_of(error))}</div>"
+                    return html, gr.Radio(choices=options, value=None), gr.Button(interactive=False), _GONE, ""
+                now = (_GONE if gone else "") + hashlib.sha256(repr((html, options)).encode()).hexdigest()
                 if now == before:
-                    return gr.skip(), gr.skip(), gr.skip(), before
+                    return gr.skip(), gr.skip(), gr.skip(), before, gr.skip()
                 value = name if name in {each for _, each in options} else None
                 button = gr.Button(interactive=self.may_cancel(token, name))
-                return html, gr.Radio(choices=options, value=value), button, now
+                return html, gr.Radio(choices=options, value=value), button, now, gr.skip()
 
-            shown = [view, listed, cancel, last]
+            # Without gradio's queue, whose page may join it just as its stream of answers ends, and waits for ever.
+            quick = {"show_progress": "hidden", "queue": False}
+            shown = [view, listed, cancel, last, chosen]
 
             def refresh(event: Any, **more_options: Any) -> None:
                 event(
                     guarded(refreshed, len(shown), clears=False),
                     [typed, chosen, most, last],
                     [said, *shown],
-                    show_progress="hidden",
+                    **quick,
                     **more_options,
                 )
 
             def submitted(token: str, *values: Any) -> tuple[Any, ...]:
                 return (self.submit(token, dict(zip(inputs, values, strict=True))),)
 
-            made = make.click(guarded(submitted, 1), [typed, *inputs.values()], [said, chosen], show_progress="hidden")
+            made = make.click(guarded(submitted, 1), [typed, *inputs.values()], [said, chosen], **quick)
             refresh(made.success)
             cancelled = cancel.click(
                 guarded(lambda token, name: (self._cancelled(token, name),), 1),
                 [typed, chosen],
                 [said, last],
-                show_progress="hidden",
+                **quick,
             )
             refresh(cancelled.success)
 
             def used(token: str, name: str) -> tuple[Any, ...]:
-                given = self.fields(token, name) if name else {}
+                if not name:
+                    return (_error("Choose a video first."), *[gr.skip()] * len(inputs))
+                given, others = self.fields(token, name)
                 values = {field: given.get(field, "") for field in inputs} | {"lora": _listed(given.get("lora"))}
-                return tuple(value if field == "lora" else str(value) for field, value in values.items())
+                said = _error(f"This page has no field for {', '.join(others)}, so it is left out.") if others else ""
+                return (said, *(value if field == "lora" else str(value) for field, value in values.items()))
 
-            reuse.click(guarded(used, len(inputs)), [typed, chosen], [said, *inputs.values()], show_progress="hidden")
-            picked = listed.input(lambda value: (value, ""), [listed], [chosen, last], show_progress="hidden")
+            reuse.click(guarded(used, len(inputs), says=True), [typed, chosen], [said, *inputs.values()], **quick)
+            picked = listed.input(lambda value: (value, ""), [listed], [chosen, last], **quick)
             refresh(picked.success)
-            grown = more.click(lambda: (MOST, ""), None, [most, last], show_progress="hidden")
+            grown = more.click(lambda: (MOST, ""), None, [most, last], **quick)
             refresh(grown.success)
-            entered = key.change(lambda value: ("", value, ""), [key], [said, typed, last], show_progress="hidden")
+            entered = key.change(lambda value: ("", value, ""), [key], [said, typed, last], **quick)
             refresh(entered.success)
             refresh(blocks.load)
             refresh(gr.Timer(_SECONDS).tick, trigger_mode="once", concurrency_limit=8)
@@ -330,13 +381,26 @@ class Page:
         return ""
 
 
+def sentence_of(error: ServiceError) -> str:
+    """Say an error in a sentence, with the page's names of the fields."""
+    text = _SENTENCES.get(error.code, error.message)
+    if error.code in ("invalid_value", "missing_field") and error.param in _LABELS:
+        text = re.sub(rf"^{error.param}\b", _LABELS[error.param], text)
+    text = re.sub(r"\b[a-z]+_[a-z_]+\b", lambda found: _LABELS.get(found[0], found[0]), text)
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def _error(text: str) -> str:
+    return f"<p class='mochi-error'>{escape(text)}</p>"
+
+
 def sentence(shown: Mapping[str, Any]) -> str:
     """Say in a sentence how a video is, of what `Service.shown` gives."""
     state = shown["status"]
     text = f"It {_WORDS[state]}"
     if state == "queued":
-        ahead = shown["position"]
-        text += f" behind {ahead} other{'' if ahead == 1 else 's'}" if ahead else ""
+        ahead = (shown["position"] or 1) - 1
+        text += f" behind {ahead} other{'' if ahead == 1 else 's'}" if ahead else " and is the next"
     elif state in ("in_progress", CANCELLING) and shown["stage"]:
         text += f": {shown['stage']}"
         if shown["steps"]:

@@ -199,10 +199,16 @@ class Planner:
                 told.append(
                     f"preset {kept['preset']} is of precision {wanted}, this service runs in {setup.precision.name}"
                 )
-        assert setup.checkpoint is not None
-        words = Words.of(setup.checkpoint.tokenizer)
-        said = None if words is None else words.warning(f"{kept['prompt']} {kept.get('negative_prompt', '')}".strip())
+        words = self.words
+        prompts = f"{kept['prompt']} {kept.get('negative_prompt', '')}".strip()
+        said = None if words is None else words.warning(prompts, f"the {len(words.known)} that it knows are listed")
         return told + ([said] if said is not None else [])
+
+    @property
+    def words(self) -> Words | None:
+        """All words that the model knows; None where it knows any text."""
+        assert self.setup.checkpoint is not None
+        return Words.of(self.setup.checkpoint.tokenizer)
 
 
 def served_name(model: Any) -> str:
@@ -217,6 +223,7 @@ def _broken(message: str, field: str | None) -> ServiceError:
 
 # Words of messages that stand for a field.
 _WORDS = {
+    "guidance scales": "cfg_schedule",
     "linear": "linear_steps",
     "linear steps": "linear_steps",
     "steps": "num_inference_steps",

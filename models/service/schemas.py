@@ -229,6 +229,7 @@ class Named(BaseModel):
     id: str
     object: str
     owned_by: str = "mochi-tt"
+    words: list[str] | None = Field(None, description="All that a model knows; null where it knows any text.")
 
 
 class NamedList(BaseModel):

@@ -75,10 +75,12 @@ def serve(
         )
     if settings.on_stop not in ("finish", "park"):
         raise InputError(f"on-stop {settings.on_stop!r} must be finish or park")
+    os.umask(0o077)  # Of the worker's process too: prompts and videos are this user's alone.
     _make_folders(settings)
     with settings.alone("service", _LOCK_SECONDS), _listening(host, port) as listener:
         planner = Planner(request, lora_folder)
         jobs = open_store(settings.database, settings.lease_seconds)
+        jobs.catch_up()
         supervisor = Supervisor(settings, jobs, make_engine or partial(PipelineEngine, request, lora_folder))
         service = Service(settings, jobs, planner, supervisor)
         server = _server(service, keys, page=page)
@@ -159,6 +161,9 @@ def _make_folders(settings: Settings) -> None:
         settings.results.mkdir(mode=0o700, exist_ok=True)
         if not os.access(settings.folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "no permission")
+        for path in (settings.results, *settings.folder.glob("jobs.sqlite3*"), *settings.folder.glob("*.lock")):
+            if path.stat().st_mode & 0o077 and path.stat().st_uid == os.geteuid():
+                path.chmod(path.stat().st_mode & 0o700)
     except OSError as error:
         raise InputError(
             f"folder {settings.folder} cannot be used ({error.strerror}): choose another --folder"

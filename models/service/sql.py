@@ -30,6 +30,7 @@ from models.service.jobs import (
     KeyReused,
     Outcome,
     QueueFull,
+    StoreUnavailable,
     is_id,
     new_id,
 )
@@ -109,6 +110,8 @@ class SqlJobs(ABC):
         idempotency: tuple[str, str] | None = None,
     ) -> tuple[Job, bool]:
         """See `JobStore.submit`."""
+        if self.is_full():
+            raise StoreUnavailable("the disk is full", full=True)
         with self._write() as db:
             self._alone(db)
             if idempotency is not None:
@@ -192,6 +195,8 @@ class SqlJobs(ABC):
             return None
         with self._write() as db:
             where = "WHERE id = ? AND (? IS NULL OR owner = ?)"
+            # Held from here on: a worker that takes it between the two statements would be met by neither.
+            db.execute(f"SELECT 1 FROM jobs {where} {self._FOR_UPDATE}", (name, owner, owner)).fetchall()
             db.execute(
                 f"UPDATE jobs SET state = '{CANCELLING}' {where} AND state = '{IN_PROGRESS}'", (name, owner, owner)
             )
@@ -210,7 +215,7 @@ class SqlJobs(ABC):
             return None
         with self._write() as db:
             where, values = "WHERE id = ? AND (? IS NULL OR owner = ?)", (name, owner, owner)
-            row = db.execute(f"SELECT state FROM jobs {where}", values).fetchone()
+            row = db.execute(f"SELECT state FROM jobs {where} {self._FOR_UPDATE}", values).fetchone()
             if row is None:
                 return None
             gone = db.execute(f"DELETE FROM jobs {where} AND state NOT IN (?, ?)", (*values, IN_PROGRESS, CANCELLING))
@@ -220,7 +225,7 @@ class SqlJobs(ABC):
 
     def claim(self, worker: str) -> Job | None:
         """See `JobStore.claim`."""
-        if not self._read(f"SELECT 1 FROM jobs WHERE state = '{QUEUED}' LIMIT 1"):
+        if not self._read(f"SELECT 1 FROM jobs WHERE state = '{QUEUED}' LIMIT 1") or self.is_full():
             return None
         with self._write() as db:
             row = db.execute(
@@ -278,12 +283,14 @@ class SqlJobs(ABC):
     def park(self, name: str, worker: str) -> None:
         """See `JobStore.park`."""
         with self._write() as db:
-            db.execute(
+            row = db.execute(
                 f"UPDATE jobs SET state = CASE state WHEN '{CANCELLING}' THEN '{CANCELLED}' ELSE '{QUEUED}' END, "
-                f"worker = NULL, started_at = NULL, "
-                f"finished_at = CASE state WHEN '{CANCELLING}' THEN ? END WHERE {_MINE}",
+                f"worker = NULL, started_at = NULL, stage = NULL, step = 0, steps = 0, progress = 0, "
+                f"finished_at = CASE state WHEN '{CANCELLING}' THEN ? END WHERE {_MINE} RETURNING state",
                 (self._now(db), name, worker),
-            )
+            ).fetchone()
+            if row is not None and row["state"] == CANCELLED:
+                add(db, cancelled=1)
 
     def recover(self, cause: str, worker: str | None = None) -> list[Job]:
         """See `JobStore.recover`."""
@@ -370,6 +377,13 @@ class SqlJobs(ABC):
                 f"DELETE FROM jobs WHERE ended_clock < ? AND (expired = 1 OR state IN ('{FAILED}', '{CANCELLED}'))",
                 (self._clock(db) - older,),
             ).rowcount
+
+    def is_full(self) -> bool:
+        """See `JobStore.is_full`."""
+        return False
+
+    def catch_up(self) -> None:  # noqa: B027 (nothing to do is an answer)
+        """See `JobStore.catch_up`."""
 
     def holds(self) -> dict[str, tuple[str, str]]:
         """See `JobStore.holds`."""

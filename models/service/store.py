@@ -9,13 +9,15 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from models.machine.errors import InputError
 from models.service.jobs import CANCELLING, IN_PROGRESS, LEASE_SECONDS, JobStore, StoreUnavailable
+from models.service.reserve import Reserve
 from models.service.sql import SCHEMA, SqlJobs, add
 
 VERSION = 1
@@ -40,8 +42,33 @@ def open_store(database: str | Path, lease_seconds: float = LEASE_SECONDS) -> Jo
     return SqliteJobs(Path(text.removeprefix("sqlite://")))
 
 
+def _by_the_reserve[**P, T](method: Callable[P, T]) -> Callable[P, T]:
+    """Return a method of `SqliteJobs` that gives the reserve away, and tries again, where the disk is full."""
+
+    @wraps(method)
+    def tried(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return method(*arguments, **named)
+        except StoreUnavailable as error:
+            jobs = arguments[0]
+            assert isinstance(jobs, SqliteJobs)
+            if not (error.full and jobs.reserve.release()):
+                raise
+            return method(*arguments, **named)
+
+    return tried
+
+
 class SqliteJobs(SqlJobs):
-    """Jobs in a file of SQLite. Threads may share it; each process opens its own."""
+    """Jobs in a file of SQLite. Threads may share it; each process opens its own.
+
+    A reserve on its disk lets videos end and be deleted though the disk is full; none begins until it is there again.
+    """
+
+    cancel, delete = _by_the_reserve(SqlJobs.cancel), _by_the_reserve(SqlJobs.delete)
+    finish, park = _by_the_reserve(SqlJobs.finish), _by_the_reserve(SqlJobs.park)
+    recover, tick = _by_the_reserve(SqlJobs.recover), _by_the_reserve(SqlJobs.tick)
+    expire, forget = _by_the_reserve(SqlJobs.expire), _by_the_reserve(SqlJobs.forget)
 
     def __init__(self, path: Path, busy_seconds: float = BUSY_SECONDS) -> None:
         """Open the file, or make it.
@@ -49,7 +76,7 @@ class SqliteJobs(SqlJobs):
         Raises:
             InputError: it is no database of this version.
         """
-        self.path = path
+        self.path, self.reserve = path, Reserve(path.with_name(f"{path.name}.reserve"))
         self._write_lock, self._read_lock = threading.Lock(), threading.Lock()
         try:
             self._writer = self._connect(busy_seconds)
@@ -66,6 +93,11 @@ class SqliteJobs(SqlJobs):
             raise InputError(f"database {path} cannot be opened ({error}): name another, or free it") from error
         if version not in (0, VERSION):
             raise InputError(f"database {path} is of version {version}, this program reads {VERSION}: name another")
+        self.reserve.fill()
+
+    def is_full(self) -> bool:
+        """See `JobStore.is_full`."""
+        return not self.reserve.fill()
 
     def _connect(self, busy_seconds: float) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, busy_seconds, isolation_level=None, check_same_thread=False)
@@ -112,6 +144,18 @@ class SqliteJobs(SqlJobs):
 
     def _move_clock(self, db: sqlite3.Connection, seconds: float) -> None:
         add(db, clock=seconds)
+        db.executemany(
+            "INSERT INTO totals VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            sorted(_times().items()),
+        )
+
+    def catch_up(self) -> None:
+        """See `JobStore.catch_up`. Since the same start of the machine its own clock counts, else the wall clock."""
+        with self._write() as db:
+            seen = {row["name"]: row["value"] for row in db.execute("SELECT * FROM totals WHERE name LIKE 'clock_%'")}
+            now = _times()
+            which = "clock_up" if seen.get("clock_start") == now["clock_start"] else "clock_wall"
+            self._move_clock(db, max(0.0, now[which] - seen.get(which, now[which])))
 
     def _abandoned(self, db: sqlite3.Connection, worker: str | None) -> list[sqlite3.Row]:
         """Return all that run, or those of one worker: there is one worker, whose end the caller has seen."""
@@ -119,6 +163,13 @@ class SqliteJobs(SqlJobs):
             f"SELECT * FROM jobs WHERE state IN ('{IN_PROGRESS}', '{CANCELLING}') AND (? IS NULL OR worker = ?)",
             (worker, worker),
         ).fetchall()
+
+
+def _times() -> dict[str, float]:
+    """Return the wall time, the seconds since the machine's start, and a number that each start has of its own."""
+    start = Path("/proc/sys/kernel/random/boot_id").read_text().replace("-", "")[:12]
+    up = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return {"clock_wall": time.time(), "clock_up": up, "clock_start": float(int(start, 16))}
 
 
 def _unavailable(error: sqlite3.Error) -> StoreUnavailable:

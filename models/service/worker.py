@@ -48,6 +48,17 @@ def name_of(process: int | None, life: str) -> str:
 
 def work(settings: Settings, make_engine: MakeEngine, pipe: Connection, life: str) -> None:
     """Run the worker's process to its end. `life` are random hexadecimal digits that no other worker has."""
+    code = 1
+    try:
+        _work(settings, make_engine, pipe, life)
+        code = 0
+    except BaseException as error:
+        log_error("worker failed", error)
+    # Here all is written and closed. What the libraries would still say of their own objects is nobody's news.
+    os._exit(code)
+
+
+def _work(settings: Settings, make_engine: MakeEngine, pipe: Connection, life: str) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     name = name_of(os.getpid(), life)
     link = _Link(pipe)

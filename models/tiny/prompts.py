@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
+from models.machine.errors import InputError
 from models.tiny import language as words
 from models.tiny.captions import Wording, mistyped, sentence
 from models.tiny.scenes import BACKGROUNDS, COLOURS, HORIZONTAL, MOTIONS, SHAPES, SIZES, SPEEDS, Scene, Thing
@@ -37,7 +38,13 @@ class Prompt:
 
 
 def prompts(name: str) -> list[Prompt]:
-    """Return one of `SETS`."""
+    """Return one of `SETS`.
+
+    Raises:
+        InputError: there is no such set.
+    """
+    if name not in SETS:
+        raise InputError(f"there is no set of prompts {name!r}: choose {' or '.join(SETS)}")
     return held_out_prompts() if name == SETS[0] else free_prompts()
 
 

@@ -18,7 +18,7 @@ from models.tiny.bank import LATENT_CHANNELS, PIXEL_STEP, TIME_STEP, encode_text
 from models.tiny.prompts import Prompt
 from models.tiny.scenes import WIDE, Frame
 from models.tiny.vae_training import SURPLUS
-from models.tiny.vision import Sight, look_at_all, matched
+from models.tiny.vision import Sight, look_for
 
 ATTRIBUTES = ("colour", "motion", "shape")
 
@@ -113,7 +113,7 @@ class Seen:
 def judge(prompts: Sequence[Prompt], videos: torch.Tensor) -> list[Seen]:
     """Look at the videos of prompts."""
     pairs = zip(prompts, videos, strict=True)
-    return [Seen(prompt, tuple(matched(prompt.asked, look_at_all(video)))) for prompt, video in pairs]
+    return [Seen(prompt, look_for(prompt.asked, video)) for prompt, video in pairs]
 
 
 def accuracy(seen: Sequence[Seen]) -> dict[str, float]:

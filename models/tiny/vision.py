@@ -43,31 +43,29 @@ def look(frames_THWC: torch.Tensor) -> Sight:
     return _sight(frames_THWC, distance, mask)
 
 
+def look_for(asked: Sequence[Sight], frames_THWC: torch.Tensor) -> tuple[Sight, ...]:
+    """Recognise as many things as are asked for, in the order in which they agree best with those.
+
+    A thing is a region that is connected in space and time; where one is asked for, it is all that is not background. A
+    thing that is not there is a `Sight` of nothing.
+    """
+    if len(asked) == 1:
+        return (look(frames_THWC),)
+    seen = look_at_all(frames_THWC)
+    seen += [Sight(None, None, None)] * (len(asked) - len(seen))
+    return max(permutations(seen, len(asked)), key=lambda order: agreement(asked, order))
+
+
+def agreement(asked: Sequence[Sight], seen: Sequence[Sight]) -> int:
+    """Return the number of properties in which things agree, one by one."""
+    pairs = zip(asked, seen, strict=True)
+    return sum((a.colour == s.colour) + (a.motion == s.motion) + (a.shape == s.shape) for a, s in pairs)
+
+
 def look_at_all(frames_THWC: torch.Tensor) -> list[Sight]:
     """Recognise each thing in the frames, the largest first. A thing is a region connected in space and time."""
     distance = (frames_THWC - background(frames_THWC)).norm(dim=-1)
     return [_sight(frames_THWC, distance, mask) for mask in _regions(distance > THRESHOLD)]
-
-
-def matched(asked: Sequence[Sight], seen: Sequence[Sight]) -> list[Sight]:
-    """Return the seen things in the order of the asked ones that fits best; a missing one is a `Sight` of nothing."""
-    nothing = Sight(None, None, None)
-    filled = [*seen, *[nothing] * (len(asked) - len(seen))]
-
-    def agreement(order: tuple[Sight, ...]) -> int:
-        return sum(
-            getattr(a, name) == getattr(b, name)
-            for a, b in zip(asked, order, strict=True)
-            for name in ("colour", "motion", "shape")
-        )
-
-    return list(max(permutations(filled, len(asked)), key=agreement))
-
-
-def background(frames_THWC: torch.Tensor) -> torch.Tensor:
-    """Return the colour [3] of the background: the median over the outermost pixels of all frames."""
-    border = [frames_THWC[:, 0], frames_THWC[:, -1], frames_THWC[:, :, 0], frames_THWC[:, :, -1]]
-    return torch.cat(border, dim=1).flatten(0, 1).median(dim=0).values
 
 
 def _regions(mask: torch.Tensor) -> list[torch.Tensor]:
@@ -89,6 +87,12 @@ def _regions(mask: torch.Tensor) -> list[torch.Tensor]:
 
 def _sight(frames_THWC: torch.Tensor, distance: torch.Tensor, mask: torch.Tensor) -> Sight:
     return Sight(_colour(frames_THWC, distance, mask), _motion(mask), _shape(mask))
+
+
+def background(frames_THWC: torch.Tensor) -> torch.Tensor:
+    """Return the colour [3] of the background: the median over the outermost pixels of all frames."""
+    border = [frames_THWC[:, 0], frames_THWC[:, -1], frames_THWC[:, :, 0], frames_THWC[:, :, -1]]
+    return torch.cat(border, dim=1).flatten(0, 1).median(dim=0).values
 
 
 def _colour(frames_THWC: torch.Tensor, distance: torch.Tensor, mask: torch.Tensor) -> str:

@@ -179,6 +179,33 @@ def test_a_reload_that_fails_is_made_up_for(pipe, monkeypatch):
     assert torch.equal(latents(pipe), plain)
 
 
+def test_lines_that_optimise_on_a_gpu_change_nothing(pipe):
+    """Each is in scripts that people have: a call after them gives what it gave before."""
+    before = latents(pipe)
+    pipe.transformer = torch.compile(pipe.transformer, mode="max-autotune", fullgraph=True)
+    pipe.vae = torch.compile(pipe.vae)
+    pipe.transformer.compile_repeated_blocks(fullgraph=True)
+    pipe.transformer.to(memory_format=torch.channels_last)
+    pipe.vae.requires_grad_(False)
+    pipe.transformer.eval()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    assert torch.equal(latents(pipe), before)
+    for value in (torch.compile(torch.nn.Linear(2, 2)), torch.compile(lambda: 0), pipe.vae, lambda: 0):
+        with pytest.raises(InputError, match=r"pipe\.transformer cannot be replaced"):
+            pipe.transformer = value
+    with pytest.raises(InputError, match="requires_grad_"):
+        pipe.vae.requires_grad_(True)
+    with pytest.raises(InputError, match=r"pipe\.scheduler cannot be replaced"):
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, use_karras_sigmas=True)
+
+
+def test_latents_make_a_generator_needless(pipe):
+    noise = pipe.prepare_latents(1, 12, 32, 32, 7, generator=torch.Generator().manual_seed(3))
+    given = {"output_type": "latent", "return_dict": False, "latents": noise}
+    made = [pipe("a red ball", generator=each, **given)[0] for each in (None, torch.Generator().manual_seed(5))]
+    assert torch.equal(*made)
+
+
 def test_a_list_of_reused_steps_is_bound_to_the_loras_of_now(pipe):
     pipe.load_lora_weights(lora(), adapter_name="a")
     pipe._run(1, (32, 32, 7), 2, None, (None, None), None)

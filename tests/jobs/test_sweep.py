@@ -87,6 +87,14 @@ def test_a_file_that_is_refused(tmp_path, name, content, why):
         read_lines(tmp_path / name)
 
 
+def test_cells_that_are_no_numbers_are_refused_by_their_setting(small_checkpoint, tmp_path):
+    table = tmp_path / "a.csv"
+    for name, cell in (("seed", "1_0"), ("seed", "nan"), ("guidance_scale", "nan"), ("guidance_scale", "1e999")):
+        table.write_text(f"prompt,{name}\na,{cell}\n")
+        with pytest.raises(InputError, match=f"line 2: {name} '?{cell}"):
+            plan_sweep(table, Request(model=small_checkpoint, mesh="1x1", mode="golden"), tmp_path / "out")
+
+
 def test_csv_says_what_json_lines_say(small_checkpoint, tmp_path):
     """A byte-order mark, a quoted text over two lines, an empty cell, and Genmo's other names."""
     lines = written(

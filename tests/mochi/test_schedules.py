@@ -27,7 +27,8 @@ def test_a_text_and_a_file_of_it_are_a_list(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("1,x", "sigmas 1,x does not exist: give numbers"),
+        ("1,x", "sigmas has 'x', which is no number"),
+        ("steps.txt", "sigmas steps.txt does not exist: give numbers"),
         ("", "sigmas has no numbers"),
         (",", "sigmas has no numbers"),
         ("1,1e999", "sigmas inf must be finite"),

@@ -260,7 +260,11 @@ def test_the_program_cancels(small_checkpoint, tmp_path, numbers, code, said):
         for line in process.stdout:
             if line.startswith("denoise"):
                 break
-        assert any(path.name.startswith("mochi-tt-mock-") for path in folder.iterdir())
+        there = [path.name for path in folder.iterdir()]
+        assert any(name.startswith("mochi-tt-mock-") for name in there), (
+            there,
+            process.poll() and process.stderr.read(),
+        )
         for number in numbers:
             process.send_signal(number)
         assert process.wait(60) == code

@@ -360,3 +360,25 @@ def test_servers_that_begin_at_once_have_one_secret_for_links(tmp_path):
     path.write_bytes(b"short")
     assert len(_secret_of(path)) == 32
     assert _secret_of(path) == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("act", "state", "answer"), [("cancel", "cancelling", None), ("delete", "in_progress", "in_progress")]
+)
+def test_a_worker_that_takes_a_job_in_the_same_moment_is_seen(url, act, state, answer):
+    jobs, other = PostgresJobs(url), PostgresJobs(url)
+    job = add(jobs)
+    made = []
+    with psycopg.connect(url) as claiming:  # A claim that is not committed yet.
+        claiming.execute("UPDATE jobs SET state = 'in_progress', worker = 'w' WHERE id = %s", (job.id,))
+        thread = threading.Thread(target=lambda: made.append(getattr(other, act)(job.id, "me")))
+        thread.start()
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        with psycopg.connect(url, autocommit=True) as looking:
+            until(lambda: looking.execute(waits).fetchone()[0], "it waits for the claim")
+        claiming.commit()
+        thread.join()
+    assert jobs.get(job.id, "me").state == state
+    assert answer is None or made == [answer]
+    jobs.close()
+    other.close()

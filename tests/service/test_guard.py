@@ -357,3 +357,62 @@ def test_no_operation_takes_an_unknown_field_or_parameter(server):
             answer = server.client.request(method, url, params={"surprise": 1}, **({"json": body} if content else {}))
             assert (answer.status_code, shape(answer)["code"]) == (422, "unknown_field"), url
     assert tried > 15
+
+
+def test_queries_that_are_there_twice_are_refused(server):
+    for path in ("/v1/videos?limit=2&limit=3", "/v1/videos?order=asc&order=asc", "/v1/videos?after=a&after=b"):
+        answer = server.client.get(path)
+        assert (answer.status_code, shape(answer)["code"]) == (422, "invalid_value"), path
+
+
+def raw(server, *lines: bytes) -> bytes:
+    """Send lines of a request as they are, and return the answer."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"\r\n".join([*lines, b"Connection: close", b"", b""]))
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+NONSENSE = [
+    b"[",
+    b"http://[::1",
+    b"http://[",
+    b"\xe9",
+    b"\xff" * 40,
+    b"x" * 3000,
+    b"bytes=-0",
+    b"bytes=9-2,x",
+    b'"',
+    b"=;,",
+]
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_no_header_is_a_fault_of_the_service(request, keys):
+    one = request.getfixturevalue("keyed" if keys else "server")
+    key = b"Authorization: Bearer " + ANN.encode()
+    name = one.client.post("/v1/videos", json={"prompt": "x"}, headers={"Authorization": f"Bearer {ANN}"}).json()["id"]
+    headers = (
+        "Host Origin Range If-None-Match If-Range Prefer Idempotency-Key Cookie Authorization Content-Type "
+        "Content-Length X-Forwarded-For Sec-Fetch-Site Accept"
+    )
+    for path in (b"/v1/videos", f"/v1/predictions/{name}".encode(), f"/v1/videos/{name}/content".encode()):
+        for header in headers.encode().split():
+            for value in NONSENSE:
+                own = [] if header == b"Host" else [b"Host: 127.0.0.1"]
+                known = [] if header == b"Authorization" else [key]
+                answer = raw(one, b"GET " + path + b" HTTP/1.1", *own, *known, header + b": " + value)
+                status = int(answer.split()[1])
+                assert 200 <= status < 500, (path, header, value, answer)
+
+
+def test_a_client_that_goes_away_is_no_fault_of_the_service(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(
+            b"POST /v1/videos HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 100\r\n\r\n{"
+        )
+        time.sleep(0.2)
+    until(lambda: [line for line in server.lines() if line.get("status") == 499], "the request is logged")
+    assert not [line for line in server.lines() if line["level"] == "error" and line["event"] == "fault of the service"]

@@ -1,16 +1,20 @@
 """Jobs as clients see them, by a server with the fake engine that all tests of this file share."""
 
 import errno
+import json
 import os
+import shlex
+import shutil
 import signal
 import sqlite3
+import subprocess
 import time
 
 import openai
 import pytest
 
 from tests.service.fake import SIZE, video_of
-from tests.service.harness import Server, until
+from tests.service.harness import ROOT, Server, until
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,39 @@ def test_the_openai_client_makes_a_video(client):
     assert client.videos.delete(video.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.videos.retrieve(video.id)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl: apt-get install curl")
+def test_the_commands_of_the_documentation_by_curl(server, tmp_path):
+    text = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
+    lines = [line.partition("#")[0] for line in text.splitlines() if line.startswith("curl ")]
+    assert len(lines) >= 7
+    name, answers = None, []
+    for line in lines:
+        if "cancel" in line:  # The one that was made has ended; this one waits.
+            server.create("steps=30 pause=0.05")
+            name = server.create("waits")["id"]
+        command = shlex.split(
+            line.replace("localhost:8000", server.url.removeprefix("http://")).replace("ID", name or "")
+        )
+        ran = subprocess.run(
+            [*command, "-w", "\n%{http_code}"], cwd=tmp_path, capture_output=True, text=True, timeout=30
+        )
+        answer, _, status = ran.stdout.rpartition("\n")
+        assert (ran.returncode, status) == (0, "200"), (line, answer)
+        answers.append(json.loads(answer) if answer else None)
+        if name is None:
+            name = answers[0]["id"]
+            server.wait(name)
+    assert answers[0]["size"] == "64x64"
+    assert answers[2]["status"] == "completed"
+    assert (tmp_path / "video.mp4").read_bytes() == video_of(answers[0]["id"])
+    assert answers[4]["status"] == "cancelled"
+    assert answers[6]["deleted"] is True
+    again = ["curl", "-s", "-C", "-", "-o", "video.mp4", f"{server.url}/v1/videos/{answers[0]['id']}/content"]
+    (tmp_path / "video.mp4").write_bytes(video_of(answers[0]["id"])[:1000])
+    assert subprocess.run(again, cwd=tmp_path, timeout=30).returncode == 0
+    assert (tmp_path / "video.mp4").read_bytes() == video_of(answers[0]["id"]), "a download goes on where it stopped"
 
 
 @pytest.mark.parametrize(

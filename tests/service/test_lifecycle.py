@@ -182,6 +182,7 @@ def test_two_services_do_not_share_a_folder(tmp_path):
 )
 def test_what_cannot_be_is_refused_with_a_line_at_the_start(tmp_path, arguments, said):
     (tmp_path / "keys").write_text("ann:a-key-of-one-person")
+    (tmp_path / "keys").chmod(0o600)
     arguments = [str(tmp_path / "keys") if word == "KEYS" else word for word in arguments]
     done = subprocess.run(
         [sys.executable, "-m", "scripts.cli", "serve", "--port", "0", "--folder", str(tmp_path / "s"), *arguments],
@@ -194,3 +195,15 @@ def test_what_cannot_be_is_refused_with_a_line_at_the_start(tmp_path, arguments,
     assert said in done.stderr
     assert done.stderr.startswith("mochi-tt: error:")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_lies_in_the_folder_is_its_users_alone(tmp_path):
+    """Also where the folder was there before, open to all, with files of an earlier version."""
+    folder = tmp_path / "s"
+    folder.mkdir(mode=0o755)
+    (folder / "service.lock").touch(0o644)
+    with Server(folder) as server:
+        server.wait(server.create("x")["id"])
+        found = [path for path in folder.rglob("*") if not path.name.startswith("log-")]
+        assert len(found) > 5
+        assert [path for path in found if path.stat().st_mode & 0o077] == []

@@ -36,6 +36,7 @@ def serving(folder: Path, *options: str, keys: str = ""):
         yield address
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, "it ends in order"
+        assert [line for line in (folder / "log").read_text().splitlines() if not line.startswith("{")] == []
     finally:
         process.kill()
 
@@ -86,6 +87,22 @@ class Visit:
         assert wide <= 0, "nothing is cut off at the right"
 
 
+UPLOAD = {"name": "a.txt", "mimeType": "text/plain", "buffer": b"a"}
+ALSO_GRADIO = [
+    ("POST", "gradio_api/upload"),
+    ("POST", "gradio_api/queue/join"),
+    ("GET", "gradio_api/queue/data"),
+    ("POST", "gradio_api/call/predict"),
+    ("POST", "gradio_api/api/predict"),
+    ("POST", "gradio_api/run/predict/../../upload"),
+    ("GET", "gradio_api/file=/etc/passwd"),
+    ("GET", "gradio_api/proxy=https://example.org/"),
+    ("GET", "gradio_api/info"),
+    ("GET", "gradio_api/openapi.json"),
+    ("GET", "monitoring/summary"),
+    ("POST", "login"),
+]
+"""What the page's library would do for anybody, and the page does not need."""
 SMALL = {"Width": 32, "Height": 32, "Frames": 7}
 
 
@@ -110,7 +127,7 @@ def test_a_video_from_typing_to_playing(browser, tmp_path, picture):
             time.sleep(0.1)
         assert len(steps) >= 2, "progress moves"
         assert [url for url in visit.requests if "preview.png" in url], "and so does the preview"
-        visit.page.wait_for_function("() => document.querySelector('video').readyState >= 3", timeout=20_000)
+        visit.page.wait_for_function("() => document.querySelector('video')?.readyState >= 3", timeout=20_000)
         visit.page.evaluate("() => document.querySelector('video').play()")
         visit.page.wait_for_function("() => document.querySelector('video').currentTime > 0.05", timeout=20_000)
         picture(visit, "page.png")
@@ -124,7 +141,9 @@ def test_a_video_from_typing_to_playing(browser, tmp_path, picture):
         visit.until("cancelled", 30)
         visit.ask("x", Steps=2, Width=33, Height=32, Frames=7)
         visit.page.wait_for_selector("#mochi-said .mochi-error")
-        assert "33" in visit.page.inner_text("#mochi-said"), "an error is a sentence, and stays"
+        error = visit.page.inner_text("#mochi-said .mochi-error")
+        assert error.startswith("Width 33 "), "an error is a sentence in the page's words, and stays"
+        assert "_" not in error
 
         visit.page.reload()
         visit.until("cancelled", 30)  # The browser knows which one was chosen.
@@ -136,15 +155,46 @@ def test_a_video_from_typing_to_playing(browser, tmp_path, picture):
             "() => document.querySelector('#mochi-prompt textarea').value.startsWith('a red ball')"
         )
         assert visit.page.get_by_label("Steps").input_value() == "30"
+
+        request = {
+            "prompt": "a red cross",
+            "size": "48x32",
+            "seconds": "0.2",
+            "solver": "ab2",
+            "num_inference_steps": 2,
+        }
+        name = visit.page.request.post(f"{address}/v1/videos", data=request).json()["id"]
+        visit.page.wait_for_function("() => document.querySelectorAll('#mochi-list label').length === 3")
+        visit.page.locator("#mochi-list label").nth(0).click()
+        visit.page.wait_for_function("() => document.querySelector('#mochi-view').innerText.includes('a red cross')")
+        visit.until("completed", 30)
+        visit.page.click("#mochi-reuse")
+        visit.page.wait_for_selector("#mochi-said .mochi-error")
+        assert "no field for solver" in visit.page.inner_text("#mochi-said")
+        assert [visit.page.get_by_label(label).input_value() for label in SMALL] == ["48", "32", "7"]
+        visit.page.request.delete(f"{address}/v1/videos/{name}")
+        visit.page.wait_for_function("() => document.querySelector('#mochi-view').innerText.includes('not there')")
+        visit.page.wait_for_function("() => document.querySelectorAll('#mochi-list label').length === 2")
         visit.check()
-        context = visit.context
+        context, port = visit.context, address.rpartition(":")[2]
+    with serving(tmp_path / "place", "--port", port) as address:
+        request = {"prompt": "made after the restart", "size": "32x32", "num_frames": 7, "num_inference_steps": 2}
+        name = visit.page.request.post(f"{address}/v1/videos", data=request).json()["id"]
+        visit.page.wait_for_function(
+            "() => document.querySelector('#mochi-list')?.innerText.includes('made after the restart')", timeout=60_000
+        )  # The page that was open all the time has seen that the service is back.
+        visit.page.request.post(f"{address}/v1/videos/{name}/cancel")
+        visit.page.wait_for_timeout(500)
+        while visit.page.request.delete(f"{address}/v1/videos/{name}").status != 200:
+            visit.page.wait_for_timeout(200)
+        visit.page.close()
     with serving(tmp_path / "place") as address:  # Another port, so another page to the browser.
         phone = Visit(browser, address, width=390)
         phone.page.wait_for_selector("#mochi-list label")
         assert phone.page.locator("#mochi-list label").count() == 2, "videos outlive the service"
         phone.page.locator("#mochi-list label").nth(1).click()
         phone.until("completed", 30)
-        phone.page.wait_for_function("() => document.querySelector('video').readyState >= 3", timeout=20_000)
+        phone.page.wait_for_function("() => document.querySelector('video')?.readyState >= 3", timeout=20_000)
         picture(phone, "page_phone.png")
         phone.check()
         phone.context.close()
@@ -164,9 +214,16 @@ def test_a_page_with_keys_asks_for_one(browser, tmp_path):
         visit.ask("a red ball", Steps=2, **SMALL)
         visit.until("completed")
         visit.check()
+        secret = (tmp_path / "place" / "service" / "page.secret").read_bytes()
+        told = visit.page.request.get(f"{address}/ui/config").text()
+        assert "secret" in told
+        assert not [part for part in (secret[:8], secret[8:16], secret[-8:]) if part.hex() in told]
         link = visit.page.get_attribute("video", "src")
         assert visit.page.request.get(f"{address}{link}").status == 200
         forged = link.replace(link.split("/")[4], "0" * 64)
         assert visit.page.request.get(f"{address}{forged}").status == 404
         assert visit.page.request.get(f"{address}/v1/videos").status == 401
+        for method, path in ALSO_GRADIO:
+            answer = visit.page.request.fetch(f"{address}/ui/{path}", method=method, multipart={"files": UPLOAD})
+            assert answer.status == 404, path
         visit.context.close()

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -106,6 +107,20 @@ def test_who_cancels_first_wins(jobs):
     assert jobs.cancel(later.id, "me").state == "completed"
     assert jobs.cancel(add(jobs).id, "me").state == "cancelled"
     assert jobs.totals()["cancelled"] == 2
+
+
+def test_one_that_is_parked_begins_anew_and_one_that_was_cancelled_before_is_counted(jobs):
+    job = add(jobs)
+    jobs.claim("w")
+    jobs.report(job.id, "w", "denoise", 5, 9, 40)
+    jobs.park(job.id, "w")
+    parked = jobs.get(job.id, None)
+    assert (parked.state, parked.stage, parked.step, parked.progress) == ("queued", None, 0, 0)
+    jobs.claim("w")
+    jobs.cancel(job.id, None)
+    jobs.park(job.id, "w")
+    assert jobs.get(job.id, None).state == "cancelled"
+    assert jobs.totals()["cancelled"] == 1
 
 
 @pytest.mark.parametrize(("cause", "most"), [("worker", MOST_DEATHS), ("server", MOST_RESTARTS)])
@@ -239,6 +254,61 @@ def test_a_full_disk_is_said(sqlite):
     kept = len(sqlite.waiting())
     add(sqlite)
     assert len(sqlite.waiting()) == kept + 1
+
+
+def test_the_reserve_lets_jobs_end_and_go_though_the_disk_is_full(sqlite, monkeypatch):
+    running, waiting = add(sqlite), add(sqlite)
+    sqlite.claim("w")
+    broken = sqlite3.OperationalError("database or disk is full")
+    broken.sqlite_errorcode = sqlite3.SQLITE_FULL
+
+    def times(db):
+        if sqlite.reserve._path.exists():
+            raise broken
+        return 0.0
+
+    monkeypatch.setattr(sqlite, "_now", times)
+    room = {"f_bavail": 1, "f_frsize": 4096}
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(**room))
+    assert not sqlite.is_full()
+    assert sqlite.finish(running.id, "w", DONE)
+    assert sqlite.cancel(waiting.id, "me").state == "cancelled"
+    assert sqlite.delete(waiting.id, "me") == "cancelled"
+    assert sqlite.is_full()
+    with pytest.raises(StoreUnavailable) as said:
+        add(sqlite)
+    assert said.value.full
+    monkeypatch.undo()
+    assert not sqlite.is_full(), "there is room again"
+    last = add(sqlite)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(**room))
+    sqlite.reserve.release()
+    assert sqlite.claim("w") is None, "it waits: it could not be written"
+    monkeypatch.undo()
+    assert sqlite.claim("w").id == last.id
+
+
+def test_time_passes_while_no_service_runs(tmp_path, monkeypatch):
+    """By the machine's own clock since the same start of it, else by the wall clock, which may have been set back."""
+    path = tmp_path / "jobs.sqlite3"
+
+    def clock_after(**times):
+        monkeypatch.setattr(module, "_times", lambda: {"clock_wall": 0.0, "clock_up": 0.0, "clock_start": 1.0, **times})
+        jobs = SqliteJobs(path)
+        jobs.catch_up()
+        now = jobs.tick(0.0)
+        jobs.close()
+        return now
+
+    assert clock_after(clock_wall=1000.0, clock_up=10.0) == 0
+    assert clock_after(clock_wall=9000.0, clock_up=30.0) == 20, "the wall clock was set"
+    assert clock_after(clock_wall=9500.0, clock_up=5.0, clock_start=2.0) == 520, "the machine was started again"
+    assert clock_after(clock_wall=100.0, clock_up=5.0, clock_start=3.0) == 520, "and its clock set back"
+    real = SqliteJobs(tmp_path / "other.sqlite3")
+    monkeypatch.undo()
+    real.catch_up()
+    real.catch_up()
+    assert 0 <= real.tick(0.0) < 60
 
 
 def test_foreign_databases_are_refused(tmp_path):

@@ -1,6 +1,8 @@
 """The caption language: what the training shows, and what it never shows."""
 
+import json
 import random
+from pathlib import Path
 
 from models.mochi.text.words import Words
 from models.tiny import language as words
@@ -55,6 +57,11 @@ def test_words_that_say_nothing_are_no_words_of_the_captions():
     assert not set(english()) & KNOWN
     rng = random.Random(1)
     assert any(set(written(text, rng).split()) & set(english()) for text in CAPTIONS[:200])
+
+
+def test_the_free_prompts_are_those_that_the_first_edition_was_asked():
+    rows = json.loads((Path(__file__).parent / "free_prompts.json").read_text())
+    assert [prompt.text for prompt in free_prompts()] == [row["text"] for row in rows]
 
 
 def test_the_free_prompts_have_still_things_and_pairs():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.tiny.scenes import COLOURS, MOTIONS, SHAPES, SMALL, WIDE, Scene, Thing, random_scene, render, track
-from models.tiny.vision import Sight, look, look_at_all, matched
+from models.tiny.vision import Sight, look, look_at_all, look_for
 
 
 def frames_of(*scenes: Scene) -> torch.Tensor:
@@ -25,18 +25,18 @@ def test_the_judge_sees_what_was_drawn(motion):
 def test_the_judge_sees_every_thing_of_random_scenes(frame):
     rng = random.Random(2)
     for scene in (random_scene(rng, frame, two_share=0.7) for _ in range(20)):
-        asked = [Sight(thing.colour, thing.motion, thing.shape) for thing in scene.things]
-        seen = look_at_all(frames_of(scene)[0])
-        assert len(seen) == len(asked)
-        assert matched(asked, seen) == asked
-        assert matched(asked[::-1], seen) == asked[::-1]
+        asked = tuple(Sight(thing.colour, thing.motion, thing.shape) for thing in scene.things)
+        frames = frames_of(scene)[0]
+        assert len(look_at_all(frames)) == len(asked)
+        assert look_for(asked, frames) == asked
+        assert look_for(asked[::-1], frames) == asked[::-1]
 
 
 def test_the_judge_sees_nothing_where_nothing_is():
     nothing = torch.full((3, 64, 64, 3), 0.4)
     assert look(nothing) == Sight(None, None, None)
     assert look_at_all(nothing) == []
-    assert matched([Sight("red", "up", "ball")], []) == [Sight(None, None, None)]
+    assert look_for([Sight("red", "up", "ball")] * 2, nothing) == (Sight(None, None, None),) * 2
 
 
 @pytest.mark.parametrize("frame", [WIDE, SMALL])

@@ -67,10 +67,12 @@ class Words:
         found = Words.plain(prompt).replace(",", " ").split()
         return [word for word in dict.fromkeys(found) if word not in self.known]
 
-    def warning(self, prompt: str) -> str | None:
-        """Say which words of a prompt are not known; None if all are."""
+    def warning(
+        self, prompt: str, known: str = "mochi-tt generate --help-words lists those that it knows"
+    ) -> str | None:
+        """Say which words of a prompt are not known; None if all are. `known` says where those are that it knows."""
         unknown = self.unknown(prompt)
         if not unknown:
             return None
         words = f"the word {unknown[0]}" if len(unknown) == 1 else f"the words {', '.join(unknown)}"
-        return f"this model does not know {words}: mochi-tt generate --help-words lists those that it knows"
+        return f"this model does not know {words}: {known}"

@@ -23,7 +23,7 @@ from models.mochi.vae.memory import dram_free
 from models.mochi.vae.pixels import check_pixels, features_of
 from models.mochi.vae.split import Split, choose_split
 from models.parallel import Mesh
-from models.parallel.halo import HEIGHT, TIME, WIDTH, Extent, dims_of, download, upload
+from models.parallel.halo import TIME, Extent, dims_of, download, upload
 
 _PREFIX = "encoder."
 # Bounds of the log-variance (Diffusers `DiagonalGaussianDistribution`).
@@ -142,6 +142,14 @@ class MochiVaeEncoder(Module):
             found.append(_smaller(found[-1], *block.factors[:2]))
         return found
 
+    def chunk_for(self, frames: int, rows: int, columns: int) -> int:
+        """Return the chunk of `__call__` that fits the free DRAM, for a video of this size in pixels.
+
+        Raises:
+            InputError: the video does not fit.
+        """
+        return chunk_outputs(self.config, self.extents(frames, rows, columns), dram_free(self.mesh))
+
     def __call__(self, frames_FHWC: torch.Tensor, *, chunk: int | None = None) -> tuple[ttnn.Tensor, Extent]:
         """Encode frames of the host.
 
@@ -159,7 +167,7 @@ class MochiVaeEncoder(Module):
         frames, rows, columns, _ = frames_FHWC.shape
         extents = self.extents(frames, rows, columns)
         if chunk is None:
-            chunk = chunk_outputs(self.config, extents, dram_free(self.mesh))
+            chunk = self.chunk_for(frames, rows, columns)
         x_BTHWC, past = self._first(frames_FHWC, extents, chunk), Past()
         for index, block in enumerate(self.down_blocks):
             if index:
@@ -203,11 +211,9 @@ class MochiVaeEncoder(Module):
 
     def upload_frames(self, frames_FHWC: torch.Tensor, extent: Extent) -> ttnn.Tensor:
         """Upload frames with their Fourier features: [1, F, H, W, 32] bfloat16, fractured as `extent` says."""
-        pads = [0, 0]
-        for dim in (WIDTH, HEIGHT):
-            pads += [0, extent[dim].padded - extent[dim].real]
-        made = features_of(frames_FHWC, self.proj_in.in_channels)
-        return upload(self.mesh, torch.nn.functional.pad(made, pads)[None], dims_of(extent))
+        padded = (extent.height.padded, extent.width.padded)
+        made = features_of(frames_FHWC, self.proj_in.in_channels, padded)
+        return upload(self.mesh, made[None], dims_of(extent))
 
     def posterior(self, frames_FHWC: np.ndarray | torch.Tensor, *, chunk: int | None = None) -> Posterior:
         """Encode a video or an image to the distribution of its latents.

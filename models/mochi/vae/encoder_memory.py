@@ -18,6 +18,8 @@ from models.parallel.halo import Extent
 _BF16 = 2
 # Channels of an uploaded pixel: the features, as whole tiles.
 _FEATURES = 32
+# Bytes of the host's memory that the features of a chunk's pixels may take, of all chips together.
+_HOST_BYTES = 1 << 30
 
 
 def _positions(extent: Extent) -> int:
@@ -84,7 +86,8 @@ def peak_bytes(config: EncoderConfig, extents: list[Extent], outputs: int) -> in
 def chunk_outputs(config: EncoderConfig, extents: list[Extent], free: int) -> int:
     """Return how many frames after the first downsampling to make at a time so that `free` bytes suffice.
 
-    It is all of them, or that of nearly equal chunks.
+    It is all of them, or that of nearly equal chunks. Where there can be chunks, the features of a chunk's pixels also
+    take at most 1 GiB of the host.
 
     Raises:
         InputError: the video does not fit in the shortest chunks either.
@@ -104,5 +107,9 @@ def chunk_outputs(config: EncoderConfig, extents: list[Extent], free: int) -> in
             f"a video of {columns}x{rows} with {frames} frames does not fit the encoder: it takes {needed / 1e9:.1f} "
             f"GB a chip and {usable / 1e9:.1f} GB are free; use a smaller size, fewer frames or a larger mesh"
         )
-    chunks = -(-whole // fitting[-1])
+    most = fitting[-1]
+    if can_chunk:
+        frame = extents[0].height.padded * extents[0].width.padded * _FEATURES * _BF16
+        most = max(min(most, _HOST_BYTES // (frame * config.temporal_expansions[0])), 1)
+    chunks = -(-whole // most)
     return -(-whole // chunks)

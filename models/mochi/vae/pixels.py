@@ -21,14 +21,19 @@ COLOURS = 3
 _LEVELS = 256
 
 
-def features_of(frames_FHWC: torch.Tensor, channels: int = FEATURES) -> torch.Tensor:
+def features_of(
+    frames_FHWC: torch.Tensor, channels: int = FEATURES, padded: tuple[int, int] | None = None
+) -> torch.Tensor:
     """Return the features of frames, bfloat16 [F, H, W, channels]; channels after the features are zeros.
 
     Args:
         frames_FHWC: uint8 [F, H, W, 3], or float32 from -1 to 1.
         channels: number of channels of the result.
+        padded: rows and columns of the result, of which those after the frames' are zeros.
     """
-    made = torch.zeros(*frames_FHWC.shape[:3], channels, dtype=torch.bfloat16)
+    count, rows, columns, _ = frames_FHWC.shape
+    whole = torch.zeros(count, *(padded or (rows, columns)), channels, dtype=torch.bfloat16)
+    made = whole[:, :rows, :columns]
     bytes_ = frames_FHWC.dtype == torch.uint8
     table = _waves(to_signed(torch.arange(_LEVELS, dtype=torch.uint8))).bfloat16() if bytes_ else None
     powers = len(FOURIER_POWERS)
@@ -39,7 +44,7 @@ def features_of(frames_FHWC: torch.Tensor, channels: int = FEATURES) -> torch.Te
         made[..., colour] = waves[..., 0]
         made[..., sine : sine + powers] = waves[..., 1 : 1 + powers]
         made[..., cosine : cosine + powers] = waves[..., 1 + powers :]
-    return made
+    return whole
 
 
 def _waves(values: torch.Tensor) -> torch.Tensor:
@@ -69,9 +74,8 @@ def check_pixels(frames_FHWC: np.ndarray | torch.Tensor, time: int, space: int) 
     if len(shape) != 4 or shape[3] != COLOURS or min(shape) < 1:
         raise InputError(f"frames must be [F, H, W, {COLOURS}], not {shape}")
     if (shape[0] - 1) % time:
-        raise InputError(
-            f"{shape[0]} frames must be {time} k + 1, such as 1, {time + 1} or {(shape[0] - 1) // time * time + 1}"
-        )
+        below = (shape[0] - 1) // time * time + 1
+        raise InputError(f"{shape[0]} frames must be {time} k + 1: use {below} or {below + time}")
     if shape[1] % space or shape[2] % space:
         raise InputError(f"frames of {shape[2]}x{shape[1]} must have multiples of {space} rows and columns")
     if frames.dtype == torch.uint8:

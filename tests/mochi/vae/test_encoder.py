@@ -83,7 +83,10 @@ def test_fourier_features_are_those_of_diffusers():
     exact = reference().encoder.fourier_features(signed.permute(3, 0, 1, 2)[None])[0].permute(1, 2, 3, 0)
     assert torch.equal(features_of(video), exact.bfloat16())
     assert torch.equal(features_of(signed, 32)[..., :15], exact.bfloat16())
-    assert not features_of(video, 32)[..., 15:].any()
+    padded = features_of(video, 32, (9, 11))
+    assert torch.equal(padded[:, :8, :8], features_of(video, 32))
+    assert not padded[..., 15:].any()
+    assert not padded[:, 8:].any()
 
 
 @pytest.mark.parametrize("mesh", ["1x2sp0tp1"], indirect=True)
@@ -92,7 +95,7 @@ def test_fourier_features_are_those_of_diffusers():
     [
         (torch.zeros(1, 16, 16, dtype=torch.uint8), r"must be \[F, H, W, 3\]"),
         (torch.zeros(1, 16, 16, 4, dtype=torch.uint8), r"must be \[F, H, W, 3\], not \[1, 16, 16, 4\]"),
-        (torch.zeros(5, 16, 16, 3, dtype=torch.uint8), r"5 frames must be 6 k \+ 1, such as 1, 7 or 1"),
+        (torch.zeros(5, 16, 16, 3, dtype=torch.uint8), r"5 frames must be 6 k \+ 1: use 1 or 7"),
         (torch.zeros(1, 20, 16, 3, dtype=torch.uint8), "16x20 must have multiples of 8"),
         (torch.zeros(1, 16, 16, 3, dtype=torch.int32), "must be uint8, or floating-point"),
         (torch.full((1, 16, 16, 3), float("nan")), "must be from -1 to 1"),

@@ -19,6 +19,11 @@ from models.mochi.vae.temporal import PixelAttention
 from models.parallel.halo import Extent
 
 
+# Parts in L1 while channels are gathered: two at once, whose pages differ in size, so that neither fits into the hole
+# that an earlier one of the same bytes left.
+_LIVE = 3
+
+
 class Stage(Module):
     """Residual blocks at one resolution, each followed by attention over time if `attends`."""
 
@@ -94,7 +99,7 @@ class Downsampling(Module):
         out = ttnn.allocate_tensor_on_device(ttnn.Shape(shape), x.dtype, ttnn.ROW_MAJOR_LAYOUT, self.mesh.device)
         if starts:
             still = ttnn.slice(x, [0, 0, 0, 0], [1, rows, columns, channels]) if frames > 1 else x
-            for part in parts(still, rows=space):
+            for part in parts(still, rows=space, live=_LIVE * time):
                 taken = take(still, part)
                 repeated = ttnn.concat([taken] * time, dim=0, memory_config=ttnn.L1_MEMORY_CONFIG) if time > 1 else taken
                 put(out, self._folded(repeated), (0, part.rows[0] // space, 0))
@@ -102,7 +107,7 @@ class Downsampling(Module):
                     ttnn.deallocate(taken)
             if still is not x:
                 ttnn.deallocate(still)
-        for part in parts(x, rows=space, frames=time, first=first):
+        for part in parts(x, rows=space, frames=time, first=first, live=_LIVE):
             value = self._folded(take(x, part))
             put(out, value, (first + (part.frames[0] - first) // time, part.rows[0] // space, 0))
         return ttnn.reshape(out, [1, *shape])

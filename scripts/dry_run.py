@@ -41,7 +41,8 @@ def dry_run(
     reuse: Annotated[str | None, typer.Option(help=HELP["reuse"])] = None,
     text_tokens: Annotated[int, typer.Option(min=1, max=256, help="Tokens of each prompt.")] = 256,
     stage: Annotated[
-        list[str] | None, typer.Option(help="encode, denoise, decode or encode_video; may be repeated. [default: the first three]")
+        list[str] | None,
+        typer.Option(help="encode, denoise, decode or encode_video; may be repeated. [default: the first three]"),
     ] = None,
     attention_chunks: Annotated[
         str | None, typer.Option(help="Rows of queries and of keys that a core takes, e.g. 256x384. [default: by rule]")

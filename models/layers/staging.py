@@ -47,9 +47,7 @@ def l1_share(device: ttnn.MeshDevice, live: int = _LIVE) -> int:
     return (view.total_bytes_per_bank - _CIRCULAR_BUFFERS) // live * view.num_banks
 
 
-def parts(
-    x_THWC: ttnn.Tensor, *, rows: int = 1, frames: int = 1, first: int = 0, live: int = _LIVE
-) -> Iterator[Part]:
+def parts(x_THWC: ttnn.Tensor, *, rows: int = 1, frames: int = 1, first: int = 0, live: int = _LIVE) -> Iterator[Part]:
     """Cut x [T, H, W, C], row-major, into parts that fit L1 `live` times, in order of frames and rows.
 
     The rule: a part holds as many multiples of `frames` whole frames as fit, and parts have nearly equal sizes. If not

@@ -19,7 +19,8 @@ def wanted_files(files: Sequence[str], variant: str | None = None, genmo: bool =
     Args:
         files: paths within the repository.
         variant: variant of the weights; for a component without it the plain files are chosen.
-        genmo: choose Genmo's transformer, decoder and (if it is there) encoder instead of Diffusers', with the folders that they need.
+        genmo: choose Genmo's transformer, decoder and (if it is there) encoder instead of Diffusers', with the folders
+            that they need.
 
     Raises:
         ValueError: the repository holds no such checkpoint.

@@ -18,7 +18,6 @@ from models.mochi.vae.blocks import CausalConv3d, Past, ResBlock, Shared
 from models.mochi.vae.temporal import PixelAttention
 from models.parallel.halo import Extent
 
-
 # Parts in L1 while channels are gathered: two at once, whose pages differ in size, so that neither fits into the hole
 # that an earlier one of the same bytes left.
 _LIVE = 3
@@ -101,7 +100,9 @@ class Downsampling(Module):
             still = ttnn.slice(x, [0, 0, 0, 0], [1, rows, columns, channels]) if frames > 1 else x
             for part in parts(still, rows=space, live=_LIVE * time):
                 taken = take(still, part)
-                repeated = ttnn.concat([taken] * time, dim=0, memory_config=ttnn.L1_MEMORY_CONFIG) if time > 1 else taken
+                repeated = (
+                    ttnn.concat([taken] * time, dim=0, memory_config=ttnn.L1_MEMORY_CONFIG) if time > 1 else taken
+                )
                 put(out, self._folded(repeated), (0, part.rows[0] // space, 0))
                 if repeated is not taken:
                     ttnn.deallocate(taken)

@@ -284,9 +284,7 @@ def _smaller(extent: Extent, time: int, space: int) -> Extent:
         return replace(size, real=size.real // space, local=size.local // space)
 
     frames = (extent.time.real - 1) // time + 1
-    return Extent(
-        replace(extent.time, real=frames, local=frames), divided(extent.height), divided(extent.width)
-    )
+    return Extent(replace(extent.time, real=frames, local=frames), divided(extent.height), divided(extent.width))
 
 
 __all__ = ["MochiVaeEncoder", "Posterior", "normalise"]

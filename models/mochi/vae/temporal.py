@@ -116,13 +116,10 @@ class PixelAttention(Module):
 
     def _attend(self, x_P1TC: ttnn.Tensor) -> ttnn.Tensor:
         fused = _linear(x_P1TC, self.qkv.tensor)
-        q, k, v = then(
-            ttnn.experimental.nlp_create_qkv_heads,  # type: ignore[arg-type] (three tensors)
-            fused,
-            num_heads=self.heads,
-            num_kv_heads=self.heads,
-            transpose_k_heads=False,
+        q, k, v = ttnn.experimental.nlp_create_qkv_heads(
+            fused, num_heads=self.heads, num_kv_heads=self.heads, transpose_k_heads=False
         )
+        ttnn.deallocate(fused)
         # The root-mean-square norm is sqrt(32) times the L2 norm, of queries and of keys.
         q, k = (
             then(ttnn.rms_norm, x, epsilon=_EPS**2 / HEAD, compute_kernel_config=compute.accurate()) for x in (q, k)

@@ -66,9 +66,7 @@ class _State(NamedTuple):
     out: torch.Tensor
 
 
-def _exact(
-    query: torch.Tensor, chunks, scale: float, config, *, narrow: bool, is_causal: bool = False
-) -> _State:
+def _exact(query: torch.Tensor, chunks, scale: float, config, *, narrow: bool, is_causal: bool = False) -> _State:
     """Go through the chunks as the older kernel does, `compute_common.hpp`, `sdpa_inner_loop`.
 
     A causal mask adds minus infinity to the scores before their maximum is taken (`apply_causal_mask_lightweight`).

@@ -141,7 +141,9 @@ def test_downsampling_part_by_part(mesh, monkeypatch):
     monkeypatch.setattr(staging, "l1_share", lambda device, live: 4 * 6 * 32 * 2 * time)
     outs.append(gather(mesh, ours(place(mesh, "none", x)[0]), place(mesh, "none", x[:, :3, ::2, ::2])[1]))
     assert torch.equal(*outs)
-    later = gather(mesh, ours(place(mesh, "none", x[:, 1:])[0], starts=False), place(mesh, "none", x[:, :2, ::2, ::2])[1])
+    later = gather(
+        mesh, ours(place(mesh, "none", x[:, 1:])[0], starts=False), place(mesh, "none", x[:, :2, ::2, ::2])[1]
+    )
     assert torch.equal(later, outs[0][:, 1:])
 
 
@@ -173,5 +175,3 @@ def test_middle_block(mesh):
     ours.load(StateDict(made("MochiMidBlock3D", 64, num_layers=2)))
     device, extent = place(mesh, "h1", x)
     check(gather(mesh, ours(device, extent, Past()), extent), exact, rounded, max_rmse=0.02)
-
-

@@ -84,7 +84,7 @@ def encoder_to_genmo(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     state = dict(state)
 
     def numbers(prefix: str) -> int:
-        return 1 + max((int(name.removeprefix(prefix).split(".")[0]) for name in state if name.startswith(prefix)))
+        return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in state if name.startswith(prefix))
 
     made = {"output_proj.weight": state.pop("proj_out.weight")}
     first, downs, last = numbers("block_in.resnets."), numbers("down_blocks."), numbers("block_out.resnets.")
@@ -103,7 +103,12 @@ def encoder_to_genmo(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             made[f"{theirs}attn_block.attn.qkv.weight"] = torch.cat(parts)
         for kind in ("weight", "bias"):
             resnet = ours.format("resnets")
-            for module, place in (("norm1.norm_layer", 0), ("conv1.conv", 2), ("norm2.norm_layer", 3), ("conv2.conv", 5)):
+            for module, place in (
+                ("norm1.norm_layer", 0),
+                ("conv1.conv", 2),
+                ("norm2.norm_layer", 3),
+                ("conv2.conv", 5),
+            ):
                 made[f"{theirs}stack.{place}.{kind}"] = state.pop(f"{resnet}{module}.{kind}")
             if f"{attention}to_out.0.{kind}" in state:
                 made[f"{theirs}attn_block.attn.out.{kind}"] = state.pop(f"{attention}to_out.0.{kind}")

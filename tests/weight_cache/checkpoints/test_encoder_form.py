@@ -1,6 +1,5 @@
 """The VAE's encoder in Genmo's and ComfyUI's files against Diffusers' of the same weights."""
 
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -110,5 +109,3 @@ def test_download_takes_the_encoder_where_there_is_one():
     files += ["tokenizer/spiece.model", "scheduler/scheduler_config.json"]
     assert "encoder.safetensors" in wanted_files([*files, "encoder.safetensors"], genmo=True)
     assert wanted_files(files, genmo=True)
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -139,7 +140,7 @@ def _outputs(request: EncodeRequest, sources: list[Path]) -> dict[Path, Path]:
         found = {path: (place or path.parent) / f"{path.stem}{SUFFIX}" for path in sources}
     if len(set(found.values())) < len(found):
         names = sorted(path.stem for path in sources)
-        twice = next(name for name, after in zip(names, names[1:], strict=False) if name == after)
+        twice = next(name for name, after in pairwise(names) if name == after)
         raise InputError(f"{request.source} has two files named {twice}, whose latents would have one name: rename one")
     for path in found.values():
         check_writable(path, ".safetensors")

@@ -20,30 +20,9 @@ import numpy as np
 from models.machine.errors import InputError, MissingInputError
 from models.machine.paths import is_dir, is_file, listed, shown
 
-SUFFIXES = frozenset(
-    [
-        ".mp4",
-        ".mov",
-        ".m4v",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".gif",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".wmv",
-        ".flv",
-        ".ogv",
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".webp",
-        ".bmp",
-        ".tif",
-        ".tiff",
-    ]
-)
+_VIDEOS = ".avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm .wmv"
+_IMAGES = ".bmp .jpeg .jpg .png .tif .tiff .webp"
+SUFFIXES = frozenset(f"{_VIDEOS} {_IMAGES}".split())
 # ffmpeg's names of pixel formats whose pixels may be transparent.
 _TRANSPARENT = re.compile(r"\b(rgba|bgra|argb|abgr|yuva\d\w*|gbrap\w*|ya8|ya16\w*|pal8|rgba64\w*|bgra64\w*)\b")
 # Only files are read, whatever a playlist inside one names.

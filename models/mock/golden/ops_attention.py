@@ -190,7 +190,7 @@ def attention(
     program_config=None,
     compute_kernel_config=None,
 ):
-    """Compute attention in which all queries see all keys, or with `is_causal` (the op's default) those up to their own.
+    """Compute attention: queries see all keys, or with `is_causal` (the op's default) those up to their own.
 
     Keys after the logical length (the rest of the last tile or chunk) get minus infinity, column by column. The golden
     does not model the older kernel's approximate exponential, which is on unless the program config sets

@@ -116,7 +116,8 @@ def test_what_the_encoder_refuses(mesh):
 
     class Truncated(Component):
         def keys(self):
-            return [key for key in super().keys() if key != "encoder.proj_out.weight"]
+            everything = super().keys()
+            return [key for key in everything if key != "encoder.proj_out.weight"]
 
     with pytest.raises(InputError, match=r"1 missing \(encoder.proj_out.weight\)"):
         MochiVaeEncoder.from_checkpoint(Truncated(), mesh)

@@ -53,7 +53,7 @@ def test_genmos_file(tmp_path, encoder, state):
 def test_genmos_layout(genmo, small_checkpoint, encoder, state):  # noqa: F811
     """The file beside the decoder's; without it the message names it, and only when the encoder is asked for."""
     checkpoint = Checkpoint.open(genmo, base=small_checkpoint)
-    with pytest.raises(MissingInputError, match="lacks encoder.safetensors"):
+    with pytest.raises(MissingInputError, match=r"lacks encoder\.safetensors"):
         _ = checkpoint.vae_encoder
     save_file(encoder, genmo / "encoder.safetensors")
     same(Checkpoint.open(genmo, base=small_checkpoint).vae_encoder, state)

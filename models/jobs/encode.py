@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.jobs.generate import check_mode
 from models.jobs.media import Frames, is_image, media_in, read_media
+from models.jobs.start import check_encoder
 from models.machine.checks import number, whole
 from models.machine.errors import InputError
 from models.machine.files import Reservation, check_writable
@@ -88,12 +89,6 @@ def plan(request: EncodeRequest) -> EncodeJob:
         whole("num_frames", request.num_frames, 1, MOST_FRAMES)
     outputs = _outputs(request, sources)
     setup = resolve(replace(request.request, components=()))
-    from models.mochi.vae.config import EncoderConfig
-    from weight_cache.checkpoints.lora import checked_source
-
-    assert setup.checkpoint is not None
-    component = setup.checkpoint.vae_encoder
-    config = EncoderConfig.from_dict(component.config)
     # Encoding has no branches of guidance: it takes the whole mesh.
     setup = replace(setup, layout=replace(setup.layout, cfg_axis=None))
     defaults = setup.defaults
@@ -104,24 +99,10 @@ def plan(request: EncodeRequest) -> EncodeJob:
         setup.scales,
     )
     frames = 1 if all(map(is_image, sources)) else geometry.num_frames
-    checked_source(_check_fits(config, setup, replace(geometry, num_frames=frames)), component)
+    config = check_encoder(setup, replace(geometry, num_frames=frames), alone=True)
     fps = check_fps(defaults.fps if request.fps is None else request.fps)
     wanted = Frames(geometry.height, geometry.width, geometry.num_frames, fps, request.fit, start)
     return EncodeJob(request, setup, config, wanted, outputs, tuple(map(Reservation, outputs.values())))
-
-
-def _check_fits(config: Any, setup: Setup, geometry: Geometry) -> Any:
-    """Judge whether the frames fit beside the encoder's weights, and return the encoder, declared without a mesh."""
-    from models.machine.systems import chip_dram
-    from models.mochi.vae.encoder import MochiVaeEncoder
-    from models.mochi.vae.encoder_memory import chunk_outputs
-    from weight_cache.plan import NamedMesh
-    from weight_cache.plan import plan as planned
-
-    encoder = MochiVaeEncoder(config, NamedMesh(setup.layout), split=setup.request.vae_split)
-    free = chip_dram() - planned(encoder, "vae", setup.precision.weights).chip_bytes
-    chunk_outputs(config, encoder.extents(geometry.num_frames, geometry.height, geometry.width), free)
-    return encoder
 
 
 def _outputs(request: EncodeRequest, sources: list[Path]) -> dict[Path, Path]:

@@ -14,11 +14,13 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from models.machine.errors import InputError, MissingInputError
 from models.machine.paths import is_dir, is_file, listed, shown
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _VIDEOS = ".avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm .wmv"
 _IMAGES = ".bmp .jpeg .jpg .png .tif .tiff .webp"
@@ -72,6 +74,8 @@ def read_media(path: Path, wanted: Frames) -> np.ndarray:
     Raises:
         InputError: the file holds no picture, or is damaged.
     """
+    import numpy as np
+
     image = _image(path, wanted)
     if image is not None:
         return image[None]
@@ -96,6 +100,7 @@ def is_image(path: Path) -> bool:
 
 def _image(path: Path, wanted: Frames) -> np.ndarray | None:
     """Return an image [H, W, 3], or None if the file is something else."""
+    import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     size = (wanted.width, wanted.height)
@@ -116,6 +121,7 @@ def _image(path: Path, wanted: Frames) -> np.ndarray | None:
 def _video(path: Path, wanted: Frames) -> Generator[np.ndarray]:
     """Yield a video's frames [H, W, 3]; close it to end ffmpeg."""
     import imageio_ffmpeg
+    import numpy as np
 
     program = imageio_ffmpeg.get_ffmpeg_exe()
     command = [program, *_LIMITS, "-v", "error"]

@@ -24,6 +24,10 @@ _GENMO = Defaults()
 _TINY = json.loads((TINY / DEFAULTS_FILE).read_text(encoding="utf-8"))
 
 
+# Options that are no settings of the model or of the video.
+_OF_A_SOURCE = ("video", "image", "strength", "fit", "edit", "eta", "eta_end")
+
+
 def _default(name: str) -> str:
     """The defaults of a real model and of `tiny`, for the help."""
     genmo = getattr(_GENMO, name)
@@ -126,6 +130,9 @@ def generate(
     fit: Annotated[
         bool, typer.Option("--fit", help="Show all of the video or image, with black bars. [default: fill, cut]")
     ] = False,
+    edit: Annotated[bool, typer.Option("--edit", help=HELP["edit"])] = False,
+    eta: Annotated[float | None, typer.Option(help=HELP["eta"])] = None,
+    eta_end: Annotated[float | None, typer.Option(help=HELP["eta_end"])] = None,
     num_videos: Annotated[int, typer.Option(help=HELP["num_videos"])] = 1,
     preview: Annotated[int | None, typer.Option(help=HELP["preview"])] = None,
     help_words: Annotated[
@@ -144,7 +151,7 @@ def generate(
     print(f"mode {MODES[check_mode(mode)]}", flush=True)
     if video is not None and image is not None:
         raise InputError("--video and --image are both given: give one of the two")
-    settings = {name: value for name, value in options.items() if name not in ("video", "image", "strength", "fit")}
+    settings = {name: value for name, value in options.items() if name not in _OF_A_SOURCE}
     asked = GenerateRequest(
         prompt,
         request(with_steps(settings)),
@@ -156,6 +163,9 @@ def generate(
         image is not None,
         strength,
         fit,
+        edit,
+        eta,
+        eta_end,
     )
     batch = plan_batch(asked, num_videos) if num_videos != 1 else None
     jobs = [plan(asked)] if batch is None else batch.jobs
@@ -183,7 +193,9 @@ def generate(
 def _steps(job: Job) -> str:
     """Return how many steps are done; from a video or an image it is the last ones."""
     done, every = len(job.video.guidance), len(job.video.schedule[1])
-    return f"{every} steps" if job.request.source is None else f"the last {done} of {every} steps"
+    if job.request.source is None:
+        return f"{every} steps"
+    return f"{every} steps back and forth" if job.request.edit else f"the last {done} of {every} steps"
 
 
 def _warning(reporter: Reporter) -> Callable[[str], None]:

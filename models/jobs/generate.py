@@ -46,6 +46,8 @@ FLAT = (
     "all pixels of the video have one colour: if the prompt did not ask for that, the numbers of the vae, the guidance "
     "or a LoRA are out of range"
 )
+# Fields of a request that say what is made of a video or an image.
+_OF_A_SOURCE = ("source", "is_image", "strength", "fit", "edit", "eta", "eta_end")
 Progress = Callable[[str, int, int], None]
 Message = Callable[[str], None]
 
@@ -60,6 +62,8 @@ class GenerateRequest:
         is_image: whether the source is to be an image, which then stands still.
         strength: share of the steps that are done from a source; `models.mochi.sources.STRENGTH` if None.
         fit: see `models.jobs.media.Frames`.
+        edit: whether the source is edited (`models.mochi.editing`), in place of a strength.
+        eta, eta_end: of the editing; its defaults if None.
     """
 
     prompt: str
@@ -72,6 +76,9 @@ class GenerateRequest:
     is_image: bool = False
     strength: float | None = None
     fit: bool = False
+    edit: bool = False
+    eta: float | None = None
+    eta_end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -438,7 +445,7 @@ def record(made: Made, job: Job) -> dict[str, Any]:
     arguments |= arguments.pop("video") | job.video.as_arguments() | asdict(setup.conventions)
     arguments |= {"precision": setup.precision.name}
     own = {"prompt": job.request.prompt, "negative_prompt": job.request.negative_prompt, "out": str(job.out)}
-    own |= {name: getattr(job.request, name) for name in ("source", "is_image", "strength", "fit")}
+    own |= {name: getattr(job.request, name) for name in _OF_A_SOURCE}
     return {
         "video": job.out.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

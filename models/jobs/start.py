@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from models.jobs.media import Frames, is_image, media_in, read_media
 from models.machine.errors import InputError
 from models.machine.paths import is_dir
+from models.mochi.editing import Edit
 from models.mochi.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -28,10 +29,14 @@ def from_source(request: GenerateRequest, setup: Setup) -> tuple[Setup, np.ndarr
         MissingInputError: there is no such file, or the checkpoint has no encoder.
     """
     if request.source is None:
-        if request.strength is not None or request.fit or request.is_image:
-            raise InputError("strength and fit belong to a video or an image: give --video FILE or --image FILE")
+        if request.strength is not None or request.fit or request.is_image or request.edit:
+            raise InputError("strength, fit and edit belong to a video or an image: give --video FILE or --image FILE")
+        Edit.of(False, request.eta, request.eta_end, strength=None, solver=None)
         return setup, None
     from models.mochi.sources import STRENGTH  # torch's import takes seconds
+
+    assert setup.video is not None
+    editing = Edit.of(request.edit, request.eta, request.eta_end, strength=request.strength, solver=setup.video.solver)
 
     if is_dir(request.source):
         raise InputError(f"{request.source} is a folder: give one video or image")
@@ -46,9 +51,11 @@ def from_source(request: GenerateRequest, setup: Setup) -> tuple[Setup, np.ndarr
     if not request.is_image:
         setup, pictures = _of_its_length(request, setup, path, pictures)
     assert setup.video is not None
-    strength = STRENGTH if request.strength is None else request.strength
-    video = setup.video.of_strength(strength, setup.weights, on_halves=setup.on_halves)
-    if video.sigmas[0] < 1:
+    video = setup.video
+    if editing is None:
+        strength = STRENGTH if request.strength is None else request.strength
+        video = video.of_strength(strength, setup.weights, on_halves=setup.on_halves)
+    if editing is not None or video.sigmas[0] < 1:
         check_encoder(setup, video.geometry)
     return replace(setup, video=video), pictures
 
@@ -111,5 +118,8 @@ def start_of(job: Job) -> dict[str, Any]:
         return {}
     from models.mochi.sources import STRENGTH
 
-    strength = STRENGTH if job.request.strength is None else job.request.strength
-    return {"image" if job.request.is_image else "video": job.pictures, "strength": strength}
+    request = job.request
+    given: dict[str, Any] = {"image" if request.is_image else "video": job.pictures}
+    if request.edit:
+        return given | {"edit": True, "eta": request.eta, "eta_end": request.eta_end}
+    return given | {"strength": STRENGTH if request.strength is None else request.strength}

@@ -16,6 +16,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -31,6 +32,7 @@ from models.machine.watchdog import LARGEST_TOKENS, Watchdog, operation_seconds
 from models.mochi import inputs
 from models.mochi.components import Models
 from models.mochi.defaults import Defaults
+from models.mochi.editing import Edit, Pull
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.outputs import OUTPUT_TYPES, Denoised, Encoded, MochiOutput, as_output
 from models.mochi.sampling.denoise import denoise
@@ -336,6 +338,9 @@ class MochiPipeline:
         video: Any = None,
         image: Any = None,
         strength: float | None = None,
+        edit: bool = False,
+        eta: float | None = None,
+        eta_end: float | None = None,
         **options: Any,
     ) -> MochiOutput | tuple[Any]:
         """Make a video per prompt: compose `encode`, `denoise` and `decode`, whose arguments these are.
@@ -347,7 +352,10 @@ class MochiPipeline:
         With a `video` (pictures: a list of PIL images, an array [F, H, W, 3], a tensor [F, 3, H, W]) or an `image`,
         which then stands still, the run starts from its latents with noise in them. `strength` is the share of the
         steps that are done, the last ones: 0.8 by default; 1 is a run from noise alone, 0 the VAE's reconstruction.
-        Mochi has no weights that are conditioned on images. `num_frames` is by default what the video has.
+        Mochi has no weights that are conditioned on images. `num_frames` is by default what the video has. With `edit`
+        the run starts from the noise that the video would be made of, and is held to the video in its first steps
+        (`models.mochi.editing`): `eta` says how strongly, `eta_end` up to which share of the steps. A seed or other
+        noise then has no effect.
 
         `output_type` is "pil", "np", "pt" or "latent". `callback_on_step_end_tensor_inputs` must stay
         empty: tensors are on the mesh during the loop. Without `return_dict` the result is only `(frames,)`.
@@ -362,17 +370,26 @@ class MochiPipeline:
         negative = (negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask)
         texts = inputs.Texts.of(positive, negative, self._text_encoder.width)
         source = Source.of(video, image, strength)
+        editing = Edit.of(edit, eta, eta_end, strength=strength, solver=options.get("solver"))
+        if editing is not None and source is None:
+            raise InputError("edit needs what is edited: give video= or image=")
         if source is not None:
             num_frames = source.num_frames(self.scales) if num_frames is None else num_frames
+        if source is not None and editing is None:
             options = {**options, "strength": STRENGTH if strength is None else strength}
         size, noise = (height, width, num_frames), (latents, generator)
         asked = num_inference_steps, guidance_scale, noise, callback_on_step_end
         run = self._run(len(texts.prompts), size, *asked, **options)
         pictures = None if source is None else source.frames(self._geometry_of(run.noise_BCTHW))
         seconds: dict[str, float] = {}
-        if pictures is not None and run.sigmas[0] < 1:
+        if pictures is not None and (editing is not None or run.sigmas[0] < 1):
             with _timed(seconds, "encode_video"):
-                run = run.starting_from(self.encode_video(pictures, progress=run.progress))
+                started = self.encode_video(pictures, progress=run.progress)
+            if editing is None:
+                run = run.starting_from(started)
+            else:
+                with _timed(seconds, "invert"):
+                    run = self._inverted(run, editing, started)
         with _timed(seconds, "encode"):
             encoded = self._encode(texts, max_sequence_length, run.progress, is_guided=run.is_guided)
         with _timed(seconds, "denoise"):
@@ -515,6 +532,33 @@ class MochiPipeline:
             latents = self._encoder.encode(frames, seed=seed)
         report("encode_video", 1, 1)
         return latents
+
+    def _inverted(self, run: inputs.Run, edit: Edit, latents: torch.Tensor) -> inputs.Run:
+        """Return a run that starts from the noise that a video would be made of, and is held to the video."""
+        blank = self._encode(inputs.Texts([""], [], False), MAX_SEQUENCE_LENGTH, _silent, is_guided=False).prompts[0]
+        steps = len(run.guidance)
+        run.progress("invert", 0, steps)
+
+        def on_step(step: int) -> bool:
+            run.progress("invert", step, steps)
+            return self._interrupt
+
+        with self._watchdog.watching("denoise"):
+            noise = self._sampler(
+                self._transformer,
+                latents,
+                sigmas=run.sigmas[::-1],
+                guidance=[1.0] * steps,
+                prompt=(blank.embeds, blank.mask),
+                negative=None,
+                parallel=self.parallel,
+                capture=self.capture and self.mesh.can_capture,
+                on_step=on_step,
+            )
+        self._check_numbers(noise, "the noise of the video")
+        noise = noise.expand_as(run.noise_BCTHW)
+        pull = Pull(edit, run.sigmas, noise, latents, run.on_state)
+        return replace(run, noise_BCTHW=noise, on_state=pull)
 
     def _geometry_of(self, latents_BCTHW: torch.Tensor) -> Geometry:
         """Return the size of the video whose latents have this shape."""

@@ -1,9 +1,9 @@
 """Editing a video by RF-inversion: back to the noise that it would be made of, and forth again with other words.
 
 Source: Rout et al., "Semantic Image Inversion and Editing using Rectified Stochastic Differential Equations",
-arXiv:2410.10792, with gamma 0 in the inversion, a blank prompt and no guidance there, as logtd/ComfyUI-MochiEdit does
-for Mochi. With sigma the share of noise, v the model's velocity (an estimate of video less noise), z the state and x the
-video's latents:
+arXiv:2410.10792, with gamma 0 in the inversion, a blank prompt and no guidance there, as logtd/ComfyUI-MochiEdit does.
+With sigma the share of noise, v the velocity of the model (an estimate of video less noise), z the state and x the
+latents of the video:
 
 - The inversion integrates the flow from the video to noise: `z += (sigma[i] - sigma[i + 1]) v` with rising sigmas.
 - A step of the run from there follows `(1 - eta) v + eta (x - z) / sigma`. The second part leads straight to the video.

@@ -523,15 +523,20 @@ class MochiPipeline:
         """
         self._check_open()
         report = function("progress", progress) or _silent
+        encoder = self._vae_encoder()
+        report("encode_video", 0, 1)
+        with self._watchdog.watching("encode"):
+            latents = encoder.encode(frames, seed=seed)
+        report("encode_video", 1, 1)
+        return latents
+
+    def _vae_encoder(self) -> MochiVaeEncoder:
+        """Return the VAE's encoder, which is loaded when it is wanted first."""
         if self._encoder is None:
             if self._open_encoder is None:
                 raise InputError("the pipeline was composed without the vae's encoder: use from_pretrained")
             self._encoder = self._open_encoder()
-        report("encode_video", 0, 1)
-        with self._watchdog.watching("encode"):
-            latents = self._encoder.encode(frames, seed=seed)
-        report("encode_video", 1, 1)
-        return latents
+        return self._encoder
 
     def _inverted(self, run: inputs.Run, edit: Edit, latents: torch.Tensor) -> inputs.Run:
         """Return a run that starts from the noise that a video would be made of, and is held to the video."""

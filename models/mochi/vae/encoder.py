@@ -18,7 +18,7 @@ from models.mochi.vae.blocks import Past, Shared
 from models.mochi.vae.config import FEATURES, EncoderConfig
 from models.mochi.vae.down import DownBlock, Stage
 from models.mochi.vae.encoder_memory import chunk_outputs
-from models.mochi.vae.frames import check_latent_values
+from models.mochi.vae.frames import check_latent_values, normalise
 from models.mochi.vae.memory import dram_free
 from models.mochi.vae.pixels import check_pixels, features_of
 from models.mochi.vae.split import Split, choose_split
@@ -255,7 +255,7 @@ class MochiVaeEncoder(Module):
             InputError: see `posterior`.
         """
         made = self.posterior(frames_FHWC, chunk=chunk)
-        latents = normalise(made.mean if seed is None else made.sample(seed), self.config)
+        latents = normalise(made.mean if seed is None else made.sample(seed), vars(self.config))
         check_latent_values(latents, "the encoded latents", "check the checkpoint's vae")
         return latents
 
@@ -263,14 +263,6 @@ class MochiVaeEncoder(Module):
         """Free the device memory of weights and tables."""
         super().release()
         self.shared.release()
-
-
-def normalise(latents_BCTHW: torch.Tensor, config: EncoderConfig) -> torch.Tensor:
-    """Return `(latents - mean) / std * scale`, per channel: the inverse of `frames.denormalise`."""
-    if not config.latents_mean:
-        return latents_BCTHW * config.scaling_factor
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
-    return (latents_BCTHW - mean) * (config.scaling_factor / std)
 
 
 def _of_frames(extent: Extent, frames: int) -> Extent:
@@ -285,6 +277,3 @@ def _smaller(extent: Extent, time: int, space: int) -> Extent:
 
     frames = (extent.time.real - 1) // time + 1
     return Extent(replace(extent.time, real=frames, local=frames), divided(extent.height), divided(extent.width))
-
-
-__all__ = ["MochiVaeEncoder", "Posterior", "normalise"]

@@ -19,7 +19,7 @@ from models.layers.group_norm import FrameGroupNorm
 from models.layers.module import Module, Parameter
 from models.layers.staging import frames_of, then
 from models.mochi.vae.blocks import Shared
-from models.parallel import TILE, round_up
+from models.parallel import TILE, Mesh, round_up
 from models.parallel.halo import Extent
 from models.parallel.rows import copy_rows, write_rows
 
@@ -124,22 +124,24 @@ class PixelAttention(Module):
         q, k = (
             then(ttnn.rms_norm, x, epsilon=_EPS**2 / HEAD, compute_kernel_config=compute.accurate()) for x in (q, k)
         )
-        rows = min(round_up(x_P1TC.shape[2], TILE), _MOST_CHUNK)
-        program, config = attention_program(
-            self.mesh, q, k, core_rows=self.mesh.grid[1], fidelity=ttnn.MathFidelity.HiFi4, chunks=Chunks(rows, rows)
-        )
-        out = ttnn.transformer.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            is_causal=True,
-            scale=_SCALE,
-            program_config=program,
-            compute_kernel_config=config,
-        )
+        out = causal_attention(self.mesh, q, k, v, _SCALE)
         for tensor in (q, k, v):
             ttnn.deallocate(tensor)
         return then(ttnn.experimental.nlp_concat_heads, out)
+
+
+def causal_attention(mesh: Mesh, q: ttnn.Tensor, k: ttnn.Tensor, v: ttnn.Tensor, scale: float) -> ttnn.Tensor:
+    """Compute attention of queries, keys and values [P, heads, T, 32] in which each frame sees those up to its own.
+
+    `scale` must be exact in float32.
+    """
+    rows = min(round_up(q.shape[2], TILE), _MOST_CHUNK)
+    program, config = attention_program(
+        mesh, q, k, core_rows=mesh.grid[1], fidelity=ttnn.MathFidelity.HiFi4, chunks=Chunks(rows, rows)
+    )
+    return ttnn.transformer.scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=scale, program_config=program, compute_kernel_config=config
+    )
 
 
 # Of scores of queries and keys that the root-mean-square norm made sqrt(32) times too long, in float32.

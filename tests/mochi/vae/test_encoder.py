@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from models.machine.errors import InputError
-from models.mochi.vae.encoder import MochiVaeEncoder, normalise
-from models.mochi.vae.frames import denormalise
+from models.mochi.vae.encoder import MochiVaeEncoder
+from models.mochi.vae.frames import denormalise, normalise
 from models.mochi.vae.pixels import features_of, to_signed
 from tests.mochi.vae.encoder_support import Component, check_moments, config, encoder, frames, reference
 from tests.mochi.vae.support import check_same
@@ -71,7 +71,7 @@ def test_mean_sample_and_statistics(mesh):
     torch.testing.assert_close(denormalise(mean, reference().config), made.mean, rtol=1e-5, atol=1e-5)
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(7))
     wanted = made.mean + torch.exp(0.5 * made.log_variance.clamp(-30, 20)) * noise
-    assert torch.equal(ours.encode(video, seed=7), normalise(wanted, config()))
+    assert torch.equal(ours.encode(video, seed=7), normalise(wanted, vars(config())))
     assert not torch.equal(ours.encode(video, seed=8), ours.encode(video, seed=7))
 
 

@@ -12,6 +12,7 @@ from models.mochi.vae.pixels import features_of, to_signed
 from tests.mochi.vae.encoder_support import Component, check_moments, config, encoder, frames, reference
 from tests.mochi.vae.support import check_same
 
+pytestmark = pytest.mark.alone  # It looks at the DRAM that is left.
 SIZES = [(1, 48, 64), (7, 48, 80), (13, 72, 40), (25, 16, 16)]
 MESHES = ["1x1sp0tp1", "1x2sp0tp1", "2x4sp0tp1", "1x8sp0tp1", "4x8sp1tp0"]
 PLACES = [

@@ -19,7 +19,8 @@ _SCALE = 0.125  # exact in float32, which the bindings insist on
 def _causal_attention(bench: Bench) -> list[Output]:
     """The sequences of a few pixels, whose last tile is not full."""
     q, k, v = (bench.normal(6, 2, 43, 32) for _ in range(3))
-    out = causal_attention(bench.mesh, *(bench.up(x) for x in (q, k, v)), _SCALE)
+    queries, keys, values = (bench.up(x) for x in (q, k, v))
+    out = causal_attention(bench.mesh, queries, keys, values, _SCALE)
 
     def exact() -> torch.Tensor:
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=_SCALE)

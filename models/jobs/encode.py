@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.jobs.generate import check_mode
 from models.jobs.media import Frames, is_image, media_in, read_media
+from models.jobs.opening import open_for
 from models.jobs.start import check_encoder
 from models.machine.checks import number, whole
 from models.machine.errors import InputError
@@ -161,9 +162,8 @@ def run(
 
 
 def _run(job: EncodeJob, report: Callable[[str, int, int], None], tell: Callable[[str], None]) -> list[Path]:
-    from models.device import open_mesh
     from models.jobs.latents import save_latents
-    from models.machine.watchdog import Watchdog, operation_seconds
+    from models.machine.watchdog import Watchdog
     from models.mochi.vae.encoder import MochiVaeEncoder
     from models.parallel import Mesh
     from weight_cache.store import Store
@@ -172,13 +172,7 @@ def _run(job: EncodeJob, report: Callable[[str, int, int], None], tell: Callable
     assert setup.checkpoint is not None
     several = len(job.outputs) > 1
     first = None if several else _read(job, next(iter(job.outputs)), tell)  # what is broken is known before a mesh is
-    with open_mesh(
-        setup.mesh_shape,
-        setup.request.mode,  # type: ignore[arg-type]
-        system=setup.request.system,
-        ring=setup.ring,
-        operation_seconds=operation_seconds(setup.layout.sp * setup.layout.tp, setup.configs.transformer.inner_dim),
-    ) as opened:
+    with open_for(setup) as opened:
         mesh = Mesh(opened.device, setup.layout, setup.ways)
         encoder = MochiVaeEncoder(job.config, mesh, split=setup.request.vae_split)
         Store(setup.request.cache_dir).load(encoder, setup.checkpoint.vae_encoder, progress=report, on_message=tell)

@@ -1,6 +1,5 @@
 """`mochi-tt encode`: what it writes, and what it refuses."""
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -9,19 +8,8 @@ from models.jobs.decode import DecodeRequest
 from models.jobs.decode import plan as plan_decode
 from models.jobs.encode import EncodeRequest, plan, run
 from models.jobs.latents import load_latents
-from models.jobs.video import write_mp4
 from models.machine.errors import InputError, MissingInputError
 from models.mochi.setup import Request
-
-
-@pytest.fixture
-def clip(tmp_path):
-    """20 frames of 96x64 at 30 frames per second."""
-    frames = np.zeros((20, 64, 96, 3), np.uint8)
-    for index, frame in enumerate(frames):
-        frame[16:48, 2 * index : 2 * index + 32] = (220, 40, 40)
-    write_mp4(frames, tmp_path / "ball.mp4")
-    return tmp_path / "ball.mp4"
 
 
 def request(source, small_checkpoint, tmp_path, **options) -> EncodeRequest:

@@ -14,16 +14,6 @@ from models.machine.errors import InputError, MissingInputError
 from models.mochi.setup import Request, VideoRequest
 
 
-@pytest.fixture
-def clip(tmp_path):
-    """20 frames of 96x64 at 30 frames per second."""
-    frames = np.zeros((20, 64, 96, 3), np.uint8)
-    for index, frame in enumerate(frames):
-        frame[16:48, 2 * index : 2 * index + 32] = (220, 40, 40)
-    write_mp4(frames, tmp_path / "ball.mp4")
-    return tmp_path / "ball.mp4"
-
-
 def request(small_checkpoint, tmp_path, source, *, video=None, **options) -> GenerateRequest:
     own = Request(
         model=small_checkpoint,

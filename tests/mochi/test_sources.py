@@ -22,7 +22,7 @@ ASKED = {"prompt": PROMPT, "num_inference_steps": 6, "guidance_scale": 3.0, "see
 
 @pytest.fixture(scope="module")
 def pipe(small_checkpoint):
-    with MochiPipeline.from_pretrained(small_checkpoint, "1x2") as opened:
+    with MochiPipeline.from_pretrained(small_checkpoint, "1x2", precision="bf16") as opened:
         yield opened
 
 

@@ -1,6 +1,5 @@
 """Editing by RF-inversion against its formulas, written out in float32 on Diffusers' modules."""
 
-import copy
 import itertools
 
 import pytest
@@ -10,37 +9,22 @@ from models.machine.errors import InputError
 from models.mochi.editing import Edit
 from models.mochi.sampling.schedule import linear_quadratic_schedule
 from models.reference.metrics import relative_rmse
-from tests.mochi.test_sources import ASKED, PROMPT, SIZE, clip, modules, pipe  # noqa: F401 (fixtures)
+from tests.mochi.test_sources import ASKED, PROMPT, SIZE, clip, encoded_by, modules, pipe, velocities  # noqa: F401 (fixtures)
 from tests.support import check
 
 EDIT = {name: value for name, value in ASKED.items() if name != "seed"} | {"height": 32, "width": 48, "edit": True}
 
 
-def expected(modules, sigmas, scale, edit, dtype=torch.float32):  # noqa: F811
-    """Back to the noise with a blank prompt, and forth with the prompt, guidance and eta; forwards are of `dtype`."""
-    transformer = copy.deepcopy(modules.transformer).to(dtype)
-    vae, config = modules.vae, modules.vae.config
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
-    with torch.no_grad():
-        pixels = torch.from_numpy(clip()).float().permute(3, 0, 1, 2)[None] / 127.5 - 1
-        video = (vae.encode(pixels).latent_dist.mean - mean) / std * config.scaling_factor
-        texts = [modules.encode_prompt(text, do_classifier_free_guidance=False)[:2] for text in (PROMPT, "")]
-        if modules.config.force_zeros_for_empty_prompt:
-            texts[1] = tuple(torch.zeros_like(part) for part in texts[1])
-
-        def velocity(state, sigma, text, mask):
-            time = torch.tensor([(1 - sigma) * 1000])
-            return transformer(state.to(dtype), text.to(dtype), time, mask).sample.float()
-
-        state = video.clone()
-        rising = sigmas[::-1]
-        for now, after in itertools.pairwise(rising):
-            state = state - (after - now) * velocity(state, now, *texts[1])
-        for index, (now, after) in enumerate(itertools.pairwise(sigmas)):
-            one, none = (velocity(state, now, *text) for text in texts)
-            towards = (video - state) / now
-            eta = edit.etas(len(sigmas) - 1)[index]
-            state = state + (now - after) * ((1 - eta) * (none + scale * (one - none)) + eta * towards)
+def expected(models, sigmas, scale, edit):
+    """Back to the noise with a blank prompt, and forth with the prompt, guidance and eta."""
+    video, velocity = encoded_by(models, clip()), velocities(models)
+    state = video.clone()
+    for now, after in itertools.pairwise(sigmas[::-1]):
+        state = state - (after - now) * velocity(state, now)[1]
+    for eta, (now, after) in zip(edit.etas(len(sigmas) - 1), itertools.pairwise(sigmas), strict=True):
+        one, none = velocity(state, now)
+        towards = (video - state) / now
+        state = state + (now - after) * ((1 - eta) * (none + scale * (one - none)) + eta * towards)
     return state
 
 
@@ -48,7 +32,7 @@ def expected(modules, sigmas, scale, edit, dtype=torch.float32):  # noqa: F811
 def test_against_a_loop_of_diffusers_modules(pipe, modules, edit):  # noqa: F811
     made = pipe(**EDIT, video=clip(), eta=edit.eta, eta_end=edit.end)
     sigmas = linear_quadratic_schedule(6, pipe.defaults.threshold_noise)
-    exact, rounded = (expected(modules, sigmas, 3.0, edit, dtype) for dtype in (torch.float32, torch.bfloat16))
+    exact, rounded = (expected(models, sigmas, 3.0, edit) for models in modules.values())
     for frame in range(2):
         # The forwards back and forth are 18, with T5 and the encoder before them.
         check(made.frames[:, :, frame], exact[:, :, frame], rounded[:, :, frame], min_pcc=0.999, max_rmse=0.05)

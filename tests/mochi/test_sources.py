@@ -1,6 +1,7 @@
 """Videos from videos and images: the meaning of strength, and a float32 loop on Diffusers' modules beside the mesh."""
 
 import functools
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from models.mochi.geometry import Geometry, Scales
 from models.mochi.pipeline import MochiPipeline
 from models.mochi.sampling.schedule import first_step, linear_quadratic_schedule
 from models.mochi.sources import Source, noised
-from models.reference.metrics import pcc, relative_rmse
 from tests.mochi.vae.encoder_support import frames
+from tests.support import check
 
 SIZE = {"height": 32, "width": 48, "num_frames": 7}
 PROMPT = "a red ball rolls to the left"
@@ -46,42 +47,65 @@ def test_strength_zero_is_the_reconstruction(pipe):
 
 @pytest.fixture(scope="module")
 def modules(small_checkpoint):
+    """Diffusers' models by type."""
     import diffusers
 
-    return diffusers.MochiPipeline.from_pretrained(small_checkpoint, dtype=torch.float32)
+    types = (torch.float32, torch.bfloat16)
+    return {dtype: diffusers.MochiPipeline.from_pretrained(small_checkpoint, dtype=dtype) for dtype in types}
 
 
-def expected(modules, video: np.ndarray, strength: float, sigmas: list[float], scale: float) -> torch.Tensor:
-    """The loop, written out: the last steps of the schedule from the noised latents, Euler, in float32."""
-    vae, config = modules.vae, modules.vae.config
+def encoded_by(models, video: np.ndarray) -> torch.Tensor:
+    """Normalised latents of Diffusers' encoder, whose Fourier features are of pixels in float32."""
+    vae, config = models.vae, models.vae.config
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+    features = vae.encoder.fourier_features
     with torch.no_grad():
-        pixels = torch.from_numpy(video).float().permute(3, 0, 1, 2)[None] / 127.5 - 1
-        start = (vae.encode(pixels).latent_dist.mean - mean) / std * config.scaling_factor
-        noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(4))
-        n = len(sigmas) - 1
-        first = max(n - int(n * strength), 0)
-        state = (1 - sigmas[first]) * start + sigmas[first] * noise
-        texts = [modules.encode_prompt(text, do_classifier_free_guidance=False)[:2] for text in (PROMPT, "")]
-        if modules.config.force_zeros_for_empty_prompt:
-            texts[1] = tuple(torch.zeros_like(part) for part in texts[1])
-        for now, after in zip(sigmas[first:], sigmas[first + 1 :], strict=False):
-            time = torch.tensor([(1 - now) * 1000])
-            one, none = (modules.transformer(state, text, time, mask).sample for text, mask in texts)
-            state = state + (now - after) * (none + scale * (one - none))
+        made = features(torch.from_numpy(video).float().permute(3, 0, 1, 2)[None] / 127.5 - 1)
+        vae.encoder.fourier_features = torch.nn.Identity()
+        try:
+            moments = vae.encoder(made.to(vae.dtype))[0].float()
+        finally:
+            vae.encoder.fourier_features = features
+    return (moments.chunk(2, dim=1)[0] - mean) / std * config.scaling_factor
+
+
+def velocities(models):
+    """The conditional and the unconditional velocity of a state at a noise level, float32, as a function."""
+    with torch.no_grad():
+        texts = [models.encode_prompt(text, do_classifier_free_guidance=False)[:2] for text in (PROMPT, "")]
+    texts[1] = tuple(torch.zeros_like(part) for part in texts[1])  # the checkpoint's convention of an empty prompt
+
+    def run(state: torch.Tensor, sigma: float) -> list[torch.Tensor]:
+        time, given = torch.tensor([(1 - sigma) * 1000]), state.to(models.transformer.dtype)
+        with torch.no_grad():
+            return [models.transformer(given, text, time, mask).sample.float() for text, mask in texts]
+
+    return run
+
+
+def expected(models, video: np.ndarray, strength: float, sigmas: list[float], scale: float) -> torch.Tensor:
+    """The loop, written out: the last steps of the schedule from the noised latents, Euler, in float32."""
+    start, velocity = encoded_by(models, video), velocities(models)
+    noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(4))
+    n = len(sigmas) - 1
+    first = max(n - int(n * strength), 0)
+    state = (1 - sigmas[first]) * start + sigmas[first] * noise
+    for now, after in pairwise(sigmas[first:]):
+        one, none = velocity(state, now)
+        state = state + (now - after) * (none + scale * (one - none))
     return state
 
 
 @pytest.mark.parametrize(("strength", "steps"), [(0.7, 4), (0.4, 2), (0.2, 1)])
 def test_against_a_loop_of_diffusers_modules(pipe, modules, strength, steps):
+    """Within 1.5 times the error of the same loop in bfloat16."""
     made = pipe(**ASKED, height=32, width=48, video=clip(), strength=strength)
     sigmas = linear_quadratic_schedule(6, pipe.defaults.threshold_noise)
     assert len(made.guidance) == steps
     assert made.sigmas == sigmas[-steps - 1 :]
-    exact = expected(modules, clip(), strength, sigmas, 3.0)
+    exact, rounded = (expected(models, clip(), strength, sigmas, 3.0) for models in modules.values())
     for frame in range(2):
-        assert pcc(exact[:, :, frame], made.frames[:, :, frame]) >= 0.999
-        assert relative_rmse(exact[:, :, frame], made.frames[:, :, frame]) <= 0.04
+        check(made.frames[:, :, frame], exact[:, :, frame], rounded[:, :, frame], min_pcc=0.999, max_rmse=0.04)
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,7 @@ GB = 1e9
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("mesh", "size"), [((2, 4), (480, 848)), ((4, 8), (480, 848)), ((4, 8), (720, 1280))], ids=str
-)
+@pytest.mark.parametrize(("mesh", "size"), [((2, 4), (480, 848)), ((4, 8), (480, 848)), ((4, 8), (720, 1280))], ids=str)
 def test_beside_all_models(mesh, size):
     """163 frames: less than 11.5 GB of a chip's DRAM, and no more than was planned."""
     done = subprocess.run(

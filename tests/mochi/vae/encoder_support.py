@@ -82,11 +82,17 @@ def expected(size: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> 
 
 
 def check_moments(posterior, size: tuple[int, int, int]) -> None:
-    """Every latent frame of the mean and of the log-variance against Diffusers'."""
+    """Mean and log-variance against Diffusers', and each latent frame of them.
+
+    A frame of the smallest size has 48 values, whose rounding errors differ by more than those of all.
+    """
     exact, rounded = expected(size), expected(size, torch.bfloat16)
     ours = torch.cat([posterior.mean[0], posterior.log_variance[0]])
     assert ours.shape == exact.shape
     half = len(exact) // 2
     for part in (slice(0, half), slice(half, None)):
+        check(ours[part], exact[part], rounded[part])
         for frame in range(exact.shape[1]):
-            check(ours[part, frame], exact[part, frame], rounded[part, frame])
+            check(
+                ours[part, frame], exact[part, frame], rounded[part, frame], margin=1.5 if ours[0, 0].numel() > 4 else 2
+            )

@@ -129,7 +129,7 @@ def _video(path: Path, wanted: Frames) -> Generator[np.ndarray]:
         command += ["-ss", f"{wanted.start:.6f}"]
     command += ["-i", f"file:{path}", "-map", "0:v:0", "-an", "-vf", _filters(wanted, _described(program, path))]
     command += ["-frames:v", str(wanted.most), "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
-    size, count = wanted.height * wanted.width * 3, 0
+    size = wanted.height * wanted.width * 3
     with (
         tempfile.TemporaryFile() as said,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said) as process,
@@ -138,11 +138,10 @@ def _video(path: Path, wanted: Frames) -> Generator[np.ndarray]:
         try:
             while len(data := process.stdout.read(size)) == size:
                 yield np.frombuffer(data, np.uint8).reshape(wanted.height, wanted.width, 3)
-                count += 1
             process.wait()
         finally:
             process.kill()
-        if process.returncode and not count:
+        if process.returncode:
             said.seek(0)
             raise InputError(f"{shown(path)} cannot be read ({_reason(said.read())}): {_MEND}")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 _VIDEOS = ".avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm .wmv"
 _IMAGES = ".bmp .jpeg .jpg .png .tif .tiff .webp"
 SUFFIXES = frozenset(f"{_VIDEOS} {_IMAGES}".split())
+_DURATION = re.compile(r"Duration: (\d+):(\d+):([\d.]+)")
 # ffmpeg's names of pixel formats whose pixels may be transparent.
 _TRANSPARENT = re.compile(r"\b(rgba|bgra|argb|abgr|yuva\d\w*|gbrap\w*|ya8|ya16\w*|pal8|rgba64\w*|bgra64\w*)\b")
-# Only files are read, whatever a playlist inside one names.
-_LIMITS = ("-protocol_whitelist", "file", "-nostdin", "-hide_banner")
+# Only the file itself is read: no playlist is one of these, which could name others.
+_CONTAINERS = "mov,mp4,m4a,matroska,webm,gif,avi,flv,mpeg,mpegts,mpegvideo,ogg,asf,image2,png_pipe,webp_pipe"
+_LIMITS = ("-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS, "-nostdin", "-hide_banner")
+_PROBE_SECONDS = 30.0
 _MEND = "give a video or an image that ffmpeg reads"
 
 
@@ -50,6 +53,60 @@ class Frames:
     fps: float = 30
     fit: bool = False
     start: float = 0.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file from somebody else may not exceed.
+
+    Attributes:
+        pixels: of a picture.
+        seconds: of a video.
+    """
+
+    pixels: int = 40_000_000
+    seconds: float = 120.0
+
+
+def measure(path: Path, limits: Limits, called: str | None = None) -> None:
+    """Look at a video or an image, without reading its pictures.
+
+    Args:
+        path: the file.
+        limits: what it may not exceed.
+        called: what messages call it; its path if None.
+
+    Raises:
+        InputError: it holds no picture, is damaged, or exceeds a limit.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    name = shown(path) if called is None else called
+    try:
+        with Image.open(path) as image:
+            size, still = image.size, getattr(image, "n_frames", 1) == 1
+    except UnidentifiedImageError:
+        size, still = (0, 0), False
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{name} cannot be read: {_MEND}") from error
+    if not still:
+        import imageio_ffmpeg
+
+        lines = _said_of(imageio_ffmpeg.get_ffmpeg_exe(), path)
+        stream = next((line for line in lines if _is_video(line)), "")
+        found = re.search(r"\b(\d{1,6})x(\d{1,6})\b", stream)
+        lasts = next((match for line in lines if (match := _DURATION.search(line))), None)
+        if found is None:
+            raise InputError(f"{name} has no video that can be read: {_MEND}")
+        size = int(found[1]), int(found[2])
+        seconds = 0.0 if lasts is None else 3600 * int(lasts[1]) + 60 * int(lasts[2]) + float(lasts[3])
+        if seconds > limits.seconds:
+            raise InputError(f"{name} lasts {seconds:.0f} s, and {limits.seconds:g} s is the most: cut it")
+    if size[0] * size[1] > limits.pixels:
+        raise InputError(
+            f"{name} has pictures of {size[0]}x{size[1]}, and {limits.pixels // 10**6} million pixels are the most: "
+            "make it smaller"
+        )
 
 
 def media_in(source: str | Path) -> list[Path]:
@@ -143,7 +200,8 @@ def _video(path: Path, wanted: Frames) -> Generator[np.ndarray]:
             process.kill()
         if process.returncode:
             said.seek(0)
-            raise InputError(f"{shown(path)} cannot be read ({_reason(said.read())}): {_MEND}")
+            lines = said.read().decode("utf-8", "replace").splitlines()
+            raise InputError(f"{shown(path)} cannot be read ({_reason(lines)}): {_MEND}")
 
 
 def _filters(wanted: Frames, described: str) -> str:
@@ -165,17 +223,35 @@ def _described(program: str, path: Path) -> str:
     Raises:
         InputError: there is none.
     """
-    made = subprocess.run(
-        [program, *_LIMITS, "-i", f"file:{path}"], stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
-    for line in made.stderr.decode("utf-8", "replace").splitlines():
-        if line.lstrip().startswith("Stream ") and " Video: " in line:
+    lines = _said_of(program, path)
+    for line in lines:
+        if _is_video(line):
             return line
-    raise InputError(f"{shown(path)} has no video ({_reason(made.stderr)}): {_MEND}")
+    raise InputError(f"{shown(path)} has no video ({_reason(lines)}): {_MEND}")
 
 
-def _reason(said: bytes) -> str:
+def _said_of(program: str, path: Path) -> list[str]:
+    """Return what ffmpeg says of a file, in lines.
+
+    Raises:
+        InputError: it looks at it for too long.
+    """
+    command = [program, *_LIMITS, "-i", f"file:{path}"]
+    try:
+        made = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_PROBE_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"{shown(path)} cannot be read within {_PROBE_SECONDS:g} s: {_MEND}") from error
+    return made.stderr.decode("utf-8", "replace").splitlines()
+
+
+def _is_video(line: str) -> bool:
+    return line.lstrip().startswith("Stream ") and " Video: " in line
+
+
+def _reason(said: Sequence[str]) -> str:
     """Return what ffmpeg said last that is no advice."""
-    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in said if line.strip()]
     lines = [line for line in lines if "At least one output file" not in line] or ["ffmpeg gives no reason"]
     return re.sub(r"^\[[^\]]*\] ?", "", lines[-1])[:200]

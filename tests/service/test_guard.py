@@ -142,8 +142,8 @@ def test_bad_bodies_are_refused_in_one_shape(server, kind, body, status):
 
 
 def test_a_file_in_a_form_is_refused(server):
-    answer = server.client.post("/v1/videos", data={"prompt": "x"}, files={"input_reference": ("a.png", b"x")})
-    assert (answer.status_code, shape(answer)["param"]) == (422, "input_reference")
+    answer = server.client.post("/v1/videos", data={"prompt": "x"}, files={"lora": ("a.png", b"x")})
+    assert (answer.status_code, shape(answer)["param"]) == (422, "lora")
 
 
 def test_a_huge_body_without_a_length_is_not_read_to_its_end(server):

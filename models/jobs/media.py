@@ -69,7 +69,7 @@ class Limits:
 
 
 def measure(path: Path, limits: Limits, called: str | None = None) -> None:
-    """Look at a video or an image, without reading its pictures.
+    """Look at a video, without reading its pictures, or at an image.
 
     Args:
         path: the file.
@@ -85,6 +85,8 @@ def measure(path: Path, limits: Limits, called: str | None = None) -> None:
     try:
         with Image.open(path) as image:
             size, still = image.size, getattr(image, "n_frames", 1) == 1
+            if still and size[0] * size[1] <= limits.pixels:
+                image.load()
     except UnidentifiedImageError:
         size, still = (0, 0), False
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -99,6 +99,7 @@ async def fields_of(request: Request) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in form.multi_items():
         name = name.removesuffix("[]") if name.removesuffix("[]") in _LISTS else name
+        name = name.removesuffix("[file_id]") if name.removesuffix("[file_id]") in _FILES else name
         if isinstance(value, UploadFile) and name not in _FILES:
             raise ServiceError(
                 422,

@@ -51,7 +51,7 @@ def send(server, content: bytes, name: str = "a.png", **values) -> httpx.Respons
 
 def error(answer: httpx.Response) -> tuple[int, str, str]:
     found = answer.json()["error"]
-    assert "/" not in found["message"].replace("1/", ""), "no path is told"
+    assert "inputs" not in found["message"], "no path is told"
     return answer.status_code, found["param"], found["message"]
 
 
@@ -81,7 +81,7 @@ def test_a_video_gives_as_many_frames_as_it_has(server, tmp_path):
     made = server.create("a", video=short)
     assert made["settings"]["num_frames"] == 7
     refused = server.client.post("/v1/videos", json={"prompt": "a", "video": short, "num_frames": 13})
-    assert error(refused)[:2] == (422, "num_frames")
+    assert error(refused)[:2] == (422, "video")
     assert "ask for 7" in error(refused)[2]
 
 
@@ -125,7 +125,7 @@ def test_what_is_too_long_or_too_large_is_refused(server, tmp_path):
         ({"input_reference": {"url": "http://example.org/a.png"}}, "input_reference", "must be the id"),
         ({"video": "IMAGE"}, "video", "is a picture: give it as image"),
         ({"image": "IMAGE", "input_reference": "IMAGE"}, "input_reference", "are both given"),
-        ({"image": "IMAGE", "strength": 1.5}, "strength", "from 0 to 1"),
+        ({"image": "IMAGE", "strength": 1.5}, "strength", "must be from 0"),
         ({"image": "IMAGE", "strength": "nan"}, "strength", "must be a number"),
         ({"image": "IMAGE", "eta": 0.5}, "eta", "give edit too"),
     ],
@@ -143,7 +143,7 @@ def test_forms_with_files_are_checked(server):
     assert error(two)[:2] == (422, "image")
     other = server.client.post("/v1/videos", data={"prompt": "a"}, files={"mask": picture()})
     assert error(other)[:2] == (422, "mask")
-    assert error(server.client.post("/v1/files", data={"file": "text"}))[:2] == (400, None)  # no form with a file
+    assert error(server.client.post("/v1/files", data={"file": "text"}))[:2] == (422, "file")
     assert error(server.client.post("/v1/files", data={"x": "y"}, files={"file": picture()}))[:2] == (422, "x")
     made = server.client.post("/v1/videos", data={"prompt": "a", "strength": "1"}, files={"image": ("../x", picture())})
     assert made.status_code == 200

@@ -161,6 +161,8 @@ def test_a_video_from_typing_to_playing(browser, tmp_path, picture):
         visit.page.set_input_files("#mochi-file", files=[{"name": "a.txt", "mimeType": "a/b", "buffer": b"no picture"}])
         visit.ask("from a file", Steps=2, **SMALL)
         visit.page.wait_for_function("() => document.querySelector('#mochi-said').innerText.includes('neither a pict')")
+        assert [line.split()[0] for line in visit.wrong] == ["422"]
+        visit.wrong.clear()
         made = io.BytesIO()
         Image.new("RGB", (40, 40), (200, 30, 30)).save(made, "PNG")
         picked = {"name": "a.png", "mimeType": "image/png", "buffer": made.getvalue()}
@@ -172,6 +174,7 @@ def test_a_video_from_typing_to_playing(browser, tmp_path, picture):
         assert re.fullmatch("file-[0-9a-f]{64}", sent.input_value())
         name = visit.page.request.get(f"{address}/v1/videos?limit=1").json()["data"][0]["id"]
         visit.page.request.delete(f"{address}/v1/videos/{name}")
+        visit.page.wait_for_function("() => document.querySelectorAll('#mochi-list label').length === 2")
         visit.page.get_by_label("Strength").fill("")
         sent.fill("")
 

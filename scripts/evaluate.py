@@ -18,7 +18,14 @@ from scripts.progress import make_reporter, quiet_libraries
 
 def evaluate(
     model: Annotated[str, typer.Option(help="The built-in tiny, or a directory that train_tiny wrote.")] = "tiny",
-    limit: Annotated[int | None, typer.Option(help="Only so many of the 64 prompts.")] = None,
+    name: Annotated[
+        str,
+        typer.Option(
+            "--set",
+            help="held-out: 64 prompts in the training's words; free: 96 as people type, of one thing or two.",
+        ),
+    ] = "held-out",
+    limit: Annotated[int | None, typer.Option(help="Only so many of the prompts.")] = None,
     mesh: Annotated[str, typer.Option(help="ROWSxCOLUMNS of chips.")] = "2x4",
     precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
     json_file: Annotated[str | None, typer.Option("--json", help="Also write the report to this file.")] = None,
@@ -35,7 +42,7 @@ def evaluate(
         str | None, typer.Option("--plot", help="With --compare-settings: draw seconds against PSNR, .png or .svg.")
     ] = None,
 ) -> None:
-    """Generate held-out prompts, look at the frames, and compare with PyTorch from the same noise."""
+    """Generate prompts that were not trained on, look at the frames, and compare with PyTorch from the same noise."""
 
     targets = {".json": json_file, ".png": sheet}
     for suffix, name in targets.items():
@@ -44,6 +51,8 @@ def evaluate(
     if plot_file is not None and not compare_settings:
         raise InputError("--plot draws what --compare-settings measures: give both")
     if compare_settings:
+        if name != "held-out":
+            raise InputError("--set is of the evaluation without --compare-settings: leave one of them out")
         if sheet is not None:
             raise InputError("--sheet is of the evaluation without --compare-settings: leave one of them out")
         if plot_file is not None:
@@ -54,9 +63,9 @@ def evaluate(
     from models.jobs.evaluate import contact_sheet, plan
     from models.jobs.evaluate import evaluate as run
 
-    checkpoint, settings, prompts = plan(model, limit)
+    checkpoint, settings, prompts = plan(model, limit, name)
     with make_reporter() as reporter:
-        found = run(checkpoint, settings, prompts, mesh, precision, reporter.progress)
+        found = run(checkpoint, settings, prompts, mesh, precision, reporter.progress, name)
     print("\n".join(found.lines()))
     if json_file is not None:
         write_json(found.to_json(), json_file)

@@ -107,7 +107,8 @@ def compare_settings(
     rows = [Row(full), *(Row(each) for each in settings)]
     with MochiPipeline.from_pretrained(checkpoint, mesh=mesh, precision=precision) as pipe:
         done, whole = 0, len(prompts) * len(rows)
-        for number, (text, asked) in enumerate(prompts):
+        for number, prompt in enumerate(prompts):
+            text, asked = prompt.text, prompt.asked[0]
             noise = make_latents(geometry, 1, None, None, defaults.seed + number)
             expected = None
             for row in rows:

@@ -1,8 +1,8 @@
 """The job behind `mochi-tt evaluate`: does the tiny model make the videos it is asked for, and those of PyTorch?
 
-Each held-out prompt is generated through TTNN on a mesh and by Diffusers' `MochiPipeline` in float32 on the host, from
-the same noise; both videos are looked at (`models.tiny.vision`) and compared with each other. Both sides follow the
-checkpoint's conventions (`models.mochi.conventions`).
+Each prompt of a set (`models.tiny.prompts`) is generated through TTNN on a mesh and by Diffusers' `MochiPipeline` in
+float32 on the host, from the same noise; both videos are looked at (`models.tiny.vision`) and compared with each other.
+Both sides follow the checkpoint's conventions (`models.mochi.conventions`) and read a prompt in the same form.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from models.mochi.inputs import make_latents
 from models.mochi.pipeline import MochiPipeline
 from models.mochi.sampling.schedule import THRESHOLD_NOISE
 from models.mochi.setup import check_configs
+from models.mochi.text.words import Words
 from models.reference.vae import HostVaeDecoder
-from models.tiny.captions import held_out_prompts
-from models.tiny.vision import Sight, look
+from models.tiny.prompts import SETS, Prompt
+from models.tiny.prompts import prompts as prompts_of
+from models.tiny.vision import Sight, look_for
 from weight_cache.checkpoints.checkpoint import Checkpoint
 
 ATTRIBUTES = ("colour", "motion", "shape")
@@ -33,19 +35,23 @@ ATTRIBUTES = ("colour", "motion", "shape")
 
 @dataclass(frozen=True)
 class Verdict:
-    """One prompt: what it asks for, what each side shows, and the worst frame's PSNR between the two, in dB."""
+    """One prompt: what it asks for, what each side shows, and the worst frame's PSNR between the two, in dB.
+
+    Each has a `Sight` for each of the one or two things that are asked for.
+    """
 
     prompt: str
-    asked: Sight
-    mesh: Sight
-    reference: Sight
+    asked: tuple[Sight, ...]
+    mesh: tuple[Sight, ...]
+    reference: tuple[Sight, ...]
     psnr: float
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The verdicts of all prompts, and the mesh's videos, float32 [N, T, H, W, 3] from 0 to 1."""
+    """The verdicts of all prompts of the set `name`, and the mesh's videos, float32 [N, T, H, W, 3] from 0 to 1."""
 
+    name: str
     mode: str
     layout: str
     precision: str
@@ -54,16 +60,21 @@ class Evaluation:
     videos: torch.Tensor
 
     def accuracy(self, side: str = "mesh") -> dict[str, float]:
-        """The share of prompts whose video shows what was asked, per attribute; `side` is "mesh" or "reference"."""
-        return {
-            name: sum(getattr(getattr(v, side), name) == getattr(v.asked, name) for v in self.verdicts)
-            / len(self.verdicts)
-            for name in ATTRIBUTES
-        }
+        """The share of things that are as asked, per attribute; `side` is "mesh" or "reference".
+
+        "still" is the share of still things that are still, "both" that of prompts for two things of which all is as
+        asked. They stand there only if the prompts ask for such.
+        """
+        pairs = [pair for v in self.verdicts for pair in zip(v.asked, getattr(v, side), strict=True)]
+        right = {name: [getattr(a, name) == getattr(s, name) for a, s in pairs] for name in ATTRIBUTES}
+        right["still"] = [s.motion == "still" for a, s in pairs if a.motion == "still"]
+        right["both"] = [getattr(v, side) == v.asked for v in self.verdicts if len(v.asked) > 1]
+        return {name: sum(found) / len(found) for name, found in right.items() if found}
 
     def to_json(self) -> dict[str, Any]:
         """All of it but the videos."""
         return {
+            "set": self.name,
             "mode": self.mode,
             "layout": self.layout,
             "precision": self.precision,
@@ -82,23 +93,24 @@ class Evaluation:
         wrong = [v for v in self.verdicts if v.mesh != v.asked]
         return [
             *(f"wrong: {v.prompt!r} shows {_words(v.mesh)} (PyTorch: {_words(v.reference)})" for v in wrong),
-            f"{len(self.verdicts)} held-out prompts, {self.mode}, {self.layout}, precision {self.precision}, "
+            f"{len(self.verdicts)} {self.name} prompts, {self.mode}, {self.layout}, precision {self.precision}, "
             f"{self.settings.num_steps} steps, "
             f"guidance {self.settings.guidance_scale:g}",
             *(
                 f"{name:<7} {report['accuracy'][name]:6.1%}   PyTorch {report['reference_accuracy'][name]:6.1%}"
-                for name in ATTRIBUTES
+                for name in report["accuracy"]
             ),
             f"TTNN and PyTorch show the same in {report['agreement']:.1%}; worst frame PSNR between them "
             f"{report['psnr_min']:.1f} dB",
         ]
 
 
-def plan(model: str, limit: int | None) -> tuple[Checkpoint, Defaults, list[tuple[str, Sight]]]:
-    """The checkpoint, its settings, and the prompts with what they ask for.
+def plan(model: str, limit: int | None, name: str = SETS[0]) -> tuple[Checkpoint, Defaults, list[Prompt]]:
+    """The checkpoint, its settings, and the first prompts of a set.
 
     Raises:
-        ValueError: the limit is below 1, the checkpoint is no Mochi, or its schedule is not Diffusers'.
+        ValueError: there is no such set, the limit is below 1, the checkpoint is no Mochi, or its schedule is not
+            Diffusers'.
         FileNotFoundError: the checkpoint or a part of it is missing.
     """
     if limit is not None and limit < 1:
@@ -112,17 +124,17 @@ def plan(model: str, limit: int | None) -> tuple[Checkpoint, Defaults, list[tupl
             f"{checkpoint.directory / DEFAULTS_FILE} has threshold_noise {settings.threshold_noise}, but Diffusers' "
             f"pipeline, which the videos are compared with, knows only {THRESHOLD_NOISE}: leave it out"
         )
-    prompts = [(text, Sight(colour, motion, shape)) for text, colour, shape, motion in held_out_prompts()]
-    return checkpoint, settings, prompts[:limit]
+    return checkpoint, settings, prompts_of(name)[:limit]
 
 
 def evaluate(
     checkpoint: Checkpoint,
     settings: Defaults,
-    prompts: Sequence[tuple[str, Sight]],
+    prompts: Sequence[Prompt],
     mesh: str = "2x4",
     precision: str = "default",
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    name: str = SETS[0],
 ) -> Evaluation:
     """Generate and judge the videos of `prompts`; prompt i starts from the noise of seed `settings.seed` + i.
 
@@ -135,7 +147,8 @@ def evaluate(
     verdicts, videos = [], []
     with MochiPipeline.from_pretrained(checkpoint, mesh=mesh, precision=precision, progress=progress) as pipe:
         mode, layout = pipe.mode, str(pipe.layout)
-        for index, (text, asked) in enumerate(prompts):
+        for index, prompt in enumerate(prompts):
+            text, asked = prompt.text, prompt.asked
             progress("evaluate", index, len(prompts))
             noise = make_latents(geometry, 1, None, None, settings.seed + index)
             made = pipe(
@@ -150,10 +163,11 @@ def evaluate(
             )
             ours = torch.from_numpy(made.frames[0])  # type: ignore[union-attr]
             expected = reference(text, noise)
-            verdicts.append(Verdict(text, asked, look(ours), look(expected), worst_psnr(ours, expected)))
+            seen = look_for(asked, ours), look_for(asked, expected)
+            verdicts.append(Verdict(text, asked, *seen, worst_psnr(ours, expected)))
             videos.append(ours)
         progress("evaluate", len(prompts), len(prompts))
-    return Evaluation(mode, layout, precision, settings, verdicts, torch.stack(videos))
+    return Evaluation(name, mode, layout, precision, settings, verdicts, torch.stack(videos))
 
 
 class Reference:
@@ -164,6 +178,7 @@ class Reference:
         diffusers.utils.logging.set_verbosity_error()
         diffusers.utils.logging.disable_progress_bar()
         conventions = Conventions.of(checkpoint)
+        self.words = Words.of(checkpoint.tokenizer)
         self.pipe: Any = diffusers.MochiPipeline.from_pretrained(
             checkpoint.directory,
             dtype=torch.float32,
@@ -174,7 +189,8 @@ class Reference:
         self.settings = settings
 
     def __call__(self, prompt: str, noise_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Frames, float32 [T, H, W, 3] from 0 to 1."""
+        """Frames, float32 [T, H, W, 3] from 0 to 1. The prompt is read as the mesh's text encoder reads it."""
+        prompt = prompt if self.words is None else self.words.plain(prompt)
         with warnings.catch_warnings():
             # Diffusers asks for float32 autocast in its RoPE; torch says that the CPU has none, and uses float32.
             warnings.filterwarnings("ignore", "In CPU autocast")
@@ -208,5 +224,5 @@ def contact_sheet(videos: torch.Tensor, columns: int = 7) -> torch.Tensor:
     return (torch.cat([torch.cat(list(row), dim=1) for row in cells], dim=0) * 255).round().byte()
 
 
-def _words(sight: Sight) -> str:
-    return f"{sight.colour} {sight.shape} {sight.motion}"
+def _words(sights: Sequence[Sight]) -> str:
+    return " and ".join(f"{sight.colour} {sight.shape} {sight.motion}" for sight in sights)

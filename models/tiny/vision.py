@@ -1,12 +1,14 @@
-"""Recognition of a tiny-world video from its frames alone: colour, motion and shape of one thing.
+"""Recognition of a tiny-world video from its frames alone: colour, motion and shape of each thing.
 
-Frames are float32 [T, H, W, 3] from 0 to 1.
+Frames are float32 [T, H, W, 3] from 0 to 1, masks bool [T, H, W].
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import permutations
 
 import torch
 
@@ -19,6 +21,8 @@ THRESHOLD = 0.22
 TRAVEL, GROWTH = 7.0, 1.5
 # Smallest number of pixels by which a bounce dips. It ends near its start.
 BOUNCE = 6.0
+# Smallest mean number of a thing's pixels in a frame, and the most things that are looked for.
+AREA, MOST = 20, 4
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,54 @@ def look(frames_THWC: torch.Tensor) -> Sight:
     """Recognise colour, motion and shape of the thing in the frames."""
     distance = (frames_THWC - background(frames_THWC)).norm(dim=-1)
     mask = distance > THRESHOLD
-    if int(mask.sum()) < 20 * len(mask):
+    if int(mask.sum()) < AREA * len(mask):
         return Sight(None, None, None)
+    return _sight(frames_THWC, distance, mask)
+
+
+def look_for(asked: Sequence[Sight], frames_THWC: torch.Tensor) -> tuple[Sight, ...]:
+    """Recognise as many things as are asked for, in the order in which they agree best with those.
+
+    A thing is a region that is connected in space and time; where one is asked for, it is all that is not background. A
+    thing that is not there is a `Sight` of nothing.
+    """
+    if len(asked) == 1:
+        return (look(frames_THWC),)
+    seen = look_at_all(frames_THWC)
+    seen += [Sight(None, None, None)] * (len(asked) - len(seen))
+    return max(permutations(seen, len(asked)), key=lambda order: agreement(asked, order))
+
+
+def agreement(asked: Sequence[Sight], seen: Sequence[Sight]) -> int:
+    """Return the number of properties in which things agree, one by one."""
+    pairs = zip(asked, seen, strict=True)
+    return sum((a.colour == s.colour) + (a.motion == s.motion) + (a.shape == s.shape) for a, s in pairs)
+
+
+def look_at_all(frames_THWC: torch.Tensor) -> list[Sight]:
+    """Recognise each thing in the frames, the largest first. A thing is a region connected in space and time."""
+    distance = (frames_THWC - background(frames_THWC)).norm(dim=-1)
+    return [_sight(frames_THWC, distance, mask) for mask in _regions(distance > THRESHOLD)]
+
+
+def _regions(mask: torch.Tensor) -> list[torch.Tensor]:
+    """Return the masks of the largest connected regions that are large enough.
+
+    Each voxel has a number of its own, and takes the largest of its neighbours' until nothing changes.
+    """
+    inside = mask.float()
+    label = torch.arange(1, mask.numel() + 1, dtype=torch.float32).view(mask.shape) * inside
+    while True:
+        spread = torch.nn.functional.max_pool3d(label[None, None], 3, 1, 1)[0, 0] * inside
+        if torch.equal(spread, label):
+            break
+        label = spread
+    numbers, counts = label[mask].unique(return_counts=True)
+    order = counts.argsort(descending=True)[:MOST]
+    return [label == numbers[index] for index in order if counts[index] >= AREA * len(mask)]
+
+
+def _sight(frames_THWC: torch.Tensor, distance: torch.Tensor, mask: torch.Tensor) -> Sight:
     return Sight(_colour(frames_THWC, distance, mask), _motion(mask), _shape(mask))
 
 

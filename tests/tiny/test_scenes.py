@@ -5,7 +5,7 @@ import torch
 
 from models.tiny.captions import HELD_OUT_PATTERNS, PATTERNS, caption, held_out_prompts, phrases
 from models.tiny.scenes import COLOURS, MOTIONS, SHAPES, SIZE, Scene, Thing, random_scene, render, track, window
-from models.tiny.vision import Sight, look
+from models.tiny.vision import Sight, look, look_for
 
 
 def frames_of(*scenes: Scene) -> torch.Tensor:
@@ -19,6 +19,21 @@ def test_the_judge_sees_what_was_drawn(motion):
         colour = rng.choice(tuple(COLOURS))
         scene = Scene((Thing(shape, colour, 32, 32, 10),), motion, "grey", 22)
         assert look(frames_of(scene)[0]) == Sight(colour, motion, shape)
+
+
+def test_the_judge_sees_two_things_in_any_order():
+    rng = random.Random(5)
+    for scene in (random_scene(rng, two_share=1) for _ in range(20)):
+        sights = tuple(Sight(thing.colour, scene.motion, thing.shape) for thing in scene.things)
+        frames = frames_of(scene)[0]
+        assert look_for(sights, frames) == sights
+        assert look_for(sights[::-1], frames) == sights[::-1]
+
+
+def test_the_judge_does_not_find_a_second_thing_where_one_is():
+    ball = Sight("red", "left", "ball")
+    frames = frames_of(Scene((Thing("ball", "red", 32, 32, 10),), "left", "grey", 22))[0]
+    assert look_for((ball, ball), frames) == (ball, Sight(None, None, None))
 
 
 def test_the_judge_sees_nothing_where_nothing_is():

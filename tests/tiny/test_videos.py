@@ -1,9 +1,11 @@
 """The trained model end to end on golden: what is asked for is what is seen, and what PyTorch makes of it."""
 
 import pytest
+import torch
 
-from models.jobs.evaluate import evaluate, plan
+from models.jobs.evaluate import Evaluation, Verdict, evaluate, plan
 from models.mochi.defaults import Defaults
+from models.tiny.prompts import Prompt
 from models.tiny.vision import Sight
 
 
@@ -11,8 +13,8 @@ from models.tiny.vision import Sight
 def found():
     checkpoint, settings, _ = plan("tiny", None)
     prompts = [
-        ("a red ball rolls to the left", Sight("red", "left", "ball")),
-        ("a blue square moves up", Sight("blue", "up", "square")),
+        Prompt("The red ball rolls to the right.", (Sight("red", "right", "ball"),)),
+        Prompt("a blue square moves up", (Sight("blue", "up", "square"),)),
     ]
     return evaluate(checkpoint, settings, prompts)
 
@@ -45,3 +47,19 @@ def test_prompts_are_limited_and_settings_are_the_checkpoints():
     assert len(prompts) == 3
     assert settings != Defaults()
     assert checkpoint.directory.name == "tiny"
+
+
+def test_there_is_no_third_set():
+    with pytest.raises(ValueError, match="there is no set of prompts 'x': choose held-out or free"):
+        plan("tiny", 1, "x")
+
+
+def test_both_things_must_be_as_asked():
+    ball, square, other = Sight("red", "still", "ball"), Sight("blue", "up", "square"), Sight("blue", "down", "square")
+    verdicts = [
+        Verdict("", (ball, square), (ball, square), (ball, other), 40.0),
+        Verdict("", (ball, square), (ball, other), (ball, square), 40.0),
+        Verdict("", (ball,), (ball,), (ball,), 40.0),
+    ]
+    found = Evaluation("free", "golden", "", "", Defaults(), verdicts, torch.zeros(0)).accuracy()
+    assert found == {"colour": 1.0, "motion": 0.8, "shape": 1.0, "still": 1.0, "both": 0.5}

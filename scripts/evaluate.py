@@ -18,7 +18,7 @@ from scripts.progress import make_reporter, quiet_libraries
 
 def evaluate(
     model: Annotated[str, typer.Option(help="The built-in tiny, or a directory that train_tiny wrote.")] = "tiny",
-    name: Annotated[
+    prompt_set: Annotated[
         str,
         typer.Option(
             "--set",
@@ -51,7 +51,7 @@ def evaluate(
     if plot_file is not None and not compare_settings:
         raise InputError("--plot draws what --compare-settings measures: give both")
     if compare_settings:
-        if name != "held-out":
+        if prompt_set != "held-out":
             raise InputError("--set is of the evaluation without --compare-settings: leave one of them out")
         if sheet is not None:
             raise InputError("--sheet is of the evaluation without --compare-settings: leave one of them out")
@@ -63,9 +63,9 @@ def evaluate(
     from models.jobs.evaluate import contact_sheet, plan
     from models.jobs.evaluate import evaluate as run
 
-    checkpoint, settings, prompts = plan(model, limit, name)
+    checkpoint, settings, prompts = plan(model, limit, prompt_set)
     with make_reporter() as reporter:
-        found = run(checkpoint, settings, prompts, mesh, precision, reporter.progress, name)
+        found = run(checkpoint, settings, prompts, mesh, precision, reporter.progress, prompt_set)
     print("\n".join(found.lines()))
     if json_file is not None:
         write_json(found.to_json(), json_file)

@@ -11,6 +11,8 @@ from models.jobs.latents import load_latents
 from models.machine.errors import InputError, MissingInputError
 from models.mochi.setup import Request
 
+pytestmark = pytest.mark.alone  # Meshes and pipelines leave memory behind.
+
 
 def request(source, small_checkpoint, tmp_path, **options) -> EncodeRequest:
     own = Request(model=small_checkpoint, mesh="1x2", mode="golden", cache_dir=tmp_path / "store")

@@ -13,6 +13,8 @@ from models.jobs.video import write_mp4
 from models.machine.errors import InputError, MissingInputError
 from models.mochi.setup import Request, VideoRequest
 
+pytestmark = pytest.mark.alone  # Meshes and pipelines leave memory behind.
+
 
 def request(small_checkpoint, tmp_path, source, *, video=None, **options) -> GenerateRequest:
     own = Request(

@@ -12,6 +12,8 @@ from models.reference.metrics import relative_rmse
 from tests.mochi.test_sources import ASKED, PROMPT, SIZE, clip, encoded_by, modules, pipe, velocities  # noqa: F401 (fixtures)
 from tests.support import check
 
+pytestmark = pytest.mark.alone  # Meshes and pipelines leave memory behind.
+
 EDIT = {name: value for name, value in ASKED.items() if name != "seed"} | {"height": 32, "width": 48, "edit": True}
 
 

@@ -126,11 +126,15 @@ def test_what_the_encoder_refuses(mesh):
 
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)
 def test_nothing_stays_behind(mesh):
-    """An encoding leaves no tensor on the device but tables, which the next one uses again."""
+    """An encoding leaves no tensor on the device but tables and programs, which the next ones use again.
+
+    Programs are all there after two: in a fresh process the second one made 53,760 bytes more, and the next four none.
+    """
     from models.mochi.vae.memory import dram_free
 
     ours = encoder(mesh)
-    ours.encode(frames(7, 16, 32), chunk=2)
+    for _ in range(2):
+        ours.encode(frames(7, 16, 32), chunk=2)
     before = dram_free(mesh)
     ours.encode(frames(7, 16, 32), chunk=2)
     assert dram_free(mesh) == before

@@ -126,9 +126,10 @@ def test_what_the_encoder_refuses(mesh):
 
 @pytest.mark.parametrize("mesh", ["2x4sp0tp1"], indirect=True)
 def test_nothing_stays_behind(mesh):
-    """An encoding leaves no tensor on the device but tables and programs, which the next ones use again.
+    """An encoding leaves nothing more on the device from the third on.
 
-    Programs are all there after two: in a fresh process the second one made 53,760 bytes more, and the next four none.
+    In a fresh process the second took 53,760 bytes for good, though it brought no new programs (333 before and after);
+    the next four took none. What they are for is not known.
     """
     from models.mochi.vae.memory import dram_free
 

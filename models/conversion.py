@@ -70,6 +70,17 @@ UPSAMPLING_CONV3D_WEIGHT = Conversion(
 UPSAMPLING_CONV3D_BIAS = Conversion(
     "upsampling-conv3d-bias", 1, "reorders the bias like the output channels of its weight; then as conv3d-bias"
 )
+DOWNSAMPLING_CONV3D_WEIGHT = Conversion(
+    "downsampling-conv3d-weight",
+    1,
+    "flattens the kernel [out, (channel, time, row, column)] to [out, (time, row, column, channel)]; then as "
+    "conv3d-weight",
+)
+DOWNSAMPLING_CONV3D_BIAS = Conversion("downsampling-conv3d-bias", 1, "as conv3d-bias")
+PIXEL_ATTENTION_WEIGHT = Conversion(
+    "pixel-attention-weight", 1, "transposes each [out, in] and joins their columns; on every chip"
+)
+PIXEL_ATTENTION_BIAS = Conversion("pixel-attention-bias", 1, "one row; on every chip")
 GROUP_NORM = Conversion("group-norm", 1, "one row, weight and bias alike")
 HEAD_NORM_WEIGHT = Conversion(
     "head-norm-weight",

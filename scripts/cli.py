@@ -47,6 +47,7 @@ COMMANDS = {
     "generate": _Command("scripts.generate", "generate", "Make a video from a text: an .mp4, and a .json beside it."),
     "sweep": _Command("scripts.sweep", "sweep", "Make the videos of a file's lines, with one opening of the mesh."),
     "presets": _Command("scripts.presets", "presets", "Show the named settings of generate --preset."),
+    "encode": _Command("scripts.encode", "encode", "Encode videos and images to latents, with the VAE's encoder."),
     "decode": _Command("scripts.decode", "decode", "Decode saved latents, with the decoder that generate uses."),
     "dry-run": _Command("scripts.dry_run", "dry_run", "Run all models at full size on a mock mesh: does it fit?"),
     "measure": _Command("scripts.measure", "measure", "Seconds of one video: measured on cards, projected without."),

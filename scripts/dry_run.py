@@ -41,7 +41,8 @@ def dry_run(
     reuse: Annotated[str | None, typer.Option(help=HELP["reuse"])] = None,
     text_tokens: Annotated[int, typer.Option(min=1, max=256, help="Tokens of each prompt.")] = 256,
     stage: Annotated[
-        list[str] | None, typer.Option(help="encode, denoise or decode; may be repeated. [default: all]")
+        list[str] | None,
+        typer.Option(help="encode, denoise, decode or encode_video; may be repeated. [default: the first three]"),
     ] = None,
     attention_chunks: Annotated[
         str | None, typer.Option(help="Rows of queries and of keys that a core takes, e.g. 256x384. [default: by rule]")
@@ -66,7 +67,7 @@ def dry_run(
         )
     )
     from models.parallel import place
-    from models.performance.dry_run import STAGES, Sampling
+    from models.performance.dry_run import FURTHER_STAGES, STAGES, Sampling
     from models.performance.dry_run import dry_run as run
 
     assert setup.video is not None
@@ -75,8 +76,8 @@ def dry_run(
         check_reused(setup.video.reuse, len(setup.video.guidance), blocks)
     stages = tuple(stage) if stage else STAGES
     for name in stages:
-        if name not in STAGES:
-            raise InputError(f"--stage {name!r} does not exist: choose from {', '.join(STAGES)}")
+        if name not in (known := (*STAGES, *FURTHER_STAGES)):
+            raise InputError(f"--stage {name!r} does not exist: choose from {', '.join(known)}")
     target = Path(json_file) if json_file else None
     if target is not None:
         check_writable(target, ".json")

@@ -11,7 +11,8 @@ import typer
 
 from models.device import MODES
 from models.jobs.batch import plan_batch, run_batch
-from models.jobs.generate import GenerateRequest, about_the_machine, check_mode, plan, run
+from models.jobs.generate import GenerateRequest, Job, about_the_machine, check_mode, plan, run
+from models.machine.errors import InputError
 from models.mochi.defaults import DEFAULTS_FILE, Defaults
 from models.mochi.text.words import Words
 from scripts.options import HELP, request, with_steps
@@ -21,6 +22,10 @@ from weight_cache.checkpoints.checkpoint import Checkpoint
 
 _GENMO = Defaults()
 _TINY = json.loads((TINY / DEFAULTS_FILE).read_text(encoding="utf-8"))
+
+
+# Options that are no settings of the model or of the video.
+_OF_A_SOURCE = ("video", "image", "strength", "fit", "edit", "eta", "eta_end")
 
 
 def _default(name: str) -> str:
@@ -119,6 +124,15 @@ def generate(
     save_latents: Annotated[
         bool, typer.Option("--save-latents", help="Keep the latents beside the video; mochi-tt decode reads them.")
     ] = False,
+    video: Annotated[str | None, typer.Option(help=HELP["video"])] = None,
+    image: Annotated[str | None, typer.Option(help=HELP["image"])] = None,
+    strength: Annotated[float | None, typer.Option(help=HELP["strength"])] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Show all of the video or image, with black bars. [default: fill, cut]")
+    ] = False,
+    edit: Annotated[bool, typer.Option("--edit", help=HELP["edit"])] = False,
+    eta: Annotated[float | None, typer.Option(help=HELP["eta"])] = None,
+    eta_end: Annotated[float | None, typer.Option(help=HELP["eta_end"])] = None,
     num_videos: Annotated[int, typer.Option(help=HELP["num_videos"])] = 1,
     preview: Annotated[int | None, typer.Option(help=HELP["preview"])] = None,
     help_words: Annotated[
@@ -135,7 +149,24 @@ def generate(
         return
     assert prompt is not None
     print(f"mode {MODES[check_mode(mode)]}", flush=True)
-    asked = GenerateRequest(prompt, request(with_steps(options)), negative_prompt, save_latents, out, preview)
+    if video is not None and image is not None:
+        raise InputError("--video and --image are both given: give one of the two")
+    settings = {name: value for name, value in options.items() if name not in _OF_A_SOURCE}
+    asked = GenerateRequest(
+        prompt,
+        request(with_steps(settings)),
+        negative_prompt,
+        save_latents,
+        out,
+        preview,
+        video if image is None else image,
+        image is not None,
+        strength,
+        fit,
+        edit,
+        eta,
+        eta_end,
+    )
     batch = plan_batch(asked, num_videos) if num_videos != 1 else None
     jobs = [plan(asked)] if batch is None else batch.jobs
     quiet_libraries()
@@ -143,7 +174,7 @@ def generate(
     size = job.video.geometry
     with make_reporter() as reporter:
         reporter.line(
-            f"{size.num_frames} frames of {size.width}x{size.height}, {job.video.settings.num_steps} steps, "
+            f"{size.num_frames} frames of {size.width}x{size.height}, {_steps(job)}, "
             f"model {model}, layout {job.setup.layout}, {job.setup.conventions}"
         )
         about = about_the_machine(job.setup)
@@ -157,6 +188,14 @@ def generate(
             print(f"kept the latents in {each.latents_file}")
     if batch is not None:
         print(f"{batch.record} lists them")
+
+
+def _steps(job: Job) -> str:
+    """Return how many steps are done; from a video or an image it is the last ones."""
+    done, every = len(job.video.guidance), len(job.video.schedule[1])
+    if job.request.source is None:
+        return f"{every} steps"
+    return f"{every} steps back and forth" if job.request.edit else f"the last {done} of {every} steps"
 
 
 def _warning(reporter: Reporter) -> Callable[[str], None]:

@@ -35,6 +35,15 @@ HELP = {
     "preview": "N: every N steps write a strip of the latent frames as they will become, NAME.step-K.png. It costs two "
     "downloads of the latents, and changes no number of the video.",
     "num_videos": "N videos, of seeds s to s + N - 1, with one opening of the mesh; NAME.batch.json lists them.",
+    "video": "A video to start from: its latents with noise in them, in place of noise alone (docs/usage.md). Mochi "
+    "has no weights that are conditioned on videos or images.",
+    "image": "An image to start from, as a video that stands still; results are quite static.",
+    "strength": "With --video or --image, the share of the steps that are done, from 0 (the video as the VAE keeps it) "
+    "to 1 (as without it). [default: 0.8]",
+    "edit": "Edit the video by RF-inversion in place of a strength: start from the noise that it would be made of, and "
+    "hold the first steps to it (docs/usage.md).",
+    "eta": "With --edit, how strongly the first step is held to the video, from 0 to 1. [default: 0.9]",
+    "eta_end": "With --edit, the share of the steps in which eta falls to 0. [default: 0.35]",
     "links": "Most Ethernet links to use between two chips. [default: the machine profile's, else all]",
     "topology": "line or ring: how the fabric is started and used. [default: the profile's, else by the system]",
     "profile": "Machine profile to read, or none. [default: on hardware the machine's own]",

@@ -107,8 +107,8 @@ def corpus(capsys, tmp_path, monkeypatch):
 
 @pytest.fixture
 def checkpoint(small_checkpoint, tmp_path):
-    """A copy whose files are links to the original, until they are mangled."""
-    return Path(shutil.copytree(small_checkpoint, tmp_path / "model", copy_function=os.link))
+    """A copy. Links would change the times of the original, which other processes read at the same time."""
+    return Path(shutil.copytree(small_checkpoint, tmp_path / "model"))
 
 
 def stop_before_the_mesh(monkeypatch) -> None:

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 def cases() -> dict[str, Case]:
     """Return all cases by name, small ones first, then the real shapes, then whole pieces."""
-    from models.conformance import shapes, small, whole
+    from models.conformance import shapes, small, video, whole
     from models.conformance.bench import CASES
 
-    assert all((small, shapes, whole))
+    assert all((small, video, shapes, whole))
     order = {"small": 0, "shape": 1, "whole": 2}
     return dict(sorted(CASES.items(), key=lambda item: order[item[1].kind]))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from models.machine.errors import InputError
+from models.mochi.vae.frames import normalise
 
 # The index's own pair of library and class of each component.
 CLASSES = {
@@ -61,6 +62,37 @@ class DecoderOutput:
 
     def __getitem__(self, key: str | int) -> torch.Tensor:
         return self.sample if key == "sample" else (self.sample,)[key]  # type: ignore[index]
+
+
+@dataclass
+class LatentDistribution:
+    """The normal distribution of latents, with the names of Diffusers' `DiagonalGaussianDistribution`."""
+
+    mean: torch.Tensor
+    logvar: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self.logvar = self.logvar.clamp(-30.0, 20.0)
+        self.std = torch.exp(0.5 * self.logvar)
+        self.var = torch.exp(self.logvar)
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Return a sample, whose noise is drawn on the CPU."""
+        return self.mean + self.std * torch.randn(self.mean.shape, generator=generator)
+
+    def mode(self) -> torch.Tensor:
+        """Return the mean."""
+        return self.mean
+
+
+@dataclass
+class EncoderOutput:
+    """What `pipe.vae.encode` returns."""
+
+    latent_dist: LatentDistribution
+
+    def __getitem__(self, key: str | int) -> LatentDistribution:
+        return self.latent_dist if key == "latent_dist" else (self.latent_dist,)[key]  # type: ignore[index]
 
 
 class OnMesh:
@@ -139,7 +171,7 @@ _REFUSED = {
 
 
 class Vae(OnMesh):
-    """The VAE's decoder, which takes latents as Diffusers' does: denormalised."""
+    """The VAE, whose latents are as Diffusers has them: denormalised."""
 
     def __init__(
         self,
@@ -147,10 +179,19 @@ class Vae(OnMesh):
         config: Mapping[str, Any],
         tell: Callable[[str, str], None],
         decode: Callable[[torch.Tensor], np.ndarray],
+        encode: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
     ) -> None:
-        """Wrap the decoder; `decode` makes frames [B, F, H, W, 3] from 0 to 1 of normalised latents."""
+        """Wrap the VAE.
+
+        Args:
+            model: the decoder.
+            config: the checkpoint's.
+            tell: see `OnMesh`.
+            decode: makes frames [B, F, H, W, 3] from 0 to 1 of normalised latents.
+            encode: makes mean and log-variance [1, C, T, H / 8, W / 8] of frames [F, H, W, 3] from -1 to 1.
+        """
         super().__init__("vae", model, {**_VAE, **config}, tell)
-        self._decode = decode
+        self._decode, self._encode = decode, encode
 
     def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """Decode denormalised latents [B, C, T, H / 8, W / 8].
@@ -167,22 +208,20 @@ class Vae(OnMesh):
         sample = frames.permute(0, 4, 1, 2, 3) * 2 - 1
         return DecoderOutput(sample) if return_dict else (sample,)
 
-    def encode(self, *_: Any, **__: Any) -> Any:
-        """Refuse: the port has a decoder only.
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> EncoderOutput | tuple[LatentDistribution]:
+        """Encode frames [B, 3, F, H, W] from -1 to 1; F is 6k + 1, H and W are multiples of 8.
+
+        Returns:
+            The distribution of the latents, not normalised, as Diffusers has it.
 
         Raises:
-            InputError: always.
+            InputError: frames of another shape or range, or a checkpoint without an encoder.
         """
-        raise InputError("pipe.vae has no encoder: text to video needs none; encode with Diffusers' AutoencoderKLMochi")
-
-
-def normalise(latents_BCTHW: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
-    """Return `(latents - mean) * scaling_factor / std`, the inverse of `models.mochi.vae.frames.denormalise`."""
-    mean, std, scale = config.get("latents_mean"), config.get("latents_std"), config.get("scaling_factor", 1.0)
-    if mean is None or std is None:
-        return latents_BCTHW * scale
-    mean_C, std_C = (torch.tensor(v, dtype=latents_BCTHW.dtype).view(1, -1, 1, 1, 1) for v in (mean, std))
-    return (latents_BCTHW - mean_C) * scale / std_C
+        if not isinstance(x, torch.Tensor) or x.ndim != 5 or x.shape[1] != 3 or not x.is_floating_point():
+            raise InputError("vae.encode takes a floating-point tensor [B, 3, F, H, W] from -1 to 1")
+        each = [self._encode(video.detach().to("cpu", torch.float32).permute(1, 2, 3, 0)) for video in x]
+        made = LatentDistribution(torch.cat([mean for mean, _ in each]), torch.cat([log for _, log in each]))
+        return EncoderOutput(made) if return_dict else (made,)
 
 
 class Scheduler:

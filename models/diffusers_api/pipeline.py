@@ -279,7 +279,7 @@ class MochiPipeline(Described, Loras, Measures, Stages):  # type: ignore[misc]
         statistics = {"latents_mean": list(vae.latents_mean) or None, "latents_std": list(vae.latents_std) or None}
         index = setup.checkpoint
         parts = {
-            "vae": Vae(self._vae, {**index.vae.config, **statistics}, self.say, self._decoded),
+            "vae": Vae(self._vae, {**index.vae.config, **statistics}, self.say, self._decoded, self._moments),
             "text_encoder": OnMesh("text_encoder", self._text_encoder, index.text_encoder.config, self.say),
             "transformer": OnMesh("transformer", self._transformer, index.transformer.config, self.say),
         }
@@ -552,6 +552,15 @@ class MochiPipeline(Described, Loras, Measures, Stages):  # type: ignore[misc]
     def _decoded(self, latents_BCTHW: torch.Tensor) -> np.ndarray:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return self.decode(latents_BCTHW, "np")
+
+    def _moments(self, frames_FHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            made = self._vae_encoder().posterior(frames_FHWC)
+        return made.mean, made.log_variance
+
+    def _inverted(self, *arguments: Any) -> Run:
+        self._merge(self._wanted())
+        return super()._inverted(*arguments)
 
     def _encode(self, *arguments: Any, **options: Any) -> Encoded:
         encoded = super()._encode(*arguments, **options)

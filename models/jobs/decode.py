@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.device import MODES
 from models.jobs.generate import FLAT, check_mode, check_outputs, check_own, tell_replaced
+from models.jobs.opening import open_for
 from models.machine.checks import typed
 from models.machine.errors import MissingInputError
 from models.machine.files import Reservation, write_json
@@ -139,9 +140,8 @@ def run(
 
 
 def _run(job: DecodeJob, report: Callable[[str, int, int], None], on_message: Callable[[str], None]) -> Path:
-    from models.device import open_mesh
     from models.jobs.video import write_mp4
-    from models.machine.watchdog import Watchdog, operation_seconds
+    from models.machine.watchdog import Watchdog
     from models.mochi.vae.decoder import MochiVaeDecoder
     from models.mochi.vae.frames import are_flat, to_uint8
     from models.parallel import Mesh
@@ -150,13 +150,7 @@ def _run(job: DecodeJob, report: Callable[[str, int, int], None], on_message: Ca
     request, setup, seconds = job.request, job.setup, {}
     assert setup.checkpoint is not None
     start = perf_counter()
-    with open_mesh(
-        setup.mesh_shape,
-        setup.request.mode,  # type: ignore[arg-type]
-        system=setup.request.system,
-        ring=setup.ring,
-        operation_seconds=operation_seconds(setup.layout.sp * setup.layout.tp, setup.configs.transformer.inner_dim),
-    ) as opened:
+    with open_for(setup) as opened:
         mesh = Mesh(opened.device, setup.layout, setup.ways)
         first_frames = setup.conventions.first_frames
         decoder = MochiVaeDecoder(setup.configs.vae, mesh, split=setup.request.vae_split, first_frames=first_frames)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.device import MODES, choose_mode
 from models.jobs.previews import Previews, preview_files
+from models.jobs.start import from_source, start_of
 from models.machine.checks import check_text, json_file
 from models.machine.errors import Cancelled, InputError
 from models.machine.files import Reservation, Taken, check_writable, write_json
@@ -45,6 +46,8 @@ FLAT = (
     "all pixels of the video have one colour: if the prompt did not ask for that, the numbers of the vae, the guidance "
     "or a LoRA are out of range"
 )
+# Fields of a request that say what is made of a video or an image.
+_OF_A_SOURCE = ("source", "is_image", "strength", "fit", "edit", "eta", "eta_end")
 Progress = Callable[[str, int, int], None]
 Message = Callable[[str], None]
 
@@ -53,7 +56,14 @@ Message = Callable[[str], None]
 class GenerateRequest:
     """What a user asked for: words, a set-up with a video in it, and where the files go.
 
-    `preview` is after how many steps a strip of pictures is written, again and again; None for never.
+    Attributes:
+        preview: after how many steps a strip of pictures is written, again and again; None for never.
+        source: a file of a video or an image that the run starts from; None for noise alone.
+        is_image: whether the source is to be an image, which then stands still.
+        strength: share of the steps that are done from a source; `models.mochi.sources.STRENGTH` if None.
+        fit: see `models.jobs.media.Frames`.
+        edit: whether the source is edited (`models.mochi.editing`), in place of a strength.
+        eta, eta_end: of the editing; its defaults if None.
     """
 
     prompt: str
@@ -62,11 +72,21 @@ class GenerateRequest:
     save_latents: bool = False
     out: str | None = None
     preview: int | None = None
+    source: str | None = None
+    is_image: bool = False
+    strength: float | None = None
+    fit: bool = False
+    edit: bool = False
+    eta: float | None = None
+    eta_end: float | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """A request with every default filled in and every rule checked."""
+    """A request with every default filled in and every rule checked.
+
+    `pictures` are the source's, uint8 [F, H, W, 3], one of an image; None without a source.
+    """
 
     request: GenerateRequest
     setup: Setup
@@ -74,6 +94,7 @@ class Job:
     out: Path
     reservation: Reservation
     look: LatentRgb | None = None
+    pictures: np.ndarray | None = None
 
     @property
     def latents_file(self) -> Path:
@@ -124,6 +145,8 @@ def plan(request: GenerateRequest, setup: Setup | None = None) -> Job:
     setup = resolve(request.request) if setup is None else setup
     if setup.video is None:
         raise InputError("a video has to be asked for: give the request a VideoRequest")
+    setup, pictures = from_source(request, setup)
+    assert setup.video is not None
     look = None
     if request.preview is not None:
         assert setup.checkpoint is not None
@@ -143,7 +166,7 @@ def plan(request: GenerateRequest, setup: Setup | None = None) -> Job:
     except BaseException:
         held.release()
         raise
-    return Job(request, setup, setup.video, held.path, held, look)
+    return Job(request, setup, setup.video, held.path, held, look, pictures)
 
 
 def latents_beside(out: Path) -> Path:
@@ -310,7 +333,7 @@ def make_latents(
     request, video = job.request, job.video
     if request.prompt == "":
         tell(_EMPTY[job.setup.conventions.empty_prompt])
-    is_guided = max(video.guidance) > 1
+    is_guided = max(video.guidance, default=1) > 1
     if request.negative_prompt and not is_guided:
         tell("guidance is 1: the negative prompt has no effect")
     asked = job.request.request.video
@@ -325,8 +348,8 @@ def make_latents(
         height=video.geometry.height,
         width=video.geometry.width,
         num_frames=video.geometry.num_frames,
-        sigmas=video.sigmas,
-        guidance_scale=video.guidance,
+        sigmas=video.schedule[0],
+        guidance_scale=video.schedule[1],
         solver=video.solver,
         guidance_reuse=video.guidance_reuse if is_guided else None,
         seed=video.settings.seed,
@@ -334,6 +357,7 @@ def make_latents(
         output_type="latent",
         progress=progress,
         on_state=(lambda index, state: [each(index, state) for each in watching]) if watching else None,
+        **start_of(job),
     )
     assert isinstance(output, MochiOutput)
     if not output.is_complete:
@@ -421,6 +445,7 @@ def record(made: Made, job: Job) -> dict[str, Any]:
     arguments |= arguments.pop("video") | job.video.as_arguments() | asdict(setup.conventions)
     arguments |= {"precision": setup.precision.name}
     own = {"prompt": job.request.prompt, "negative_prompt": job.request.negative_prompt, "out": str(job.out)}
+    own |= {name: getattr(job.request, name) for name in _OF_A_SOURCE}
     return {
         "video": job.out.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -432,7 +457,7 @@ def record(made: Made, job: Job) -> dict[str, Any]:
         "solver": job.video.solver,
         "guidance_reuse": job.video.used_guidance_reuse(on_halves=setup.on_halves),
         "preset": _preset_of(job),
-        "forwards": output.forwards[0].to_json(),
+        "forwards": output.forwards[0].to_json() if output.forwards else None,
         "seed": settings.seed,
         **asdict(setup.conventions),
         "mesh": "x".join(map(str, setup.mesh_shape)),

@@ -178,6 +178,7 @@ class Conv3d(Module):
         kernel: taps in time, rows and columns.
         fold: change of weight and bias that is made before they are prepared.
         shape: shape of the weight in the checkpoint if it is not [out, in, *kernel].
+        bias: whether the module has a bias; one with a `fold` has.
     """
 
     def __init__(
@@ -190,6 +191,7 @@ class Conv3d(Module):
         *,
         fold: Fold | None = None,
         shape: tuple[int, ...] | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__(mesh)
         self.kernel = kernel
@@ -204,9 +206,11 @@ class Conv3d(Module):
         weight_source: dict[str, tuple[int, ...]] = {f"{name}.weight": shape or (out_channels, in_channels, *kernel)}
         bias_source: dict[str, tuple[int, ...]] = {f"{name}.bias": (out_channels,)}
         packing = f"kernel {'x'.join(map(str, kernel))}; input channels in blocks of {block}"
+        self.has_bias = bias
         if fold is None:
             self.weight = Parameter(weight_source, prepare, conversion=CONV3D_WEIGHT, packing=packing)
-            self.bias = Parameter(bias_source, lambda bias: bias[None], conversion=CONV3D_BIAS)
+            if bias:
+                self.bias = Parameter(bias_source, lambda bias: bias[None], conversion=CONV3D_BIAS)
         else:
             self.weight = Parameter(
                 weight_source | bias_source,
@@ -248,7 +252,7 @@ class Conv3d(Module):
         return ttnn.experimental.conv3d(
             input_tensor=x_BTHWC,
             weight_tensor=self.weight.tensor,
-            bias_tensor=self.bias.tensor,
+            bias_tensor=self.bias.tensor if self.has_bias else None,
             config=config,
             dtype=ttnn.bfloat16,
             output_channels=self.out_channels,

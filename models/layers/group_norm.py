@@ -30,6 +30,8 @@ _POSITIONS = 1024
 class FrameGroupNorm(Module):
     """The layer `silu(group_norm(x))` per frame, with statistics over the real positions of a frame on all chips.
 
+    Without `silu` it is the norm alone.
+
     Formula: `(x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias` per group (arXiv:1803.08494), as in
     Diffusers' `MochiChunkedGroupNorm3D`, whose GroupNorm has `eps` 1e-5.
 
@@ -38,9 +40,12 @@ class FrameGroupNorm(Module):
     computes a first mean. The second pass subtracts it and corrects it. The result subtracts it too.
     """
 
-    def __init__(self, mesh: Mesh, name: str, channels: int, sums: GroupSums, *, eps: float = 1e-5) -> None:
+    def __init__(
+        self, mesh: Mesh, name: str, channels: int, sums: GroupSums, *, eps: float = 1e-5, silu: bool = True
+    ) -> None:
         super().__init__(mesh)
         self.channels, self.sums, self.eps = channels, sums, eps
+        self.activations = [ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)] if silu else []
 
         def row(vector):
             return vector[None, None, None]
@@ -64,12 +69,11 @@ class FrameGroupNorm(Module):
         mean_11TG = ttnn.multiply(self.sums(x_BTHWC, extent), 1.0 / count)
         centre = _per_frame(self.sums.spread(mean_11TG, self.channels))
         scale, shift = self._affine(ttnn.multiply(self.sums.centred(x_BTHWC, extent, centre), 1.0 / count))
-        silu = [ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)]
         x_THWC = frames_of(x_BTHWC)
         for part in parts(x_THWC):
             of_centre, of_scale, of_shift = (take_frames(table, part) for table in (centre, scale, shift))
             centred = then(ttnn.subtract, take(x_THWC, part), of_centre)
-            normed = then(ttnn.add, then(ttnn.multiply, centred, of_scale), of_shift, activations=silu)
+            normed = then(ttnn.add, then(ttnn.multiply, centred, of_scale), of_shift, activations=self.activations)
             put(out_THWC, normed, [start + first for start, first in zip(origin, part.begin, strict=True)])
 
     def _affine(self, moments: ttnn.Tensor) -> tuple[ttnn.Tensor, ttnn.Tensor]:

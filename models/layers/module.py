@@ -36,6 +36,29 @@ class TensorSource(Protocol):
         """Read one tensor to the host."""
 
 
+class PartOf:
+    """The tensors of a source whose names begin with `prefix`, under their whole names."""
+
+    def __init__(self, source: TensorSource, prefix: str) -> None:
+        self._source, self._prefix = source, prefix
+
+    def keys(self):
+        """Return the names of the part's tensors."""
+        return [key for key in self._source.keys() if key.startswith(self._prefix)]  # noqa: SIM118 (not a mapping)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Return the shape of one tensor without reading it."""
+        return self._source.shape(key)
+
+    def tensor(self, key: str):
+        """Read one tensor to the host."""
+        return self._source.tensor(key)
+
+    def where(self, key: str) -> str:
+        """Return the file that holds a tensor, or "" where the source does not know."""
+        return file_of(self._source, key)
+
+
 class Parameter:
     """A tensor of the model: ``sources`` in the checkpoint -> ``convert`` -> the mesh.
 

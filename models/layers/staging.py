@@ -41,32 +41,37 @@ def frames_of(x_BTHWC: ttnn.Tensor) -> ttnn.Tensor:
     return ttnn.reshape(x_BTHWC, list(x_BTHWC.shape)[1:])
 
 
-def l1_share(device: ttnn.MeshDevice) -> int:
-    """Return the bytes that one part may take of a chip's L1, over all its cores."""
+def l1_share(device: ttnn.MeshDevice, live: int = _LIVE) -> int:
+    """Return the bytes that one of `live` parts may take of a chip's L1, over all its cores."""
     view = ttnn.get_memory_view(device, ttnn.BufferType.L1)
-    return (view.total_bytes_per_bank - _CIRCULAR_BUFFERS) // _LIVE * view.num_banks
+    return (view.total_bytes_per_bank - _CIRCULAR_BUFFERS) // live * view.num_banks
 
 
-def parts(x_THWC: ttnn.Tensor, *, rows: int = 1) -> Iterator[Part]:
-    """Cut x [T, H, W, C], row-major, into parts that fit L1 twice, in order of frames and rows.
+def parts(x_THWC: ttnn.Tensor, *, rows: int = 1, frames: int = 1, first: int = 0, live: int = _LIVE) -> Iterator[Part]:
+    """Cut x [T, H, W, C], row-major, into parts that fit L1 `live` times, in order of frames and rows.
 
-    The rule: a part holds as many whole frames as fit, and parts have nearly equal sizes. If not even one frame fits, a
-    part holds as many multiples of `rows` rows of it as fit, at least one. `rows` must divide H.
+    The rule: a part holds as many multiples of `frames` whole frames as fit, and parts have nearly equal sizes. If not
+    even one of them fits, a part holds as many multiples of `rows` rows of it as fit, at least one. `rows` must divide
+    H, and `frames` the frames from `first` on, where the parts begin.
     """
-    frames, height, width, channels = x_THWC.shape
-    share = l1_share(x_THWC.device())
-    row = width * channels * x_THWC.element_size()
+    total, height, width, channels = x_THWC.shape
+    share = l1_share(x_THWC.device(), live)
+    row = width * channels * x_THWC.element_size() * frames
     at_once = share // (row * height)
+    groups = (total - first) // frames
     if at_once:
-        yield from (Part(span, (0, height)) for span in _spans(frames, at_once))
+        for start, stop in _spans(groups, at_once):
+            yield Part((first + start * frames, first + stop * frames), (0, height))
         return
-    for frame in range(frames):
-        for start, stop in _spans(height // rows, max(share // (row * rows), 1)):
-            yield Part((frame, frame + 1), (start * rows, stop * rows))
+    for start in range(first, total, frames):
+        for top, bottom in _spans(height // rows, max(share // (row * rows), 1)):
+            yield Part((start, start + frames), (top * rows, bottom * rows))
 
 
 def _spans(size: int, most: int) -> Iterator[tuple[int, int]]:
     """Cut `size` into the fewest spans of at most `most`. All spans but the last have the same size."""
+    if not size:
+        return
     step = -(-size // -(-size // most))
     for start in range(0, size, step):
         yield start, min(start + step, size)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +21,16 @@ from models.mochi.notes import notes
 from models.mochi.presets import SIZES, fill, preset
 from models.mochi.reuse import Conditions, Weights, parse_reuse
 from models.mochi.sampling.reuse import ReusePolicy, check_reused
-from models.mochi.sampling.schedule import check_reuse, guidance_schedule, resolve_sigmas
+from models.mochi.sampling.schedule import (
+    check_reuse,
+    check_strength,
+    first_step,
+    guidance_schedule,
+    resolve_sigmas,
+)
 from models.mochi.sampling.solver import EULER, check_solver
 from models.mochi.size import Subject, check_size
+from models.mochi.sources import check_start, noised
 from models.mochi.text.encoder import MAX_SEQUENCE_LENGTH, TextEmbeddings
 from models.mochi.vae.frames import check_latent_values
 
@@ -85,6 +92,7 @@ class Run:
         reuse: decides which steps reuse blocks; None for none.
         notes: what the user should know of its steps before they run, each in a line.
         on_state: called as `on_state(video, state)` after each step; see `models.mochi.sampling.state`.
+        start_BCTHW: normalised latents of the video that it starts from; None for noise alone.
     """
 
     noise_BCTHW: torch.Tensor
@@ -97,6 +105,22 @@ class Run:
     solver: str = EULER
     notes: Sequence[str] = ()
     on_state: Callable[[int, Any], Any] | None = None
+    start_BCTHW: torch.Tensor | None = None
+
+    def starting_from(self, latents: torch.Tensor) -> Run:
+        """Return the run that starts from a video's latents, [1 or B, C, T, H, W], with noise in them.
+
+        Raises:
+            InputError: they do not fit the noise.
+        """
+        return replace(self, start_BCTHW=check_start(latents, self.noise_BCTHW.shape))
+
+    @property
+    def begins(self) -> torch.Tensor:
+        """What the first step begins with: noise, or a video's latents with the first noise level's share of it."""
+        if self.start_BCTHW is None:
+            return self.noise_BCTHW
+        return noised(self.start_BCTHW, self.noise_BCTHW, self.sigmas[0])
 
     @property
     def is_guided(self) -> bool:
@@ -131,6 +155,8 @@ class Run:
         reuse: Any = None,
         progress: Callable[[str, int, int], None] | None = None,
         on_state: Callable[[int, Any], Any] | None = None,
+        strength: float | None = None,
+        start_latents: torch.Tensor | None = None,
         **unknown: Any,
     ) -> Run:
         """Check the arguments of `MochiPipeline.denoise`, and draw the noise.
@@ -146,7 +172,7 @@ class Run:
         if unknown:
             known = (
                 "seed, sigmas, threshold_noise, linear_steps, policy, solver, guidance_interval, guidance_reuse, "
-                "reuse, preset, progress, on_state"
+                "reuse, preset, progress, on_state, strength, start_latents"
             )
             raise InputError(f"there is no argument {sorted(unknown)[0]!r}; besides those that have a place: {known}")
         function("callback_on_step_end", callback)
@@ -186,13 +212,16 @@ class Run:
         guidance = guidance_schedule(
             defaults.guidance_scale if scale is None else scale, len(levels) - 1, chosen["guidance_interval"]
         )
-        if max(guidance) == 1 and (guidance_interval is not None or guidance_reuse is not None):
+        if strength is not None:
+            first = first_step(len(guidance), check_strength(strength))
+            levels, guidance = levels[first:], guidance[first:]
+        if max(guidance, default=1) == 1 and (guidance_interval is not None or guidance_reuse is not None):
             warnings.warn(NO_GUIDANCE, stacklevel=4)
         if chosen["guidance_reuse"] is not None:
             if policy is not None:
                 raise InputError("guidance_reuse is a policy of its own: give it or policy, not both")
             policy = reuse_policy(guidance, chosen["guidance_reuse"])
-        every = _reused_every(policy) if max(guidance) > 1 else None
+        every = _reused_every(policy) if max(guidance, default=1) > 1 else None
         if on_halves and every is not None:
             policy = None
         method = check_solver(EULER if chosen["solver"] is None else chosen["solver"])
@@ -203,12 +232,12 @@ class Run:
             None if on_halves else every,
             (geometry.width, geometry.height, geometry.num_frames),
         )
-        reused = parse_reuse(chosen["reuse"], used, weights)
+        reused = parse_reuse(chosen["reuse"], used, weights) if guidance else None
         if reused is not None:
             blocks = 2 if subject is None else subject.configs.transformer.num_layers
             check_reused(reused, len(guidance), blocks)
         if subject is not None:
-            check_size(subject.keeping(reused, is_guided=max(guidance) > 1), geometry, videos)
+            check_size(subject.keeping(reused, is_guided=max(guidance, default=1) > 1), geometry, videos)
         said = notes(
             _branches(policy, guidance),
             reused,
@@ -217,7 +246,8 @@ class Run:
             whole=subject.whole if on_halves and subject is not None else None,
         )
         drawn = make_latents(geometry, videos, noise[0], noise[1], seed)
-        return cls(drawn, levels, guidance, policy, callback, progress or _silent, reused, method, said, on_state)
+        run = cls(drawn, levels, guidance, policy, callback, progress or _silent, reused, method, said, on_state)
+        return run if start_latents is None else run.starting_from(start_latents)
 
 
 def _tell_precision(name: str, used: str) -> None:

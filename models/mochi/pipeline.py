@@ -16,6 +16,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -31,13 +32,15 @@ from models.machine.watchdog import LARGEST_TOKENS, Watchdog, operation_seconds
 from models.mochi import inputs
 from models.mochi.components import Models
 from models.mochi.defaults import Defaults
-from models.mochi.geometry import Scales
+from models.mochi.editing import Edit, Pull
+from models.mochi.geometry import Geometry, Scales
 from models.mochi.outputs import OUTPUT_TYPES, Denoised, Encoded, MochiOutput, as_output
 from models.mochi.sampling.denoise import denoise
 from models.mochi.sampling.reuse import Forwards
 from models.mochi.sampling.schedule import model_times
 from models.mochi.setup import Request, Setup, resolve
 from models.mochi.size import Subject
+from models.mochi.sources import STRENGTH, Source
 from models.mochi.text.encoder import (
     MAX_SEQUENCE_LENGTH,
     MeshTextEncoder,
@@ -46,6 +49,8 @@ from models.mochi.text.encoder import (
 )
 from models.mochi.text.tokenizer import load_tokenizer
 from models.mochi.text.words import Words
+from models.mochi.vae.config import EncoderConfig
+from models.mochi.vae.encoder import MochiVaeEncoder
 from models.mochi.vae.frames import VaeDecoder, check_frames, check_latent_values
 from models.parallel import place
 from weight_cache.checkpoints.checkpoint import Checkpoint
@@ -57,7 +62,7 @@ if TYPE_CHECKING:
     from models.mochi.reuse import Weights
     from models.mochi.sampling.branches import GuidanceParallel
     from models.mochi.transformer import MochiTransformer
-    from models.parallel import Layout
+    from models.parallel import Layout, Mesh
 
 
 class MochiPipeline:
@@ -83,12 +88,14 @@ class MochiPipeline:
         subject: Subject | None = None,
         on_message: Message | None = None,
         weights: Weights | None = None,
+        open_encoder: Callable[[], MochiVaeEncoder] | None = None,
     ):
         """Compose a pipeline from its parts; most callers want `from_pretrained`.
 
         `defaults` are what a call takes where it names nothing: the checkpoint's, or Genmo's if None. `subject` is what
         the size of a call is judged for, before anything is allocated; not at all if None. `weights` are those of the
-        transformer, which a file of reused steps names. Without a `vae` there are only latents.
+        transformer, which a file of reused steps names. Without a `vae` there are only latents. `open_encoder` makes
+        the VAE's encoder and loads it, when the first video or image is encoded.
         """
         self.defaults = Defaults() if defaults is None else defaults
         self._subject = subject
@@ -104,6 +111,8 @@ class MochiPipeline:
         self._sampler = sampler
         self._on_message = on_message
         self._weights = weights
+        self._open_encoder = open_encoder
+        self._encoder: MochiVaeEncoder | None = None
         self._interrupt = False
         self._closed = False
         self._watchdog = Watchdog(active=mesh.mode == "hardware", replays=capture)
@@ -260,6 +269,7 @@ class MochiPipeline:
             subject=setup.subject,
             on_message=on_message,
             weights=setup.weights,
+            open_encoder=functools.partial(_encoder_of, setup, models.vae.mesh, progress, on_message),
         )
 
     @property
@@ -325,6 +335,12 @@ class MochiPipeline:
         callback_on_step_end: Callable[[MochiPipeline, int, float, dict], Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = (),
         max_sequence_length: int = MAX_SEQUENCE_LENGTH,
+        video: Any = None,
+        image: Any = None,
+        strength: float | None = None,
+        edit: bool = False,
+        eta: float | None = None,
+        eta_end: float | None = None,
         **options: Any,
     ) -> MochiOutput | tuple[Any]:
         """Make a video per prompt: compose `encode`, `denoise` and `decode`, whose arguments these are.
@@ -332,6 +348,14 @@ class MochiPipeline:
         Several prompts run one after the other. All arguments are checked before any work begins. `options` are those
         of `denoise`. Size, frames, steps and guidance that are not given are the checkpoint's (`defaults`), as in
         `mochi-tt generate`; noise without a `seed`, `generator` or `latents` is drawn anew in each call.
+
+        With a `video` (pictures: a list of PIL images, an array [F, H, W, 3], a tensor [F, 3, H, W]) or an `image`,
+        which then stands still, the run starts from its latents with noise in them. `strength` is the share of the
+        steps that are done, the last ones: 0.8 by default; 1 is a run from noise alone, 0 the VAE's reconstruction.
+        Mochi has no weights that are conditioned on images. `num_frames` is by default what the video has. With `edit`
+        the run starts from the noise that the video would be made of, and is held to the video in its first steps
+        (`models.mochi.editing`): `eta` says how strongly, `eta_end` up to which share of the steps. A seed or other
+        noise then has no effect.
 
         `output_type` is "pil", "np", "pt" or "latent". `callback_on_step_end_tensor_inputs` must stay
         empty: tensors are on the mesh during the loop. Without `return_dict` the result is only `(frames,)`.
@@ -345,10 +369,27 @@ class MochiPipeline:
         positive = (prompt, prompt_embeds, prompt_attention_mask)
         negative = (negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask)
         texts = inputs.Texts.of(positive, negative, self._text_encoder.width)
+        source = Source.of(video, image, strength)
+        editing = Edit.of(edit, eta, eta_end, strength=strength, solver=options.get("solver"))
+        if editing is not None and source is None:
+            raise InputError("edit needs what is edited: give video= or image=")
+        if source is not None:
+            num_frames = source.num_frames(self.scales) if num_frames is None else num_frames
+        if source is not None and editing is None:
+            options = {**options, "strength": STRENGTH if strength is None else strength}
         size, noise = (height, width, num_frames), (latents, generator)
         asked = num_inference_steps, guidance_scale, noise, callback_on_step_end
         run = self._run(len(texts.prompts), size, *asked, **options)
+        pictures = None if source is None else source.frames(self._geometry_of(run.noise_BCTHW))
         seconds: dict[str, float] = {}
+        if pictures is not None and (editing is not None or run.sigmas[0] < 1):
+            with _timed(seconds, "encode_video"):
+                started = self.encode_video(pictures, progress=run.progress)
+            if editing is None:
+                run = run.starting_from(started)
+            else:
+                with _timed(seconds, "invert"):
+                    run = self._inverted(run, editing, started)
         with _timed(seconds, "encode"):
             encoded = self._encode(texts, max_sequence_length, run.progress, is_guided=run.is_guided)
         with _timed(seconds, "denoise"):
@@ -446,8 +487,9 @@ class MochiPipeline:
                 which steps reuse blocks of an earlier one: a threshold, a list of steps, or a text as `mochi-tt
                 generate --reuse` takes (`models.mochi.reuse`); `preset`, a name of `models.mochi.presets`, for what is
                 not given (its precision is `from_pretrained`'s business); `progress`, called as `progress("denoise",
-                done, total)`; `on_state`, called as `on_state(video, state)` after each step of each video (numbers
-                from 0), before `callback_on_step_end`, with what can be read of the mesh then, and replaced:
+                done, total)`; `start_latents` (those of a video, from `encode_video`) and `strength`, the share of the
+                steps that are done; `on_state`, called as `on_state(video, state)` after each step of each video
+                (numbers from 0), before `callback_on_step_end`, with what can be read of the mesh then, and replaced:
                 `state.latents()`, `state.estimate()`, `state.replace(latents)` (`models.mochi.sampling.state`).
 
         Raises:
@@ -456,10 +498,79 @@ class MochiPipeline:
         self._check_open()
         size, noise = (height, width, num_frames), (latents, generator)
         asked = num_inference_steps, guidance_scale, noise, callback_on_step_end
+        if ("strength" in options) != ("start_latents" in options):
+            raise InputError("strength and start_latents go together: the latents of a video, from encode_video")
         run = self._run(len(encoded.prompts), size, *asked, **options)
         if run.is_guided and not encoded.negatives:
             raise InputError("guidance other than 1 needs the unconditional branch: encode with guidance")
         return self._denoise(encoded, run)
+
+    def encode_video(
+        self, frames: torch.Tensor | np.ndarray, seed: int | None = None, progress: Progress | None = None
+    ) -> torch.Tensor:
+        """Encode a video, or an image as a video of one frame, with the VAE's encoder, which the first call loads.
+
+        Args:
+            frames: uint8 [F, H, W, 3], or floats from -1 to 1; F is 6k + 1, H and W are multiples of 8.
+            seed: of a sample of the latents; their mean if None.
+            progress: called as `progress("encode_video", done, total)`.
+
+        Returns:
+            Normalised latents, float32 [1, C, T, H / 8, W / 8].
+
+        Raises:
+            InputError: frames of another shape, type or size, or a checkpoint without an encoder.
+        """
+        self._check_open()
+        report = function("progress", progress) or _silent
+        encoder = self._vae_encoder()
+        report("encode_video", 0, 1)
+        with self._watchdog.watching("encode"):
+            latents = encoder.encode(frames, seed=seed)
+        report("encode_video", 1, 1)
+        return latents
+
+    def _vae_encoder(self) -> MochiVaeEncoder:
+        """Return the VAE's encoder, which is loaded when it is wanted first."""
+        if self._encoder is None:
+            if self._open_encoder is None:
+                raise InputError("the pipeline was composed without the vae's encoder: use from_pretrained")
+            self._encoder = self._open_encoder()
+        return self._encoder
+
+    def _inverted(self, run: inputs.Run, edit: Edit, latents: torch.Tensor) -> inputs.Run:
+        """Return a run that starts from the noise that a video would be made of, and is held to the video."""
+        blank = self._encode(inputs.Texts([""], [], False), MAX_SEQUENCE_LENGTH, _silent, is_guided=False).prompts[0]
+        steps = len(run.guidance)
+        run.progress("invert", 0, steps)
+
+        def on_step(step: int) -> bool:
+            run.progress("invert", step, steps)
+            return self._interrupt
+
+        with self._watchdog.watching("denoise"):
+            noise = self._sampler(
+                self._transformer,
+                latents,
+                sigmas=run.sigmas[::-1],
+                guidance=[1.0] * steps,
+                prompt=(blank.embeds, blank.mask),
+                negative=None,
+                parallel=self.parallel,
+                capture=self.capture and self.mesh.can_capture,
+                on_step=on_step,
+            )
+        self._check_numbers(noise, "the noise of the video")
+        noise = noise.expand_as(run.noise_BCTHW)
+        pull = Pull(edit, run.sigmas, noise, latents, run.on_state)
+        return replace(run, noise_BCTHW=noise, on_state=pull)
+
+    def _geometry_of(self, latents_BCTHW: torch.Tensor) -> Geometry:
+        """Return the size of the video whose latents have this shape."""
+        _, _, frames, rows, columns = latents_BCTHW.shape
+        scales = self.scales
+        size = (rows * scales.spatial, columns * scales.spatial, (frames - 1) * scales.temporal + 1)
+        return Geometry(*size, scales)
 
     def decode(
         self, latents: torch.Tensor | Sequence[torch.Tensor], output_type: str = "np", progress: Progress | None = None
@@ -565,9 +676,9 @@ class MochiPipeline:
                 raise InputError("callback_on_step_end must return nothing: tensors stay on the mesh")
             return self._interrupt
 
-        results, forwards = list(run.noise_BCTHW.split(1)), []
+        results, forwards = list(run.begins.split(1)), []
         for index, text in enumerate(encoded.prompts):
-            if self._interrupt:
+            if self._interrupt or not steps:
                 break
             negative = encoded.negatives[index % len(encoded.negatives)] if encoded.negatives else None
             forwards.append(Forwards())
@@ -620,6 +731,15 @@ _OVERFLOW = (
     "the numbers overflowed, so the weights do not fit the model, or guidance or a LoRA is too strong; check the "
     "checkpoint, and on cards run mochi-tt selftest"
 )
+
+
+def _encoder_of(setup: Setup, mesh: Mesh, progress: Progress | None, on_message: Message | None) -> MochiVaeEncoder:
+    """Declare the encoder of a set-up's VAE on its mesh, and load it from the store."""
+    assert setup.checkpoint is not None
+    component = setup.checkpoint.vae_encoder
+    encoder = MochiVaeEncoder(EncoderConfig.from_dict(component.config), mesh)
+    Store(setup.request.cache_dir).load(encoder, component, progress=progress, on_message=on_message)
+    return encoder
 
 
 @contextmanager

@@ -29,7 +29,14 @@ from models.mochi.precision import Precision
 from models.mochi.presets import fill, preset
 from models.mochi.reuse import Conditions, Weights, parse_reuse
 from models.mochi.sampling.reuse import Forwards, ReusePolicy, check_reused, planned
-from models.mochi.sampling.schedule import check_reuse, check_scheduler, guidance_schedule, resolve_sigmas
+from models.mochi.sampling.schedule import (
+    check_reuse,
+    check_scheduler,
+    check_strength,
+    first_step,
+    guidance_schedule,
+    resolve_sigmas,
+)
 from models.mochi.sampling.solver import EULER, check_solver
 from models.mochi.schedules import schedule_of
 from models.mochi.text.config import T5Config
@@ -93,6 +100,7 @@ class Video:
         reuse: decides which steps reuse blocks; None for none.
         solver: of `models.mochi.sampling.solver`.
         guidance_reuse: K of `models.mochi.inputs.reuse_policy`; None to compute every guided step.
+        whole: sigmas and guidance of all steps, where a run from a video does the last ones alone.
     """
 
     settings: Defaults
@@ -103,6 +111,25 @@ class Video:
     reuse: ReusePolicy | None = None
     solver: str = EULER
     guidance_reuse: int | None = None
+    whole: tuple[list[float], list[float]] | None = None
+
+    @property
+    def schedule(self) -> tuple[list[float], list[float]]:
+        """Sigmas and guidance of all steps, those that a run from a video leaves out too."""
+        return (self.sigmas, self.guidance) if self.whole is None else self.whole
+
+    def of_strength(self, strength: float, weights: Weights | None = None, *, on_halves: bool = False) -> Video:
+        """Return what a run from a video of this strength does: the last steps of the schedule.
+
+        Raises:
+            InputError: the strength is none, or blocks are reused in steps that are left out.
+        """
+        sigmas, guidance = self.schedule
+        first = first_step(len(guidance), check_strength(strength))
+        cut = replace(self, sigmas=sigmas[first:], guidance=guidance[first:], whole=(sigmas, guidance), reuse=None)
+        if not cut.guidance or self.reuse is None:
+            return cut
+        return replace(cut, reuse=parse_reuse(self.chosen["reuse"], cut.conditions(on_halves=on_halves), weights))
 
     @classmethod
     def resolve(
@@ -171,7 +198,7 @@ class Video:
         Args:
             on_halves: whether the branches run beside each other; the unconditional one is then never left out.
         """
-        return None if on_halves or max(self.guidance) == 1 else self.guidance_reuse
+        return None if on_halves or max(self.guidance, default=1) == 1 else self.guidance_reuse
 
     def conditions(self, *, on_halves: bool) -> Conditions:
         """Return what of it decides which steps may reuse blocks."""
@@ -369,7 +396,7 @@ class Setup:
         if video.reuse is not None:
             check_reused(video.reuse, len(video.guidance), self.configs.transformer.num_layers)
         if self.subject is not None:
-            check_size(self.subject.keeping(video.reuse, is_guided=max(video.guidance) > 1), video.geometry)
+            check_size(self.subject.keeping(video.reuse, is_guided=max(video.guidance, default=1) > 1), video.geometry)
         return replace(self, request=replace(self.request, video=wanted), video=video)
 
     def notes(self) -> list[str]:
@@ -379,7 +406,7 @@ class Setup:
         return notes(
             self.video.branches(on_halves=self.on_halves),
             self.video.reuse,
-            guidance_reuse=self.video.guidance_reuse if max(self.video.guidance) > 1 else None,
+            guidance_reuse=self.video.guidance_reuse if max(self.video.guidance, default=1) > 1 else None,
             on_halves=self.on_halves,
             whole=self.subject.whole,
         )
@@ -447,7 +474,7 @@ def resolve(request: Request) -> Setup:
     if video is None:
         check_size(subject, None)
     else:
-        check_size(subject.keeping(video.reuse, is_guided=max(video.guidance) > 1), video.geometry)
+        check_size(subject.keeping(video.reuse, is_guided=max(video.guidance, default=1) > 1), video.geometry)
     chunks = Chunks.parse(wanted.attention_chunks) if wanted.attention_chunks is not None else None
     if checkpoint is not None:
         check_weights(configs, checkpoint, layout, request.components)

@@ -288,6 +288,11 @@ def download(mesh: Mesh, x: ttnn.Tensor, dims: Mapping[int, int]):
     return mesh.download(x, sp=dims.get(mesh.sp.index), tp=dims.get(mesh.tp.index))
 
 
+def dims_of(extent: Extent) -> dict[int, int]:
+    """Return the dim of x_BTHWC that each mesh axis splits, by axis index, as `upload` and `download` take it."""
+    return {axis.index: dim for dim in (TIME, HEIGHT, WIDTH) if (axis := extent[dim].axis) is not None}
+
+
 def read(x_THWC: ttnn.Tensor, dim: int, start: int, stop: int) -> ttnn.Tensor:
     """Copy positions `start` to `stop` of `dim` of each shard."""
     begin, end = [0] * 4, list(x_THWC.shape)

@@ -226,7 +226,8 @@ def _attention_work(call: Call, queries: list[int], keys: list[int]) -> dict[str
     head against all keys, chunk by chunk. Whole units are distributed to the cores (upstream
     `sdpa/device/ring_joint_sdpa_program_factory.cpp`).
     """
-    heads, width = call.inputs[0].padded_shape[1], call.inputs[0].padded_shape[3]
+    batch, heads, _, width = call.inputs[0].padded_shape
+    heads *= batch
     work = {"flops": 4.0 * heads * width * sum(queries) * sum(keys)}
     config = call.kwargs.get("program_config")
     if config is None:

@@ -22,14 +22,18 @@ from models.mochi.sampling.solver import EULER, solver_weights
 from models.mochi.setup import Video
 from models.mochi.text.t5 import T5_XXL, T5Encoder
 from models.mochi.transformer import MochiTransformer
-from models.mochi.vae.config import DecoderConfig
+from models.mochi.vae.config import DecoderConfig, EncoderConfig
 from models.mochi.vae.decoder import MochiVaeDecoder
+from models.mochi.vae.encoder import MochiVaeEncoder
 from models.parallel import Halves, Mesh
 from models.performance.decode import trace_decode
+from models.performance.encode import trace_encode
 from models.performance.trace import Trace, dram_allocated, trace
 from weight_cache.precision import set_precision
 
 STAGES = ("encode", "denoise", "decode")
+# What a run does only if it is asked for.
+FURTHER_STAGES = ("encode_video",)
 STEPS = 50
 SCALE = 4.5
 GB = 1e9
@@ -141,11 +145,12 @@ def dry_run(
     guided step: the second forward, guidance and the solver's step). `decode` is the whole video. Where `sampling`
     reuses blocks, `denoise_reused` and `guide_reused` are the same two of a step that reuses them. On two halves the
     conditional half is traced: it holds the text encoder and the decoder, and the second forward does not run on it.
+    `encode_video`, of `FURTHER_STAGES`, encodes a video of the same size; the VAE's encoder is then resident too.
 
     Args:
         placed: an open mock mesh without golden execution, with its layout, or its halves.
         geometry: size of the video.
-        stages: some of `STAGES`.
+        stages: some of `STAGES` and `FURTHER_STAGES`.
         config: transformer sizes; the other models are Mochi 1 preview's.
         precision: precision of the transformer.
         blocks: number of transformer blocks to build; all by default.
@@ -161,9 +166,10 @@ def dry_run(
         ValueError: there is no such stage.
         RuntimeError: an error that the device would raise too: out of memory, an unsupported shape.
     """
-    unknown = [stage for stage in stages if stage not in STAGES]
+    known = (*STAGES, *FURTHER_STAGES)
+    unknown = [stage for stage in stages if stage not in known]
     if unknown:
-        raise InputError(f"stage {unknown[0]!r} does not exist: choose from {', '.join(STAGES)}")
+        raise InputError(f"stage {unknown[0]!r} does not exist: choose from {', '.join(known)}")
     if blocks is not None:
         config = dataclasses.replace(config, num_layers=blocks)
     tell = on_stage or (lambda stage: None)
@@ -173,8 +179,11 @@ def dry_run(
     transformer = MochiTransformer(config, mesh, precision, chunks=chunks)
     set_precision(transformer, precision.weights)
     decoder = MochiVaeDecoder(DecoderConfig(), mesh, split=split, first_frames=first_frames)
+    models: dict[str, Any] = {"text_encoder": encoder, "transformer": transformer, "vae": decoder}
+    if "encode_video" in stages:
+        models["vae_encoder"] = MochiVaeEncoder(EncoderConfig(), mesh)
     weights = {}
-    for name, model in (("text_encoder", encoder), ("transformer", transformer), ("vae", decoder)):
+    for name, model in models.items():
         before = dram_allocated(mesh.device)
         model.allocate()
         weights[name] = dram_allocated(mesh.device) - before
@@ -203,6 +212,10 @@ def dry_run(
             "chunks": list(decoded.chunks),
             "first_frames": str(decoder.first_frames),
         }
+    if "encode_video" in stages:
+        tell("encode_video")
+        mesh.free_buffers()
+        traces["encode_video"], details["encode_video"] = trace_encode(models["vae_encoder"], geometry)
     return DryRun(str(placed.layout), precision, geometry, config.num_layers, weights, traces, details)
 
 

@@ -24,7 +24,10 @@ _PARTS = {
         "guide_reused": "steps",
     },
     "decode": {"decode": "once"},
+    # Of a video that is given, and only where the dry run traced it.
+    "encode_video": {"encode_video": "once"},
 }
+_OPTIONAL = frozenset({"encode_video"})
 _CAPTURED = ("denoise", "guide", "denoise_reused", "guide_reused")
 NOT_COUNTED = (
     "a second text encoding (an empty negative prompt of zeros needs none); compilation; host work outside of op "
@@ -111,6 +114,7 @@ class Projection:
         stages = {
             stage: total(self.part_seconds(part) * self.repeats(part) for part in parts if part in self.run.stages)
             for stage, parts in _PARTS.items()
+            if stage not in _OPTIONAL or stage in self.run.stages
         }
         if "decode" in self.run.stages:
             geometry = self.run.geometry
@@ -148,9 +152,9 @@ class Projection:
 
     def by_kind(self) -> dict[str, dict[str, Seconds]]:
         """Return the seconds per stage and kind of op. Kinds are in the order of `rows`, longest op first."""
-        table: dict[str, dict[str, Seconds]] = {stage: {} for stage in _PARTS}
+        table: dict[str, dict[str, Seconds]] = {stage: {} for stage in _PARTS if stage not in _OPTIONAL}
         for row in self.rows():
-            stage = table[row.stage]
+            stage = table.setdefault(row.stage, {})
             stage[row.kind] = stage.get(row.kind, Seconds()) + row.seconds
         return table
 

@@ -80,12 +80,16 @@ def list_jobs(request: Request) -> Any:
 @router.post("/v1/videos/generations/i2v", include_in_schema=False)
 @router.post("/v1/videos/generations/i2v/upload", include_in_schema=False)
 async def from_image(request: Request) -> None:
-    """Refuse videos from pictures: Mochi 1 has no such weights.
+    """Refuse what other models do with pictures: Mochi 1 has no such weights.
 
     Raises:
         ServiceError: always.
     """
-    raise ServiceError(404, "Mochi 1 makes videos of text only: use /v1/videos/generations", "not_supported")
+    raise ServiceError(
+        404,
+        "Mochi 1 has no weights for pictures: /v1/videos starts from one with input_reference and strength",
+        "not_supported",
+    )
 
 
 @router.get("/v1/videos/generations/{video_id}", response_model=Generation, responses=errors())

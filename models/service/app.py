@@ -5,6 +5,7 @@ A page mounts on what `make_app` returns, and calls the functions of `app.state.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from models.machine.version import __version__
@@ -28,12 +30,14 @@ from models.service.http import (
     content_of,
     errors,
     fields_of,
+    kept_file,
     owner_of,
     refuse_query,
     service_of,
     shown,
     submit,
 )
+from models.service.inputs import KEEP_SECONDS
 from models.service.jobs import Job, StoreUnavailable
 from models.service.keys import Keys
 from models.service.limits import Guard
@@ -50,6 +54,24 @@ def _video(request: Request, response: Response, job: Job) -> dict[str, Any]:
     return shown(request, job)[0]
 
 
+_FILE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": ["vision", "user_data"]},
+                    },
+                    "required": ["file"],
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
 _FORM = {"schema": {"$ref": "#/components/schemas/VideoCreate"}}
 
 
@@ -69,6 +91,36 @@ async def create_video(request: Request, response: Response) -> Any:
     refuse_query(request)
     job = await submit(request, await fields_of(request))
     return await to_thread.run_sync(lambda: _video(request, response, job))
+
+
+@router.post("/v1/files", response_model=schemas.FileObject, responses=errors(429), openapi_extra=_FILE_BODY)
+async def create_file(request: Request) -> Any:
+    """Send a picture or a video, which videos can start from by its id for an hour. Nothing else is done with it."""
+    refuse_query(request)
+    values = await fields_of(request)
+    unknown = sorted(set(values) - {"file", "purpose"})
+    if unknown:
+        raise ServiceError(
+            422, f"field {unknown[0][:60]} is not known: file, purpose are", "unknown_field", unknown[0][:60]
+        )
+    file, purpose = values.get("file"), values.get("purpose", "vision")
+    if not isinstance(file, UploadFile):
+        raise ServiceError(422, "file is missing: send it as a file of the form", "missing_field", "file")
+    if purpose not in ("vision", "user_data"):
+        raise ServiceError(
+            422, f"purpose {str(purpose)[:60]!a} must be vision or user_data", "invalid_value", "purpose"
+        )
+    kept = await kept_file(request, "file", file)
+    now = int(time.time())
+    return {
+        "id": kept.id,
+        "bytes": kept.bytes,
+        "created_at": now,
+        "expires_at": now + int(KEEP_SECONDS),
+        "filename": (file.filename or "")[:255],
+        "purpose": purpose,
+        "kind": kept.kind,
+    }
 
 
 class Page(BaseModel):
@@ -238,6 +290,8 @@ def make_app(service: Service, keys: Keys, page: str | None = None) -> FastAPI:
         keys=keys,
         body_bytes=service.settings.body_bytes,
         body_seconds=service.settings.body_seconds,
+        input_bytes=service.settings.input_bytes,
+        input_seconds=service.settings.input_seconds,
         count=count,
         page=page,
     )

@@ -20,6 +20,7 @@ from models.machine.errors import InputError
 from models.machine.files import Reservation, write_json
 from models.mochi.setup import Request
 from models.service.files import LATENTS, PREVIEW, RECORD, VIDEO
+from models.service.inputs import Inputs
 from models.service.jobs import Job
 from models.service.requests import Planned, Planner
 
@@ -83,9 +84,20 @@ class Engine(Protocol):
 class PipelineEngine:
     """The real engine: a `MochiPipeline` on a mesh that stays open. Another set of LoRAs loads the weights anew."""
 
-    def __init__(self, request: Request, lora_folder: Path | None = None, most_programs: int = MOST_PROGRAMS) -> None:
+    def __init__(
+        self,
+        request: Request,
+        lora_folder: Path | None = None,
+        inputs: Inputs | None = None,
+        most_programs: int = MOST_PROGRAMS,
+    ) -> None:
         """Take what `load` will open."""
-        self._request, self._lora_folder, self._most_programs = request, lora_folder, most_programs
+        self._request, self._lora_folder, self._inputs, self._most_programs = (
+            request,
+            lora_folder,
+            inputs,
+            most_programs,
+        )
         self._planner: Planner | None = None
         self._pipe: MochiPipeline | None = None
         self._loaded: tuple[Any, ...] = ()
@@ -95,7 +107,7 @@ class PipelineEngine:
 
     def load(self, progress: Progress, tell: Message) -> None:
         """See `Engine.load`."""
-        self._planner = Planner(self._request, self._lora_folder)
+        self._planner = Planner(self._request, self._lora_folder, inputs=self._inputs)
         self._open(self._planner.setup, progress)
 
     def _open(self, setup: Any, progress: Progress) -> MochiPipeline:
@@ -239,9 +251,12 @@ def _planned(planner: Planner, job: Job) -> Planned:
 
 def _job_of(planned: Planned, out: Path) -> generate.Job:
     prompt, negative = planned.prompts
-    request = generate.GenerateRequest(prompt, planned.setup.request, negative, save_latents=True, out=str(out))
+    start = {} if planned.start is None else planned.start.options
+    request = generate.GenerateRequest(
+        prompt, planned.setup.request, negative, save_latents=True, out=str(out), **start
+    )
     assert planned.setup.video is not None
-    return generate.Job(request, planned.setup, planned.setup.video, out, Reservation(out))
+    return generate.Job(request, planned.setup, planned.setup.video, out, Reservation(out), pictures=planned.pictures)
 
 
 def _written(frames: Any, made: generate.Job, progress: Progress) -> float:

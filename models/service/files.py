@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from models.service.inputs import Inputs
 from models.service.jobs import CANCELLED, COMPLETED, FAILED, JobStore, is_id
 
 VIDEO, RECORD = "video.mp4", "record.json"
@@ -166,10 +167,17 @@ class Janitor:
     """Lets results expire, by age and by size, and deletes what nothing refers to."""
 
     def __init__(
-        self, jobs: JobStore, files: Files, *, keep_seconds: float, keep_bytes: int, clock: Callable[[], float]
+        self,
+        jobs: JobStore,
+        files: Files,
+        inputs: Inputs,
+        *,
+        keep_seconds: float,
+        keep_bytes: int,
+        clock: Callable[[], float],
     ) -> None:
         """Take the bounds; `clock` is monotonic."""
-        self._jobs, self._files, self._clock = jobs, files, clock
+        self._jobs, self._files, self._inputs, self._clock = jobs, files, inputs, clock
         self._keep_seconds, self._keep_bytes = keep_seconds, keep_bytes
         self._last = clock()
 
@@ -191,5 +199,6 @@ class Janitor:
         for name in expired:
             self._files.remove(name)
         swept = self._files.sweep(self._jobs)
+        self._inputs.sweep(self._jobs.inputs())
         self._jobs.forget(max(30 * 86400.0, 2 * self._keep_seconds))
         return expired, swept

@@ -20,13 +20,14 @@ from models.machine.errors import InputError
 from models.service import schemas
 from models.service.errors import ServiceError
 from models.service.files import BadRange, byte_range, pieces
+from models.service.inputs import Input
 from models.service.jobs import Job
 from models.service.keys import Key
 from models.service.limits import encoded
 from models.service.service import Result, Service
 
 _MOST_FIELDS, _MOST_IDEMPOTENCY = 100, 200
-_LISTS = ("lora",)
+_LISTS, _FILES = ("lora",), ("input_reference", "image", "video", "file")
 Name = Annotated[str, Path(max_length=200, description="A video's id.", examples=["video_" + "0" * 32])]
 
 
@@ -98,10 +99,11 @@ async def fields_of(request: Request) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in form.multi_items():
         name = name.removesuffix("[]") if name.removesuffix("[]") in _LISTS else name
-        if isinstance(value, UploadFile):
+        name = name.removesuffix("[file_id]") if name.removesuffix("[file_id]") in _FILES else name
+        if isinstance(value, UploadFile) and name not in _FILES:
             raise ServiceError(
                 422,
-                f"field {short(name)} is a file: this service makes videos of text only",
+                f"field {short(name)} is a file: files are taken as {', '.join(_FILES)}",
                 "unknown_field",
                 name[:60],
             )
@@ -143,6 +145,17 @@ def broken(found: Any, model: type[BaseModel] | None = None) -> ServiceError:
     return ServiceError(422, f"{name} {rule}" if shown in rule else f"{name} {shown}: {rule}", "invalid_value", name)
 
 
+async def kept_file(request: Request, name: str, file: UploadFile) -> Input:
+    """Check and keep a file of a form.
+
+    Raises:
+        ServiceError: it breaks a rule, or there is no room.
+    """
+    content = await file.read()
+    limiter = request.app.state.submitters
+    return await to_thread.run_sync(lambda: service_of(request).keep(content, name), limiter=limiter)
+
+
 async def submit(request: Request, values: Mapping[str, Any]) -> Job:
     """Queue a video of a client's fields.
 
@@ -150,6 +163,12 @@ async def submit(request: Request, values: Mapping[str, Any]) -> Job:
         ServiceError: a field breaks its rule, or a bound is reached.
     """
     service, owner = service_of(request), owner_of(request)
+    files = {name: value for name, value in values.items() if isinstance(value, UploadFile)}
+    if "file" in files:
+        raise ServiceError(422, "field file is of POST /v1/files: send input_reference", "unknown_field", "file")
+    if len(files) > 1:
+        raise ServiceError(422, f"{' and '.join(files)} are both given: give one file", "invalid_value", min(files))
+    values = dict(values) | {name: (await kept_file(request, name, file)).id for name, file in files.items()}
     again = request.headers.get("idempotency-key")
     if again is not None and not 1 <= len(again) <= _MOST_IDEMPOTENCY:
         raise ServiceError(422, f"Idempotency-Key must have 1 to {_MOST_IDEMPOTENCY} letters", "invalid_value")

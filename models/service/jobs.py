@@ -274,6 +274,10 @@ class JobStore(Protocol):
         """Return of every job whose files may be there, by its name, the state, and the claim that completed it."""
         ...
 
+    def inputs(self) -> set[str]:
+        """Return the names of files that the jobs which wait or run start from."""
+        ...
+
     def may_clean(self) -> bool:
         """Return whether it is the caller's turn to let results expire: of all servers one at a time has it."""
         ...

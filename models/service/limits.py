@@ -9,8 +9,8 @@ import asyncio
 import json
 import time
 from asyncio import TimerHandle, Transport
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from secrets import token_hex
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +26,9 @@ from models.service.log import log, log_error
 
 OPEN = ("/health", "/ready", "/tt-liveness", "/openapi.json")
 """Paths that need no key: they say nothing of anybody's jobs."""
+_WITH_FILES = ("/v1/videos", "/v1/files", "/v1/videos/generations")
+"""Paths whose forms may hold a file."""
+MOST_UPLOADS = 4
 _DRAIN_BYTES, _DRAIN_SECONDS = 8 << 20, 2.0
 _GONE = 499
 """Status in the log and the metrics of a request whose client went away before it was whole."""
@@ -58,6 +61,8 @@ class Guard:
         *,
         body_bytes: int,
         body_seconds: float,
+        input_bytes: int = 0,
+        input_seconds: float = 0.0,
         count: Callable[[str, int, float], None] = lambda route, status, seconds: None,
         page: str | None = None,
     ) -> None:
@@ -68,11 +73,15 @@ class Guard:
             keys: who may ask; without any, everybody on this machine.
             body_bytes: most of a request.
             body_seconds: in which it must have come.
+            input_bytes: most of a file in a form, where files are taken.
+            input_seconds: in which such a form must have come.
             count: called with the route, the status and the seconds of every request.
             page: the path of a page, which needs no key for itself; None for none.
         """
         self._app, self._keys, self._count, self._page = app, keys, count, page
-        self._body_bytes, self._body_seconds = body_bytes, body_seconds
+        self._usual = (body_bytes, body_seconds)
+        self._with_file = (body_bytes + input_bytes, max(body_seconds, input_seconds))
+        self._uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -90,19 +99,24 @@ class Guard:
                 for name, value in _HEADERS.items():
                     of_page = name == "content-security-policy" and self._is_page(scope["path"])
                     headers.setdefault(name, _PAGE_POLICY if of_page else value)
-                if status in (401, 408, 413):
+                if status in (401, 408, 413, 429):
                     headers["connection"] = "close"  # Its body is not read.
             await send(message)
 
         try:
             if self._is_page(scope["path"]) and not self._of_page(scope["method"], scope["path"]):
                 raise ServiceError(404, "this path does not exist", "not_found")
-            key = self._admit(Headers(scope=scope), scope["path"])
+            headers = Headers(scope=scope)
+            uploads = self._takes_file(scope["method"], scope["path"], headers)
+            most, seconds = self._with_file if uploads else self._usual
+            key = self._admit(headers, scope["path"], most)
             scope.setdefault("state", {})["key"] = key
-            await self._app(scope, self._bounded(receive), answer)
+            large = uploads and (_length(headers) > self._usual[0] or "content-length" not in headers)
+            with self._counted(large):
+                await self._app(scope, self._bounded(receive, most, seconds), answer)
         except ServiceError as error:
             if not status:
-                if error.status in (401, 403, 413):
+                if error.status in (401, 403, 413, 429):
                     await _drain(receive)
                 await _refuse(error, answer)
         except ClientDisconnect:
@@ -127,15 +141,40 @@ class Guard:
             owner=None if key is None else key.name,
         )
 
-    def _admit(self, headers: Headers, path: str) -> Key | None:
+    def _takes_file(self, method: str, path: str, headers: Headers) -> bool:
+        """Return whether a request is a form that may hold a file."""
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        return method == "POST" and path in _WITH_FILES and kind == "multipart/form-data"
+
+    @contextmanager
+    def _counted(self, counts: bool) -> Iterator[None]:
+        """Hold one of the few places for large requests, whose bodies are in memory, while the block runs.
+
+        Raises:
+            ServiceError: all are taken.
+        """
+        if counts and self._uploads >= MOST_UPLOADS:
+            raise ServiceError(
+                429,
+                f"{self._uploads} files are sent at present: try again",
+                "too_many_uploads",
+                None,
+                {"Retry-After": "5"},
+            )
+        self._uploads += counts
+        try:
+            yield
+        finally:
+            self._uploads -= counts
+
+    def _admit(self, headers: Headers, path: str, most: int) -> Key | None:
         """Return who asks; None for an open path.
 
         Raises:
             ServiceError: nobody who may; or a body that is too large.
         """
-        length = headers.get("content-length")
-        if length is not None and length.isascii() and length.isdigit() and int(length) > self._body_bytes:
-            raise self._too_large()
+        if _length(headers) > most:
+            raise _too_large(most)
         if not self._keys:
             self._check_origin(headers)
             return _LOCAL_KEY
@@ -181,9 +220,9 @@ class Guard:
         if headers.get("sec-fetch-site") == "cross-site":
             raise ServiceError(403, "a service without keys answers to no page of another site", "wrong_origin")
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _bounded(self, receive: Receive, most: int, seconds: float) -> Receive:
         """Return a receiver that gives up on bodies that are too long or come too slowly."""
-        end, got, done = time.monotonic() + self._body_seconds, 0, False
+        end, got, done = time.monotonic() + seconds, 0, False
 
         async def bounded() -> Message:
             nonlocal got, done
@@ -193,20 +232,27 @@ class Guard:
                 message = await asyncio.wait_for(receive(), max(end - time.monotonic(), 0.001))
             except TimeoutError:
                 raise ServiceError(
-                    408, f"the request did not come within {self._body_seconds:g} seconds", "request_timeout"
+                    408, f"the request did not come within {seconds:g} seconds", "request_timeout"
                 ) from None
             got += len(message.get("body", b""))
             done = message["type"] != "http.request" or not message.get("more_body", False)
-            if got > self._body_bytes:
-                raise self._too_large()
+            if got > most:
+                raise _too_large(most)
             return message
 
         return bounded
 
-    def _too_large(self) -> ServiceError:
-        return ServiceError(
-            413, f"the request has more than {self._body_bytes} bytes, the most that is read", "too_large"
-        )
+
+def _too_large(most: int) -> ServiceError:
+    return ServiceError(413, f"the request has more than {most} bytes, the most that is read", "too_large")
+
+
+def _length(headers: Headers) -> int:
+    """Return the length that a request states; 0 where it states none."""
+    length = headers.get("content-length")
+    if length is not None and length.isascii() and length.isdigit():
+        return int(length)
+    return 0
 
 
 def _host(text: str) -> str:

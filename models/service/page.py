@@ -55,6 +55,8 @@ _LABELS = {
     "num_inference_steps": "Steps",
     "guidance_scale": "Guidance",
     "seed": "Seed",
+    "input_reference": "The picture or video",
+    "strength": "Strength",
     "lora": "LoRA",
 }
 """What the page calls the fields of a request."""
@@ -62,6 +64,25 @@ _SENTENCES = {
     "not_found": "This video is not there any more: choose another one",
     "already_ended": "This video has ended already",
 }
+_NOT_SENT = "not sent: "
+_SEND = """async (...given) => {
+  const file = document.querySelector('#mochi-file')?.files[0], key = given[0], place = given.length - 1
+  if (!file) return given
+  const form = new FormData()
+  form.append('file', file)
+  try {
+    const answer = await fetch('/v1/files', {
+      method: 'POST', body: form, headers: key ? {Authorization: `Bearer ${key}`} : {},
+    })
+    const said = await answer.json()
+    given[place] = answer.ok ? said.id : 'not sent: ' + said.error.message
+  } catch (error) {
+    given[place] = 'not sent: the file could not be sent: try again'
+  }
+  document.querySelector('#mochi-file').value = ''
+  return given
+}"""
+"""Sends the chosen file before the fields: by the service's own route, with its key and its bounds."""
 _GONE = "gone "
 """Begins what the page remembers where the chosen video was deleted, whose sentence then stays."""
 _MARKS = {"queued": "…", "in_progress": "▶", "cancelling": "▶", "completed": "✓", "failed": "✗", "cancelled": "-"}
@@ -124,6 +145,9 @@ class Page:
             ServiceError: a field breaks its rule, or a bound is reached.
         """
         given = {name: value for name, value in fields.items() if value not in (None, "", [])}
+        source = str(given.get("input_reference", ""))
+        if source.startswith(_NOT_SENT):
+            raise ServiceError(422, source.removeprefix(_NOT_SENT)[:300], "invalid_file", "input_reference")
         given.setdefault("seed", secrets.randbelow(2**31))
         return self._service.submit(self.owner(typed), checked(given)).id
 
@@ -170,6 +194,9 @@ class Page:
             given |= {"width": job.about["width"], "height": job.about["height"]}
         if given.pop("seconds", None) is not None:
             given["num_frames"] = job.about["num_frames"]
+        for kind in ("image", "video"):
+            if kind in given:
+                given["input_reference"] = given.pop(kind)
         return given, sorted(set(given) - set(_LABELS) - {"model"})
 
     def routes(self) -> APIRouter:
@@ -265,6 +292,19 @@ class Page:
                         visible=bool(loras),
                         info="NAME, or NAME:0.8 for its strength.",
                     )
+                    gr.HTML(
+                        "<label>Start from a picture or a video (optional) "
+                        "<input type='file' id='mochi-file' accept='image/*,video/*'></label>"
+                    )
+                    with gr.Row():
+                        strength = number("Strength", "0 keeps it, 1 ignores it. Empty: 0.8")
+                        source = gr.Textbox(
+                            label="File that was sent",
+                            interactive=True,
+                            max_length=400,
+                            elem_id="mochi-source",
+                            info="Empty it to start from noise alone.",
+                        )
                     make = gr.Button("Make the video", variant="primary", elem_id="mochi-make")
                     if (words := self._service.planner.words) is not None:
                         with gr.Accordion("Words that this model knows", open=False):
@@ -289,6 +329,8 @@ class Page:
                 "guidance_scale": scale,
                 "seed": seed,
                 "lora": lora,
+                "strength": strength,
+                "input_reference": source,  # the last one, by `_SEND`
             }
 
             def guarded(action: Any, outputs: int, *, clears: bool = True, says: bool = False) -> Any:
@@ -344,9 +386,12 @@ class Page:
                 )
 
             def submitted(token: str, *values: Any) -> tuple[Any, ...]:
-                return (self.submit(token, dict(zip(inputs, values, strict=True))),)
+                given = dict(zip(inputs, values, strict=True))
+                return self.submit(token, given), given["input_reference"]
 
-            made = make.click(guarded(submitted, 1), [typed, *inputs.values()], [said, chosen], **quick)
+            made = make.click(
+                guarded(submitted, 2), [typed, *inputs.values()], [said, chosen, source], js=_SEND, **quick
+            )
             refresh(made.success)
             cancelled = cancel.click(
                 guarded(lambda token, name: (self._cancelled(token, name),), 1),
@@ -384,7 +429,7 @@ class Page:
 def sentence_of(error: ServiceError) -> str:
     """Say an error in a sentence, with the page's names of the fields."""
     text = _SENTENCES.get(error.code, error.message)
-    if error.code in ("invalid_value", "missing_field") and error.param in _LABELS:
+    if error.code in ("invalid_value", "missing_field", "invalid_file") and error.param in _LABELS:
         text = re.sub(rf"^{error.param}\b", _LABELS[error.param], text)
     text = re.sub(r"\b[a-z]+_[a-z_]+\b", lambda found: _LABELS.get(found[0], found[0]), text)
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."

@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from models.jobs.generate import GenerateRequest
+from models.jobs.start import from_source
 from models.machine import paths
 from models.machine.checks import check_text, short, stated_number
 from models.machine.errors import InputError, MissingInputError
@@ -20,14 +22,32 @@ from models.mochi.presets import preset
 from models.mochi.setup import Request, Setup, VideoRequest, planned_forwards, resolve
 from models.mochi.text.words import Words
 from models.service.errors import ServiceError
+from models.service.inputs import Inputs
 from weight_cache.checkpoints.lora import LoraRequest
 
+_FILES, _OF_A_START = ("input_reference", "image", "video"), ("strength", "fit", "edit", "eta", "eta_end")
+_KINDS = {"image": "a picture", "video": "a video"}
 # Fields of a client that have another name in `VideoRequest`.
 RENAMED = {"num_inference_steps": "num_steps"}
 # Of `VideoRequest`, under their names there.
 _OF_A_VIDEO = tuple(field.name for field in fields(VideoRequest))
 MOST_LORAS = 8
 _STEPS = re.compile(r"steps:[0-9, ]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The file of a client that a video starts from.
+
+    Attributes:
+        kind: "image" or "video".
+        name: of the file.
+        options: of `models.jobs.generate.GenerateRequest`.
+    """
+
+    kind: str
+    name: str
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,12 +59,16 @@ class Planned:
         fields: as the job keeps them: by the names of a client, without what was left out.
         about: size, frames and what else an answer shows, as plain data.
         messages: what the client should know before.
+        start: the file that it starts from; None for noise alone.
+        pictures: of that file; see `models.jobs.start.from_source`.
     """
 
     setup: Setup
     fields: dict[str, Any]
     about: dict[str, Any]
     messages: list[str]
+    start: Start | None = None
+    pictures: Any = None
 
     @property
     def prompts(self) -> tuple[str, str]:
@@ -55,7 +79,13 @@ class Planned:
 class Planner:
     """Checks the fields of clients against the one set-up of a service."""
 
-    def __init__(self, request: Request, lora_folder: Path | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        lora_folder: Path | None = None,
+        name: str | None = None,
+        inputs: Inputs | None = None,
+    ) -> None:
         """Resolve what the service runs: `request` without a video and without LoRAs of a client.
 
         Raises:
@@ -66,7 +96,7 @@ class Planner:
             raise InputError("a service needs weights: name a model")
         self.base = replace(self.setup.request, model=self.setup.checkpoint, variant=None, base=None)
         self.base = replace(self.base, precision=self.setup.precision.name)
-        self.lora_folder = lora_folder
+        self.lora_folder, self.inputs = lora_folder, inputs
         self.name = name or served_name(request.model)
         self.loras()
 
@@ -117,17 +147,52 @@ class Planner:
         if isinstance(reuse, str) and reuse.startswith("steps:") and not _STEPS.fullmatch(reuse):  # never a file
             raise _broken(f"reuse {short(reuse)} must list steps, such as steps:3,4,6", "reuse")
         loras = self._settle_loras(values)
+        start = self._settle_start(values)
+        kept = {name: value for name, value in kept.items() if name not in _FILES}
+        if start is not None:
+            kept[start.kind] = start.name
         video = {RENAMED.get(name, name): value for name, value in values.items()}
         video = {name: value for name, value in video.items() if name in _OF_A_VIDEO}
         unknown = set(values) - {"prompt", "negative_prompt", "lora"} - set(video) - set(RENAMED)
         assert not unknown, unknown
         try:
             setup = resolve(replace(self.base, loras=loras, video=VideoRequest(**video)))
+            setup, pictures = self._started(setup, start)
         except MissingInputError as error:
             raise ServiceError(503, "the model's files are not complete at present", "model_unavailable") from error
         except InputError as error:
             raise _broken(str(error), _named_in(str(error), kept)) from error
-        return Planned(setup, kept, self._about(setup, kept), self._messages(setup, kept))
+        return Planned(setup, kept, self._about(setup, kept), self._messages(setup, kept), start, pictures)
+
+    def _settle_start(self, values: dict[str, Any]) -> Start | None:
+        """Take the file that a video starts from, and what belongs to it, out of the fields."""
+        files = {name: values.pop(name) for name in _FILES if name in values}
+        options = {name: values.pop(name) for name in _OF_A_START if name in values}
+        if not files:
+            if options:
+                name = next(iter(options))
+                raise _broken(f"{name} belongs to a picture or a video to start from: send input_reference", name)
+            return None
+        if len(files) > 1:
+            raise _broken(f"{' and '.join(files)} are both given: give one file", next(iter(files)))
+        ((field, name),) = files.items()
+        found = None if self.inputs is None else self.inputs.find(name)
+        if found is None:
+            raise _broken(f"{field} {name[:12]}... is not there, or not any more: send the file again", field)
+        path, kind = found
+        if field not in ("input_reference", kind):
+            raise _broken(f"{field} is {_KINDS[kind]}: give it as {kind}", field)
+        return Start(kind, name, {"source": str(path), "is_image": kind == "image", **options})
+
+    def _started(self, setup: Setup, start: Start | None) -> tuple[Setup, Any]:
+        """Return the set-up of a video that starts from a file, and the file's pictures."""
+        if start is None:
+            return setup, None
+        request = GenerateRequest("", setup.request, **start.options)
+        try:
+            return from_source(request, setup)
+        except InputError as error:
+            raise InputError(str(error).replace(start.options["source"], f"the {start.kind}")) from error
 
     def _settle_size(self, values: dict[str, Any]) -> None:
         size = values.pop("size", None)

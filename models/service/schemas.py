@@ -17,6 +17,7 @@ MOST_PROMPT = 8000
 MOST_NUMBERS = 1001
 """Most numbers of a schedule."""
 _SIZE = re.compile(r"^[0-9]{1,6}x[0-9]{1,6}$", re.ASCII)
+_FILE = re.compile(r"file-[0-9a-f]{64}", re.ASCII)
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 
@@ -98,6 +99,34 @@ Numbers = Annotated[
 ]
 
 
+def _file_id(value: Any) -> Any:
+    """Take the id of a file, also as OpenAI's `{"file_id": ID}`."""
+    if isinstance(value, dict) and list(value) == ["file_id"]:
+        value = value["file_id"]
+    if not isinstance(value, str) or not _FILE.fullmatch(value):
+        raise ValueError(f"{short(value)} must be the id of POST /v1/files, or a file of a form")
+    return value
+
+
+FileId = Annotated[
+    str,
+    BeforeValidator(_file_id),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^file-[0-9a-f]{64}$"},
+                {
+                    "type": "object",
+                    "properties": {"file_id": {"type": "string", "pattern": r"^file-[0-9a-f]{64}$"}},
+                    "required": ["file_id"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
+
+
 class VideoCreate(BaseModel):
     """A video to make. What is left out is the checkpoint's default, as for `mochi-tt generate`."""
 
@@ -151,6 +180,18 @@ class VideoCreate(BaseModel):
         None,
         description="NAME or NAME:STRENGTH of the service's LoRAs (GET /v1/loras); several in a list or by commas.",
     )
+    input_reference: FileId | None = Field(
+        None, description="A picture or a video to start from: a file of the form, or the id of POST /v1/files."
+    )
+    image: FileId | None = Field(None, description="The same, a picture: it stands still. Mochi has no weights for it.")
+    video: FileId | None = Field(None, description="The same, a video. Frames are its own, as many as are asked for.")
+    strength: Real | None = Field(
+        None, description="Share of the steps that are done from there: 1 is a video of the text alone, 0 the source."
+    )
+    fit: bool | None = Field(None, description="Show the whole picture, with black bars; else its middle is cut out.")
+    edit: bool | None = Field(None, description="Edit the video by RF-inversion, in place of strength.")
+    eta: Real | None = Field(None, description="Of edit: how strongly the video is kept, from 0 to 1.")
+    eta_end: Real | None = Field(None, description="Of edit: share of the steps in which it is.")
 
 
 class JobError(BaseModel):
@@ -221,6 +262,19 @@ class ErrorBody(BaseModel):
     """The one shape of all errors."""
 
     error: ErrorDetail
+
+
+class FileObject(BaseModel):
+    """A file that was sent, in OpenAI's shape."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    kind: Literal["image", "video"]
 
 
 class Named(BaseModel):

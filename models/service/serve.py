@@ -78,10 +78,12 @@ def serve(
     os.umask(0o077)  # Of the worker's process too: prompts and videos are this user's alone.
     _make_folders(settings)
     with settings.alone("service", _LOCK_SECONDS), _listening(host, port) as listener:
-        planner = Planner(request, lora_folder)
+        planner = Planner(request, lora_folder, inputs=settings.inputs)
         jobs = open_store(settings.database, settings.lease_seconds)
         jobs.catch_up()
-        supervisor = Supervisor(settings, jobs, make_engine or partial(PipelineEngine, request, lora_folder))
+        supervisor = Supervisor(
+            settings, jobs, make_engine or partial(PipelineEngine, request, lora_folder, settings.inputs)
+        )
         service = Service(settings, jobs, planner, supervisor)
         server = _server(service, keys, page=page)
         _log_libraries()
@@ -121,6 +123,7 @@ def _run(settings: Settings, service: Service, supervisor: Supervisor) -> None:
     janitor = Janitor(
         service.jobs,
         Files(settings.results),
+        settings.inputs,
         keep_seconds=settings.keep_seconds,
         keep_bytes=settings.keep_bytes,
         clock=time.monotonic,

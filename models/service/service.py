@@ -5,6 +5,7 @@ They are synchronous and safe to call from any thread. An `owner` is the name of
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import threading
@@ -13,9 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from models.machine.errors import InputError
 from models.service.errors import ServiceError, unknown_job
 from models.service.estimate import LATEST, Rates, places, rates
 from models.service.files import PREVIEW, VIDEO, Files
+from models.service.inputs import Input
 from models.service.jobs import (
     CANCELLING,
     COMPLETED,
@@ -117,6 +120,30 @@ class Service:
             return _RETRY_FULL
         seconds = places(waiting, found)[waiting[0].id][1]
         return max(1, min(int(seconds or _RETRY_FULL), 3600))
+
+    def keep(self, content: bytes, field: str = "file") -> Input:
+        """Check a file that a client sent, and keep it for its videos.
+
+        Raises:
+            ServiceError: it breaks a rule, or there is no room.
+        """
+        if len(content) > self.settings.input_bytes:
+            raise ServiceError(
+                413, f"{field} has more than {self.settings.input_bytes} bytes, the most of a file", "too_large", field
+            )
+        try:
+            if self.jobs.is_full():
+                raise OSError(errno.ENOSPC, "no room")
+            with self._planning:
+                kept = self.settings.inputs.keep(content)
+        except InputError as error:
+            raise ServiceError(422, f"{field}: {error}", "invalid_file", field) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise unavailable(StoreUnavailable("no room", full=True)) from error
+        log("file kept", file=kept.id, kind=kept.kind, bytes=kept.bytes)
+        return kept
 
     def get(self, name: str, owner: str | None) -> Job:
         """Return a job.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from models.jobs.media import Limits
+from models.service.inputs import Inputs
 from models.service.jobs import LEASE_SECONDS
 from models.service.locks import locked
 
@@ -24,6 +26,9 @@ class Settings:
         keep_bytes: of all results; the oldest expire above.
         body_bytes: of a request.
         body_seconds: in which a request must have come.
+        input_bytes: of a picture or a video that a client sends.
+        input_seconds: in which a request with one must have come.
+        input_limits: what such a file may not exceed.
         send_seconds: for which a client may leave a piece of an answer unread.
         stall_seconds: without any progress of a job, after which its worker is killed.
         on_stop: "finish" or "park" the present job at SIGTERM.
@@ -39,6 +44,9 @@ class Settings:
     keep_bytes: int = 50 * GIGABYTE
     body_bytes: int = 1 << 20
     body_seconds: float = 30.0
+    input_bytes: int = 50_000_000
+    input_seconds: float = 300.0
+    input_limits: Limits = field(default_factory=Limits)
     send_seconds: float = 120.0
     stall_seconds: float = 6 * 3600.0
     on_stop: str = "park"
@@ -60,6 +68,11 @@ class Settings:
         """
         with nullcontext() if self.shared else locked(self.folder / f"{what}.lock", seconds, what):
             yield
+
+    @property
+    def inputs(self) -> Inputs:
+        """What clients have sent."""
+        return Inputs(self.folder / "inputs", self.input_limits)
 
     @property
     def results(self) -> Path:

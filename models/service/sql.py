@@ -390,6 +390,12 @@ class SqlJobs(ABC):
         rows = self._read("SELECT id, state, result FROM jobs WHERE expired = 0")
         return {row["id"]: (row["state"], json.loads(row["result"]).get("claim", "")) for row in rows}
 
+    def inputs(self) -> set[str]:
+        """See `JobStore.inputs`."""
+        rows = self._read(f"SELECT fields FROM jobs WHERE {_WAITING} AND fields LIKE '%\"file-%'")
+        found = [json.loads(row["fields"]) for row in rows]
+        return {name for each in found for name in (each.get("image"), each.get("video")) if name is not None}
+
     def may_clean(self) -> bool:
         """See `JobStore.may_clean`."""
         return True

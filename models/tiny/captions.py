@@ -19,7 +19,7 @@ from models.tiny.scenes import Scene, Thing
 # Share of captions that name a property, such as the size, where it is not the usual one; and the background.
 NAMED, BACKGROUND_NAMED = 0.85, 0.5
 # Shares of captions with a typing error, with words that say nothing of the scene, and with an end mark.
-TYPO, FILLED, ENDED = 0.15, 0.15, 0.15
+TYPO, FILLED, ENDED = 0.25, 0.2, 0.2
 _PLACES = {
     False: (("on the left", "on the right"), ("on the left side", "on the right side")),
     True: (("at the top", "at the bottom"), ("above", "below")),
@@ -160,13 +160,13 @@ def _subject(thing: Thing, rng: random.Random) -> str:
     noun = _usual(rng, words.NOUNS[thing.shape], 0.6)
     size, article = _size(thing, rng), rng.choice(words.ARTICLES)
     form = rng.random()
-    if form < 0.05:
+    if form < 0.08:
         text = f"{size} {noun} that is {colour}"
-    elif form < 0.08:
-        text = f"{size} {noun} in {colour}"
-    elif form < 0.12:
-        text = f"{size} {colour} {rng.choice(('coloured', 'colored'))} {noun}"
     elif form < 0.15:
+        text = f"{size} {noun} in {colour}"
+    elif form < 0.19:
+        text = f"{size} {colour} {rng.choice(('coloured', 'colored'))} {noun}"
+    elif form < 0.22:
         text = f"{colour} {size} {noun}"
     else:
         text = f"{size} {colour} {noun}"

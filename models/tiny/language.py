@@ -58,8 +58,7 @@ DIRECTIONS = {
         f"{side}wards",
         f"{side}ward",
         f"towards the {side}",
-        f"from {other} to {side}",
-        f"from the {other} to the {side}",
+        *(f"from {other} to {side}", f"from the {other} to the {side}", f"{other} to {side}") * 2,
         f"to the {side} side",
         f"towards the {side} edge",
     )
@@ -71,8 +70,7 @@ DIRECTIONS = {
         f"{side}ward",
         f"to the {end}",
         f"towards the {end}",
-        f"from {other} to {end}",
-        f"from the {other} to the {end}",
+        *(f"from {other} to {end}", f"from the {other} to the {end}", f"{other} to {end}") * 2,
     )
     for side, end, other in (("up", "top", "bottom"), ("down", "bottom", "top"))
 }
@@ -86,12 +84,17 @@ PHRASES: dict[str, tuple[Phrase, ...]] = {
         ("get larger", "gets larger", "getting larger"),
         ("grow larger", "grows larger", "growing larger"),
         ("become bigger", "becomes bigger", "becoming bigger"),
+        ("become huge", "becomes huge", "becoming huge"),
+        ("turn bigger", "turns bigger", "turning bigger"),
+        ("turn larger", "turns larger", "turning larger"),
         ("become larger", "becomes larger", "becoming larger"),
         ("expand", "expands", "expanding"),
     ),
     "shrinking": (
         ("shrink", "shrinks", "shrinking"),
         ("get smaller", "gets smaller", "getting smaller"),
+        ("grow smaller", "grows smaller", "growing smaller"),
+        ("turn smaller", "turns smaller", "turning smaller"),
         ("become smaller", "becomes smaller", "becoming smaller"),
         ("become tiny", "becomes tiny", "becoming tiny"),
     ),
@@ -163,6 +166,14 @@ PATTERNS = (
     "{s} and it {vs}",
     "in this video {s} {vs}",
     "watch {s} {v}",
+    "here is a video in which {s} {vs}",
+    "could you make {s} {v}",
+    "let me see {s} {ving}",
+    "i want a clip where {s} {vs}",
+    "draw {s}, which {vs}",
+    "we can watch {s} {ving}",
+    "this is {s} and it {vs}",
+    "notice how {s} {vs}",
 )
 # Of two things, which differ in their motions too.
 PAIRED = (
@@ -178,6 +189,15 @@ PAIRED = (
     "there is {s} {ving} and {s2} {ving2}",
     "{s} that {vs} and {s2} that {vs2}",
     "we see {s} and {s2}, {s} {vs} and {s2} {vs2}",
+    "{s} {vs} but {s2} {vs2}",
+    "{s} {vs}, and {s2} {vs2}",
+    "show {s} that {vs} next to {s2} that {vs2}",
+    "make {s} {v} and {s2} {v2}",
+    "watch {s} {v} and {s2} {v2}",
+    "{s}, {ving}, and {s2}, {ving2}",
+    "{s} {ving} beside {s2} {ving2}",
+    "{s} {vs} with {s2} {ving2}",
+    "i want a clip where {s} {vs} and {s2} {vs2}",
 )
 # Of two things that move alike.
 TOGETHER = (
@@ -196,6 +216,10 @@ TOGETHER = (
     "i want to see {s} and {s2} {ving}",
     "there are {s} and {s2}, they {v}",
     "make {s} and {s2} {v}",
+    "{s} with {s2}, both {ving}",
+    "{s} {vs} and so does {s2}",
+    "{s} {ving} with {s2}",
+    "let me see {s} and {s2} {ving}",
 )
 # Of two things of one kind.
 ALIKE = (

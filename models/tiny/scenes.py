@@ -51,13 +51,15 @@ HORIZONTAL, VERTICAL, SCALING = ("left", "right"), ("up", "down", "bouncing"), (
 SPEEDS = ("slow", "normal", "quick")
 SIZES = ("small", "normal", "big")
 # Smallest and largest radius of each size, and distance of each speed between the first and the last frame.
-RADII = {"small": (5.0, 6.0), "normal": (8.0, 10.5), "big": (13.0, 15.0)}
+RADII = {"small": (6.0, 7.0), "normal": (8.5, 10.5), "big": (13.0, 15.0)}
 TRAVELS = {"slow": (10.0, 14.0), "normal": (20.0, 27.0), "quick": (34.0, 44.0)}
 # Change of the radius of a thing that grows or shrinks, as a share of the radius half-way.
 RATES = {"slow": 0.55, "normal": 0.9, "quick": 1.25}
 # Reach of the largest shape in units of the radius, and the least room for a motion along a side of its box.
 REACH, ROOM = 1.15, 40
-TWO_SHARE = 0.4
+TWO_SHARE = 0.5
+# Part of the room within its box that a thing's place is drawn from, around the middle.
+SPREAD = 0.6
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ def _thing(
 
 
 def _between(rng: random.Random, low: float, high: float) -> float:
-    return rng.uniform(low, high) if low < high else (low + high) / 2
+    """Return a random number around the middle of two, within the part `SPREAD` of their distance."""
+    return (low + high + rng.uniform(-SPREAD, SPREAD) * max(0.0, high - low)) / 2
 
 
 def track(thing: Thing, num_frames: int) -> torch.Tensor:

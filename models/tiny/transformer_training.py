@@ -9,12 +9,14 @@ Latents are [B, 12, T', H / 8, W / 8], token ids and masks [B, L].
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from models.mochi.sampling.schedule import TIMESTEPS
+from models.tiny.hints import Heads
 from models.tiny.training import Batch, Losses, Schedule, Training, mixed_precision
 
 # 8 heads divide over every TP that divides 8. The visual width is 8 x 32 = 256.
@@ -45,6 +47,11 @@ DROPPED = 0.1
 # things there are, where, and which way they go is decided near sigma 0.95. In a run with uniform ones alone the shapes
 # were sharp, but many videos for two things showed three, and up and down were often confused.
 HIGH_SHARE, HIGH = 0.4, 0.75
+# Weights, beside the error of the velocity, of naming what a token shows, and of naming the things of the caption.
+# Both teach which colour, shape and motion belong together, which the velocity alone teaches slowly.
+SEEN_WEIGHT, TOLD_WEIGHT = 0.04, 0.04
+# The block after which the visual tokens are read.
+SEEN_AFTER = 1
 # Radians per position. Frames are numbered 0, 1, 2; rows and columns span about +-72 on a 4 x 4 grid, and +-78 by
 # +-118 on one of 4 x 6.
 ROPE_STD = (0.7, 0.02, 0.02)
@@ -68,6 +75,16 @@ class TextToVelocity(torch.nn.Module):
             transformer.proj_out.weight.zero_()
             transformer.proj_out.bias.zero_()
         self.transformer = transformer
+        self.heads = Heads(
+            TRANSFORMER["num_attention_heads"] * TRANSFORMER["attention_head_dim"], TEXT_ENCODER["d_model"]
+        )
+        # What the last forward gave to the heads.
+        self.visual: Any = None
+        self.text: Any = None
+        transformer.transformer_blocks[SEEN_AFTER + 1].norm1.register_forward_pre_hook(self._keep)
+
+    def _keep(self, norm: Any, args: Any) -> None:
+        self.visual = args[0]
 
     def forward(
         self, latents_BCTHW: torch.Tensor, sigma_B: torch.Tensor, ids_BL: torch.Tensor, mask_BL: torch.Tensor
@@ -80,6 +97,7 @@ class TextToVelocity(torch.nn.Module):
         seen = mask_BL | ~mask_BL.any(1, keepdim=True)
         embeds = self.text_encoder(ids_BL, attention_mask=seen.long()).last_hidden_state
         embeds = embeds * mask_BL[..., None]
+        self.text = embeds
         return self.transformer(latents_BCTHW, embeds, (1 - sigma_B) * TIMESTEPS, mask_BL).sample
 
 
@@ -175,9 +193,47 @@ def start_training(
     return Training(model, losses, schedule, folder, graphs)
 
 
+@dataclass(frozen=True)
+class Source:
+    """Scenes of one size to train on.
+
+    Attributes:
+        latents: normalised as the transformer takes them, [N, 12, T', H / 8, W / 8].
+        ids: token ids of R captions of each, padded with 0, [N, R, L].
+        shown: which thing each visual token shows, [N, tokens]; see `models.tiny.hints`.
+        things: shape, colour and motion of both things, [N, 2, 3].
+        buckets: indices into the N x R captions, and the length to which the captions of each bucket are cut.
+    """
+
+    latents: torch.Tensor
+    ids: torch.Tensor
+    shown: torch.Tensor
+    things: torch.Tensor
+    buckets: tuple[tuple[torch.Tensor, int], ...]
+
+    @classmethod
+    def of(
+        cls, latents: torch.Tensor, ids: torch.Tensor, hints: Sequence[torch.Tensor], lengths: Sequence[int] = ()
+    ) -> Source:
+        """Sort captions by their length into buckets.
+
+        Args:
+            latents: see the class.
+            ids: see the class.
+            hints: `shown` and `things`.
+            lengths: longest caption of each bucket but the last, rising. Short batches cost less; each length is
+                compiled for itself.
+        """
+        count, found, low = (ids != 0).sum(-1).flatten(), [], 0
+        for length in (*lengths, ids.shape[-1]):
+            found.append((((count > low) & (count <= length)).nonzero()[:, 0], length))
+            low = length
+        return cls(latents, ids, *hints, tuple(bucket for bucket in found if len(bucket[0])))
+
+
 def run_training(
     training: Training,
-    sources: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    sources: Sequence[Source],
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
     batch: int = BATCH,
 ) -> Any:
@@ -185,44 +241,50 @@ def run_training(
 
     Args:
         training: see `start_training`.
-        sources: of the wide and the small size the latents, normalised as the transformer takes them, and the captions'
-            token ids, [N, R, L].
+        sources: the wide and the small size; or the wide one alone.
         progress: called as `progress(done, total, text)`.
         batch: number of scenes of a step.
     """
 
     def batch_of(step: int) -> Batch:
-        return make_batch(*sources[step % SMALL_EVERY == SMALL_EVERY - 1], step, batch)
+        return make_batch(sources[-1 if step % SMALL_EVERY == SMALL_EVERY - 1 else 0], step, batch)
 
     return training.run(batch_of, progress).eval()
 
 
-def make_batch(latents: torch.Tensor, ids: torch.Tensor, step: int, count: int) -> Batch:
-    """Return the random scenes, captions, noise and noise levels of a step."""
-    device = latents.device
+def make_batch(source: Source, step: int, count: int) -> Batch:
+    """Return the random scenes, noise, noise levels, captions and hints of a step."""
+    device = source.latents.device
     generator = torch.Generator(device).manual_seed(step)
-    scene = torch.randint(len(latents), (count,), generator=generator, device=device)
-    choice = torch.randint(ids.shape[1], (count,), generator=generator, device=device)
-    chosen = latents[scene].float()
-    tokens = ids[scene, choice].long()
+    sizes = torch.tensor([float(len(pairs)) for pairs, _ in source.buckets])
+    pairs, length = source.buckets[int(torch.multinomial(sizes, 1, generator=torch.Generator().manual_seed(step)))]
+    pair = pairs[torch.randint(len(pairs), (count,), generator=generator, device=device)]
+    scene = pair // source.ids.shape[1]
+    chosen = source.latents[scene].float()
+    tokens = source.ids.flatten(0, 1)[pair, :length].long()
     kept = torch.rand((count, 1), generator=generator, device=device) >= DROPPED
     sigma, high = torch.rand((2, count), generator=generator, device=device)
     sigma = torch.where(high < HIGH_SHARE, HIGH + (1 - HIGH) * sigma, sigma)
     eps = torch.randn(chosen.shape, generator=generator, device=device)
-    return chosen, eps, sigma, tokens, (tokens != 0) & kept
+    return chosen, eps, sigma, tokens, (tokens != 0) & kept, source.shown[scene], source.things[scene]
 
 
 def velocity_losses(
-    model: torch.nn.Module,
+    model: TextToVelocity,
     latents_BCTHW: torch.Tensor,
     eps_BCTHW: torch.Tensor,
     sigma_B: torch.Tensor,
     ids_BL: torch.Tensor,
     mask_BL: torch.Tensor,
+    shown_BN: torch.Tensor,
+    things_BK3: torch.Tensor,
 ) -> Losses:
-    """Return the mean squared error of the velocity `z0 - eps` at the noise levels `sigma`."""
+    """Return the mean squared error of the velocity `z0 - eps` at the noise levels `sigma`, and those of the hints."""
     share = sigma_B.view(-1, 1, 1, 1, 1)
     noisy = share * eps_BCTHW + (1 - share) * latents_BCTHW
     with mixed_precision(latents_BCTHW.device):
         velocity = model(noisy, sigma_B, ids_BL, mask_BL)
-    return {"loss": (velocity.float() - (latents_BCTHW - eps_BCTHW)).square().mean()}
+    error = (velocity.float() - (latents_BCTHW - eps_BCTHW)).square().mean()
+    seen = model.heads.seen_loss(model.visual, shown_BN, things_BK3)
+    told = model.heads.told_loss(model.text, mask_BL, things_BK3)
+    return {"loss": error + SEEN_WEIGHT * seen + TOLD_WEIGHT * told, "velocity": error, "seen": seen, "told": told}

@@ -383,7 +383,7 @@ def guides_no_more(pipe, step, timestep, tensors):
         (dict(num_frames="7"), "num_frames"),
         (dict(num_frames=0), "num_frames"),
         (dict(height=40), "height"),
-        (dict(strength=0.5), "'strength'"),
+        (dict(strength=0.5), "give video= or image="),
         (dict(progress=3), "progress"),
     ],
 )

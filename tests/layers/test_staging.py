@@ -16,7 +16,7 @@ C = 64
 
 
 def small_l1(monkeypatch, nbytes: int) -> None:
-    monkeypatch.setattr(staging, "l1_share", lambda device: nbytes)
+    monkeypatch.setattr(staging, "l1_share", lambda device, live: nbytes)
 
 
 def room(mesh, *shape: int) -> ttnn.Tensor:

@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from models.jobs import generate
+from models.jobs.media import Limits
 from models.machine.errors import Cancelled, InputError
 from models.mochi.setup import Request, VideoRequest
 from models.service.engine import PipelineEngine
 from models.service.files import LATENTS, RECORD, VIDEO, Files
+from models.service.inputs import Inputs
 from models.service.jobs import Job, new_id
 
 pytestmark = pytest.mark.alone  # Meshes and pipelines leave memory behind.
@@ -39,7 +41,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(folder, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    made = PipelineEngine(Request("tiny", mesh="1x1", mode="golden", cache_dir=cache), folder)
+    inputs = Inputs(tmp_path_factory.mktemp("inputs"), Limits())
+    made = PipelineEngine(Request("tiny", mesh="1x1", mode="golden", cache_dir=cache), folder, inputs)
     stages = []
     made.load(lambda stage, done, total: stages.append(stage), silent)
     assert "load" in stages
@@ -65,6 +68,23 @@ def test_a_job_is_the_video_that_generate_makes(engine, files, tmp_path):
     generate.run(generate.plan(generate.GenerateRequest("a red ball", request, out=str(out))))
     assert (files.folder(one.id) / VIDEO).read_bytes() == out.read_bytes()
     assert imageio_ffmpeg.count_frames_and_secs(str(out))[0] == 7
+
+
+@pytest.mark.parametrize("strength", [0.5, None])
+def test_a_job_from_a_picture_is_the_video_that_generate_makes(engine, files, tmp_path, strength):
+    from PIL import Image
+
+    Image.new("RGB", (40, 40), (200, 30, 30)).save(tmp_path / "a.png")
+    name = engine._inputs.keep((tmp_path / "a.png").read_bytes()).id
+    one = job(seed=5, image=name, **({} if strength is None else {"strength": strength}))
+    result = engine.run(one, files.make(one.id), silent, silent)
+    video = VideoRequest(height=32, width=32, num_frames=7, num_steps=2, seed=5)
+    request = Request("tiny", mesh="1x1", mode="golden", cache_dir=engine._request.cache_dir, video=video)
+    start = {"source": str(tmp_path / "a.png"), "is_image": True, "strength": strength}
+    out = tmp_path / "same.mp4"
+    generate.run(generate.plan(generate.GenerateRequest("a red ball", request, out=str(out), **start)))
+    assert (files.folder(one.id) / VIDEO).read_bytes() == out.read_bytes()
+    assert result.forwards["computed"] == 2
 
 
 def test_a_job_whose_decoding_died_goes_on_from_its_latents(engine, files, monkeypatch):

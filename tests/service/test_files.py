@@ -2,7 +2,9 @@
 
 import pytest
 
+from models.jobs.media import Limits
 from models.service.files import LATENTS, RECORD, VIDEO, BadRange, Files, Janitor, byte_range, measured
+from models.service.inputs import Inputs
 from models.service.jobs import Bounds, Outcome, new_id
 from models.service.store import SqliteJobs
 
@@ -39,7 +41,8 @@ def parts(tmp_path):
     jobs, files = SqliteJobs(tmp_path / "jobs.sqlite3"), Files(tmp_path / "jobs")
     files.root.mkdir()
     clock = [0.0]
-    janitor = Janitor(jobs, files, keep_seconds=100, keep_bytes=250, clock=lambda: clock[0])
+    inputs = Inputs(tmp_path / "inputs", Limits())
+    janitor = Janitor(jobs, files, inputs, keep_seconds=100, keep_bytes=250, clock=lambda: clock[0])
     yield jobs, files, janitor, clock
     jobs.close()
 

@@ -10,9 +10,11 @@ import sqlite3
 import subprocess
 import time
 
+import numpy as np
 import openai
 import pytest
 
+from models.jobs.video import write_mp4
 from tests.service.fake import SIZE, video_of
 from tests.service.harness import ROOT, Server, until
 
@@ -55,6 +57,7 @@ def test_the_commands_of_the_documentation_by_curl(server, tmp_path):
     text = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
     lines = [line.partition("#")[0] for line in text.splitlines() if line.startswith("curl ")]
     assert len(lines) >= 7
+    write_mp4(np.zeros((30, 32, 32, 3), np.uint8), tmp_path / "clip.mp4", 30)
     name, answers = None, []
     for line in lines:
         if "cancel" in line:  # The one that was made has ended; this one waits.
@@ -77,6 +80,7 @@ def test_the_commands_of_the_documentation_by_curl(server, tmp_path):
     assert (tmp_path / "video.mp4").read_bytes() == video_of(answers[0]["id"])
     assert answers[4]["status"] == "cancelled"
     assert answers[6]["deleted"] is True
+    assert answers[7]["settings"]["strength"] == 0.7
     again = ["curl", "-s", "-C", "-", "-o", "video.mp4", f"{server.url}/v1/videos/{answers[0]['id']}/content"]
     (tmp_path / "video.mp4").write_bytes(video_of(answers[0]["id"])[:1000])
     assert subprocess.run(again, cwd=tmp_path, timeout=30).returncode == 0

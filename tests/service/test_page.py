@@ -1,5 +1,6 @@
 """The page in headless Chromium: type, watch, cancel, reload, play, at two widths; nothing leaves this machine."""
 
+import io
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -155,6 +157,26 @@ def test_a_video_from_typing_to_playing(browser, tmp_path, picture):
             "() => document.querySelector('#mochi-prompt textarea').value.startsWith('a red ball')"
         )
         assert visit.page.get_by_label("Steps").input_value() == "30"
+
+        visit.page.set_input_files("#mochi-file", files=[{"name": "a.txt", "mimeType": "a/b", "buffer": b"no picture"}])
+        visit.ask("from a file", Steps=2, **SMALL)
+        visit.page.wait_for_function("() => document.querySelector('#mochi-said').innerText.includes('neither a pict')")
+        assert [line.split()[0] for line in visit.wrong] == ["422"]
+        visit.wrong.clear()
+        made = io.BytesIO()
+        Image.new("RGB", (40, 40), (200, 30, 30)).save(made, "PNG")
+        picked = {"name": "a.png", "mimeType": "image/png", "buffer": made.getvalue()}
+        visit.page.set_input_files("#mochi-file", files=[picked])
+        visit.ask("from a picture", Steps=4, Strength=0.5, **SMALL)
+        visit.page.wait_for_function("() => document.querySelector('#mochi-view').innerText.includes('from a picture')")
+        visit.until("completed", 30)
+        sent = visit.page.locator("#mochi-source").locator("textarea, input")
+        assert re.fullmatch("file-[0-9a-f]{64}", sent.input_value())
+        name = visit.page.request.get(f"{address}/v1/videos?limit=1").json()["data"][0]["id"]
+        visit.page.request.delete(f"{address}/v1/videos/{name}")
+        visit.page.wait_for_function("() => document.querySelectorAll('#mochi-list label').length === 2")
+        visit.page.get_by_label("Strength").fill("")
+        sent.fill("")
 
         request = {
             "prompt": "a red cross",

@@ -1,13 +1,11 @@
 """The caption language: what the training shows, and what it never shows."""
 
-import json
 import random
-from pathlib import Path
 
 from models.mochi.text.words import Words
 from models.tiny import language as words
 from models.tiny.captions import caption, english, mistyped, phrases, written
-from models.tiny.prompts import SETS, free_prompts, held_out_prompts, prompts
+from models.tiny.prompts import SETS, held_out_prompts, prompts
 from models.tiny.scenes import MOTIONS, random_scene
 
 RNG = random.Random(4)
@@ -57,14 +55,3 @@ def test_words_that_say_nothing_are_no_words_of_the_captions():
     assert not set(english()) & KNOWN
     rng = random.Random(1)
     assert any(set(written(text, rng).split()) & set(english()) for text in CAPTIONS[:200])
-
-
-def test_the_free_prompts_are_those_that_the_first_edition_was_asked():
-    rows = json.loads((Path(__file__).parent / "free_prompts.json").read_text())
-    assert [prompt.text for prompt in free_prompts()] == [row["text"] for row in rows]
-
-
-def test_the_free_prompts_have_still_things_and_pairs():
-    asked = [prompt.asked for prompt in free_prompts()]
-    assert sum(len(things) == 2 for things in asked) >= 24
-    assert sum(things[0].motion == "still" for things in asked if len(things) == 1) >= 12

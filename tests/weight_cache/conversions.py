@@ -37,11 +37,13 @@ from models.machine.ways import ALL_PLAIN, FUSED
 from models.mochi.components import Configs, Models
 from models.mochi.config import TransformerConfig
 from models.mochi.text.t5 import T5Config
-from models.mochi.vae.config import DecoderConfig
+from models.mochi.vae.config import DecoderConfig, EncoderConfig
+from models.mochi.vae.encoder import MochiVaeEncoder
 from models.parallel import Layout
-from tests.weight_cache.checkpoints.genmo import decoder_to_genmo, transformer_to_genmo
+from tests.weight_cache.checkpoints.genmo import decoder_to_genmo, encoder_to_genmo, transformer_to_genmo
 from tests.weight_cache.checkpoints.gguf_files import TYPES, write
 from weight_cache.checkpoints.component import Component
+from weight_cache.checkpoints.encoder_form import open_encoder
 from weight_cache.checkpoints.forms import open_decoder, open_transformer
 from weight_cache.convert import convert
 from weight_cache.entry import Entry
@@ -85,6 +87,10 @@ CONFIGS = Configs(
         text_embed_dim=64,
         time_embed_dim=64,
     ),
+)
+ENCODER = EncoderConfig(
+    encoder_block_out_channels=(32, 32, 64, 96),
+    layers_per_block=(1, 1, 1, 1, 1),
 )
 PLAIN = "-plain"
 
@@ -144,6 +150,8 @@ def declared(component: str, layout: str) -> Module:
     """A model on a mesh in name only; `-plain` behind the layout for one without fused ops."""
     mesh = NamedMesh(Layout.parse(layout.removesuffix(PLAIN)))
     mesh.ways = ALL_PLAIN if layout.endswith(PLAIN) else FUSED
+    if component == "vae_encoder":
+        return MochiVaeEncoder(ENCODER, mesh)
     return EveryFile(mesh) if component == "files" else getattr(Models.declare(CONFIGS, mesh), component)
 
 
@@ -179,6 +187,9 @@ def read() -> Iterator[tuple[str, str, str]]:
     """Read checkpoints in every form, and merge LoRAs; yields (kind, case, digest of all tensors as they are read)."""
     transformer = _state(declared("transformer", "1x1sp0tp1"))
     vae = _state(declared("vae", "1x1sp0tp1"))
+    encoder = encoder_to_genmo(
+        {name.removeprefix("encoder."): t for name, t in _state(declared("vae_encoder", "1x1sp0tp1")).items()}
+    )
     dit, decoder = (
         transformer_to_genmo(transformer),
         decoder_to_genmo({name.removeprefix("decoder."): tensor for name, tensor in vae.items()}),
@@ -208,6 +219,7 @@ def read() -> Iterator[tuple[str, str, str]]:
         yield FORMS["genmo"].name, "transformer", _all(open_transformer(written(dit)))
         yield FORMS["genmo"].name, "transformer in fp8", _all(open_transformer(written(fp8)))
         yield FORMS["genmo"].name, "vae", _all(open_decoder(written(decoder)))
+        yield FORMS["genmo"].name, "vae encoder", _all(open_encoder(written(encoder)))
         prefix = "model.diffusion_model."
         yield comfyui, "transformer with prefix", _all(open_transformer(written(dit, prefix)))
         yield comfyui, "transformer in fp8, one scale", _all(open_transformer(written(fp8 | one)))
@@ -251,6 +263,7 @@ CASES = {
     ],
     "text_encoder": [("1x1sp0tp1", "bf16", BF16), ("2x4sp0tp1", "bf16", FLOAT32)],
     "vae": [("1x1sp0tp1", "bf16", BF16), ("2x2sp0tp1", "bf16", FLOAT32)],
+    "vae_encoder": [("1x1sp0tp1", "bf16", BF16), ("2x2sp0tp1", "bf16", FLOAT32)],
     "files": [
         (layout, "bf16", dtype) for layout in ("1x1sp0tp1", "2x4sp0tp1", "2x4sp1tp0") for dtype in (BF16, FLOAT32)
     ],

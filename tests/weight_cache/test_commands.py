@@ -266,8 +266,8 @@ def test_the_files_of_the_real_repository():
     )
     assert "text_encoder/model-00001-of-00002.safetensors" in chosen
     genmo = wanted_files(files, "bf16", genmo=True)
-    assert {"dit.safetensors", "decoder.safetensors", "tokenizer/spiece.model"} <= set(genmo)
-    assert not any(name.startswith(("transformer/", "vae/")) or name == "encoder.safetensors" for name in genmo)
+    assert {"dit.safetensors", "decoder.safetensors", "encoder.safetensors", "tokenizer/spiece.model"} <= set(genmo)
+    assert not any(name.startswith(("transformer/", "vae/")) for name in genmo)
     with pytest.raises(ValueError, match=r"Diffusers' layout: it lacks model_index\.json, vae/"):
         wanted_files([name for name in files if not name.startswith(("model_index", "vae"))])
 

@@ -15,7 +15,9 @@ from models.mochi.components import Configs, Models
 from models.mochi.text.t5 import T5Encoder
 from models.mochi.transformer.rope import RotaryEmbedding
 from models.mochi.vae.blocks import Shared, UpBlock
+from models.mochi.vae.config import EncoderConfig
 from models.mochi.vae.decoder import MochiVaeDecoder
+from models.mochi.vae.encoder import MochiVaeEncoder
 from models.parallel import Layout
 from tests.weight_cache import conversions
 from tests.weight_cache.conversions import CASES, CONFIGS, FORMAT, Formula, problem, renewed
@@ -37,7 +39,8 @@ def test_the_stored_bytes_are_those_of_the_version(mesh, kind):
 
 
 def test_every_kind_is_used_by_a_model_and_has_digests():
-    models = Models.declare(Configs(), NamedMesh(Layout.parse("2x4sp0tp1"))).by_component().values()
+    mesh = NamedMesh(Layout.parse("2x4sp0tp1"))
+    models = [*Models.declare(Configs(), mesh).by_component().values(), MochiVaeEncoder(EncoderConfig(), mesh)]
     used = {parameter.conversion.name for model in models for _, _, parameter in model.parameters()}
     assert used == set(CONVERSIONS), "remove a kind that nobody uses from the table, and add its name to RETIRED"
     assert set(conversions.recorded()["digests"]) == set(NOW)

@@ -18,6 +18,8 @@ from models.mochi.config import TransformerConfig
 from models.mochi.precision import Precision
 from models.mochi.text.t5 import T5_XXL
 from models.mochi.transformer import MochiTransformer
+from models.mochi.vae.config import EncoderConfig
+from models.mochi.vae.encoder import MochiVaeEncoder
 from models.parallel import Layout
 from tests.weight_cache.helpers import declared, fields
 from weight_cache import digest, key, location, versions
@@ -76,9 +78,11 @@ def test_what_is_declared_is_pinned():
     configs = Configs(dataclasses.replace(T5_XXL, num_layers=2), transformer=TransformerConfig(num_layers=2))
     now = {}
     for layout, policy in itertools.product(("1x1sp0tp1", "2x4sp1tp0", "2x4sp0tp1fsdp"), ("bf16", "default", "fast")):
-        models = Models.declare(configs, NamedMesh(Layout.parse(layout)), Precision.named(policy))
+        mesh = NamedMesh(Layout.parse(layout))
+        models = Models.declare(configs, mesh, Precision.named(policy))
         set_precision(models.transformer, Precision.named(policy).weights)
-        for name, module in models.by_component().items():
+        encoder = MochiVaeEncoder(EncoderConfig(), mesh)
+        for name, module in [*models.by_component().items(), ("vae_encoder", encoder)]:
             text = json.dumps(key.parameter_fields(module), sort_keys=True)
             now[f"{name} {layout} {policy}"] = hashlib.sha256(text.encode()).hexdigest()[:16]
     present = {"format": FORMAT_VERSION, "versions": versions.versions(), "digests": now}

@@ -17,7 +17,9 @@ from models.machine.errors import InputError, MissingInputError
 from models.machine.paths import exists, is_dir, is_file, is_taken
 from weight_cache.checkpoints import TINY
 from weight_cache.checkpoints.component import Component, read_json
+from weight_cache.checkpoints.encoder_form import encoder_prefix, open_encoder
 from weight_cache.checkpoints.forms import (
+    RepackagedComponent,
     has_decoder,
     has_text_encoder,
     open_decoder,
@@ -44,7 +46,7 @@ _OTHER_CLASSES = {
 # Classes that contain one of these -> beginnings of the names of their other tensors.
 _LARGER = {"text_encoder": {"T5ForConditionalGeneration": ("decoder.", "lm_head.")}}
 _MEND = "download it again"
-GENMO_TRANSFORMER, GENMO_DECODER = "dit.safetensors", "decoder.safetensors"
+GENMO_TRANSFORMER, GENMO_DECODER, GENMO_ENCODER = "dit.safetensors", "decoder.safetensors", "encoder.safetensors"
 # Scheduler settings that Mochi is sampled with (huggingface/diffusers `scripts/convert_mochi_to_diffusers.py`).
 _SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}
 # Default source of the components that a Genmo or ComfyUI checkpoint does not have.
@@ -134,6 +136,19 @@ class Checkpoint:
     def components(self) -> tuple[Component, Component, Component]:
         """The components that have weights: transformer, vae, text_encoder."""
         return self.transformer, self.vae, self.text_encoder
+
+    @cached_property
+    def vae_encoder(self) -> Component:
+        """The component with the weights of the VAE's encoder, and the configuration that they need.
+
+        Raises:
+            MissingInputError: there are none.
+        """
+        if not any(key.startswith("encoder.") for key in self.vae.keys()):  # noqa: SIM118 (not a mapping)
+            raise MissingInputError(
+                f"the vae of {self.source} has no encoder, which reads videos and images: {_MEND} whole"
+            )
+        return self.vae
 
     @property
     def tokenizer(self) -> Path:
@@ -235,6 +250,21 @@ class Repackaged(Checkpoint):
         """The scheduler's configuration, or Mochi's own if there is none beside the files."""
         path = self.directory / "scheduler" / "scheduler_config.json"
         return read_json(path) if is_taken(path) else dict(_SCHEDULER)
+
+    @cached_property
+    def vae_encoder(self) -> Component:
+        """The VAE's encoder: beside the decoder, in its file, or in the component that has both."""
+        if not isinstance(self.vae, RepackagedComponent):
+            return super().vae_encoder
+        beside_it = self.directory / GENMO_ENCODER
+        for path in (*self.vae.files, *([beside_it] if is_taken(beside_it) else [])):
+            prefix = encoder_prefix(path)
+            if prefix is not None:
+                return open_encoder(path, prefix)
+        raise MissingInputError(
+            f"{self.source} lacks {GENMO_ENCODER}, the VAE's encoder, which reads videos and images: download it "
+            f"beside {self.vae.files[0].name}"
+        )
 
     def _folder(self, name: str) -> Path:
         if is_taken(self.directory / name):

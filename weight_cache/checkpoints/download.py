@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.machine.errors import InputError, MissingInputError
-from weight_cache.checkpoints.checkpoint import CLASSES, GENMO_DECODER, GENMO_TRANSFORMER, Checkpoint
+from weight_cache.checkpoints.checkpoint import CLASSES, GENMO_DECODER, GENMO_ENCODER, GENMO_TRANSFORMER, Checkpoint
 
 _FOLDERS = (*CLASSES, "tokenizer", "scheduler")
 
@@ -19,7 +19,8 @@ def wanted_files(files: Sequence[str], variant: str | None = None, genmo: bool =
     Args:
         files: paths within the repository.
         variant: variant of the weights; for a component without it the plain files are chosen.
-        genmo: choose Genmo's transformer and decoder instead of Diffusers', with the folders that they need.
+        genmo: choose Genmo's transformer, decoder and (if it is there) encoder instead of Diffusers', with the folders
+            that they need.
 
     Raises:
         ValueError: the repository holds no such checkpoint.
@@ -30,7 +31,7 @@ def wanted_files(files: Sequence[str], variant: str | None = None, genmo: bool =
     if missing:
         form = "Genmo's" if genmo else "Diffusers'"
         raise InputError(f"the repository holds no Mochi checkpoint in {form} layout: it lacks {', '.join(missing)}")
-    chosen = set(heads)
+    chosen = heads | ({GENMO_ENCODER} & set(files) if genmo else set())
     for folder in folders:
         inside = [name for name in files if name.startswith(f"{folder}/") and name.count("/") == 1]
         weights = [name for name in inside if ".safetensors" in name]

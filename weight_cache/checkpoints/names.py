@@ -57,6 +57,8 @@ LATENTS_STD = (
     0.9185249279345552,
     0.9274757570805041,
 )
+# What Genmo's files of the VAE do not say.
+EXPANSIONS = {"temporal_expansions": [1, 2, 3], "spatial_expansions": [2, 2, 2]}
 # Sizes of the decoder of Mochi 1 preview's VAE, with the names of Diffusers' configuration.
 _PREVIEW_DECODER = {
     "latent_channels": 12,
@@ -66,6 +68,11 @@ _PREVIEW_DECODER = {
     "temporal_expansions": (1, 2, 3),
     "spatial_expansions": (2, 2, 2),
 }
+
+
+def statistics() -> dict[str, Any]:
+    """Return the statistics of Mochi's latents as a configuration has them."""
+    return {"latents_mean": list(LATENTS_MEAN), "latents_std": list(LATENTS_STD), "scaling_factor": 1.0}
 
 
 def is_preview_vae(config: Mapping[str, Any]) -> bool:
@@ -125,7 +132,8 @@ class Piece:
         return tensor.roll(tensor.shape[0] // 2, dims=0) if self.swap else tensor
 
 
-def _linear(table: dict[str, Piece], ours: str, theirs: str, *, swap: bool = False) -> None:
+def linear(table: dict[str, Piece], ours: str, theirs: str, *, swap: bool = False) -> None:
+    """Add a module with weight and bias to a table."""
     for kind in ("weight", "bias"):
         table[f"{ours}.{kind}"] = Piece(f"{theirs}.{kind}", swap=swap)
 
@@ -133,23 +141,23 @@ def _linear(table: dict[str, Piece], ours: str, theirs: str, *, swap: bool = Fal
 def transformer_names(layers: int) -> dict[str, Piece]:
     """Return canonical name -> piece of Genmo's AsymmDiT (`dit.safetensors`) with `layers` blocks."""
     table = {"pos_frequencies": Piece("pos_frequencies")}
-    _linear(table, "patch_embed.proj", "x_embedder.proj")
-    _linear(table, "time_embed.timestep_embedder.linear_1", "t_embedder.mlp.0")
-    _linear(table, "time_embed.timestep_embedder.linear_2", "t_embedder.mlp.2")
+    linear(table, "patch_embed.proj", "x_embedder.proj")
+    linear(table, "time_embed.timestep_embedder.linear_1", "t_embedder.mlp.0")
+    linear(table, "time_embed.timestep_embedder.linear_2", "t_embedder.mlp.2")
     for name in ("to_kv", "to_q", "to_out"):
-        _linear(table, f"time_embed.pooler.{name}", f"t5_y_embedder.{name}")
-    _linear(table, "time_embed.caption_proj", "t5_yproj")
+        linear(table, f"time_embed.pooler.{name}", f"t5_y_embedder.{name}")
+    linear(table, "time_embed.caption_proj", "t5_yproj")
     for index in range(layers):
         table |= _block(f"transformer_blocks.{index}.", f"blocks.{index}.", last=index == layers - 1)
-    _linear(table, "norm_out.linear", "final_layer.mod", swap=True)
-    _linear(table, "proj_out", "final_layer.linear")
+    linear(table, "norm_out.linear", "final_layer.mod", swap=True)
+    linear(table, "proj_out", "final_layer.linear")
     return table
 
 
 def _block(ours: str, theirs: str, *, last: bool) -> dict[str, Piece]:
     table: dict[str, Piece] = {}
-    _linear(table, f"{ours}norm1.linear", f"{theirs}mod_x")
-    _linear(table, f"{ours}norm1_context.{'linear_1' if last else 'linear'}", f"{theirs}mod_y")
+    linear(table, f"{ours}norm1.linear", f"{theirs}mod_x")
+    linear(table, f"{ours}norm1_context.{'linear_1' if last else 'linear'}", f"{theirs}mod_y")
     for stream, names in _ATTENTION.items():
         for part, name in enumerate(names):
             table[f"{ours}attn1.{name}.weight"] = Piece(f"{theirs}attn.qkv_{stream}.weight", part, 3)
@@ -158,7 +166,7 @@ def _block(ours: str, theirs: str, *, last: bool) -> dict[str, Piece]:
             table[f"{ours}attn1.norm_{added}{letter}.weight"] = Piece(f"{theirs}attn.{letter}_norm_{stream}.weight")
         if stream == "y" and last:
             continue
-        _linear(table, f"{ours}attn1.{'to_out.0' if stream == 'x' else 'to_add_out'}", f"{theirs}attn.proj_{stream}")
+        linear(table, f"{ours}attn1.{'to_out.0' if stream == 'x' else 'to_add_out'}", f"{theirs}attn.proj_{stream}")
         feed_forward = f"{ours}{'ff' if stream == 'x' else 'ff_context'}.net."
         table[f"{feed_forward}0.proj.weight"] = Piece(f"{theirs}mlp_{stream}.w1.weight", swap=True)
         table[f"{feed_forward}2.weight"] = Piece(f"{theirs}mlp_{stream}.w2.weight")
@@ -174,22 +182,23 @@ def decoder_names(layers_per_block: tuple[int, ...]) -> dict[str, Piece]:
     """
     table: dict[str, Piece] = {}
     ups = layers_per_block[-2:0:-1]
-    _linear(table, f"{DECODER_PREFIX}conv_in", "blocks.0.0")
+    linear(table, f"{DECODER_PREFIX}conv_in", "blocks.0.0")
     for index in range(layers_per_block[-1]):
-        _residual(table, f"block_in.resnets.{index}", f"blocks.0.{index + 1}")
+        residual(table, f"{DECODER_PREFIX}block_in.resnets.{index}", f"blocks.0.{index + 1}")
     for block, count in enumerate(ups):
         for index in range(count):
-            _residual(table, f"up_blocks.{block}.resnets.{index}", f"blocks.{block + 1}.blocks.{index}")
-        _linear(table, f"{DECODER_PREFIX}up_blocks.{block}.proj", f"blocks.{block + 1}.proj")
+            residual(table, f"{DECODER_PREFIX}up_blocks.{block}.resnets.{index}", f"blocks.{block + 1}.blocks.{index}")
+        linear(table, f"{DECODER_PREFIX}up_blocks.{block}.proj", f"blocks.{block + 1}.proj")
     for index in range(layers_per_block[0]):
-        _residual(table, f"block_out.resnets.{index}", f"blocks.{len(ups) + 1}.{index}")
-    _linear(table, f"{DECODER_PREFIX}proj_out", "output_proj")
+        residual(table, f"{DECODER_PREFIX}block_out.resnets.{index}", f"blocks.{len(ups) + 1}.{index}")
+    linear(table, f"{DECODER_PREFIX}proj_out", "output_proj")
     return table
 
 
-def _residual(table: dict[str, Piece], ours: str, theirs: str) -> None:
+def residual(table: dict[str, Piece], ours: str, theirs: str) -> None:
+    """Add a residual block of the VAE to a table."""
     for position, name in _RESIDUAL.items():
-        _linear(table, f"{DECODER_PREFIX}{ours}.{name}", f"{theirs}.stack.{position}")
+        linear(table, f"{ours}.{name}", f"{theirs}.stack.{position}")
 
 
 ShapeOf = Callable[[str], tuple[int, ...]]
@@ -207,7 +216,7 @@ def transformer_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
     """
     wanted = ("pos_frequencies", "x_embedder.proj.weight", "t5_yproj.weight", "t_embedder.mlp.0.weight")
     missing = [key for key in wanted if key not in keys]
-    layers = _count(keys, "blocks.")
+    layers = count(keys, "blocks.")
     if missing or not layers:
         raise InputError(f"not Mochi's transformer in Genmo's form: it lacks {', '.join(missing) or 'blocks.0'}")
     _, heads, half_head = shape("pos_frequencies")
@@ -236,10 +245,10 @@ def decoder_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
     """
     if not {"blocks.0.0.weight", "output_proj.weight"} <= keys:
         raise InputError("not Mochi's VAE decoder in Genmo's form: it lacks blocks.0.0.weight or output_proj.weight")
-    last = _count(keys, "blocks.") - 1
-    counts = [_count(keys, "blocks.0.") - 1]
-    counts += [_count(keys, f"blocks.{block}.blocks.") for block in range(1, last)]
-    counts.append(_count(keys, f"blocks.{last}."))
+    last = count(keys, "blocks.") - 1
+    counts = [count(keys, "blocks.0.") - 1]
+    counts += [count(keys, f"blocks.{block}.blocks.") for block in range(1, last)]
+    counts.append(count(keys, f"blocks.{last}."))
     inputs = shape("blocks.0.0.weight")
     widths = [inputs[0]] + [
         shape(f"blocks.{block}.blocks.0.stack.0.weight" if block < last else f"blocks.{last}.0.stack.0.weight")[0]
@@ -254,11 +263,8 @@ def decoder_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
         "layers_per_block": counts[::-1],
         "latent_channels": inputs[1],
         "out_channels": shape("output_proj.weight")[0],
-        "temporal_expansions": [1, 2, 3],
-        "spatial_expansions": [2, 2, 2],
-        "latents_mean": list(LATENTS_MEAN),
-        "latents_std": list(LATENTS_STD),
-        "scaling_factor": 1.0,
+        **EXPANSIONS,
+        **statistics(),
     }
 
 
@@ -302,7 +308,7 @@ def text_encoder_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
         "d_model": width,
         "d_kv": shape(query)[0] // heads,
         "d_ff": shape(gate)[0],
-        "num_layers": _count(keys, "encoder.block."),
+        "num_layers": count(keys, "encoder.block."),
         "num_heads": heads,
         "relative_attention_num_buckets": buckets,
         "relative_attention_max_distance": 128,
@@ -312,7 +318,7 @@ def text_encoder_config(keys: set[str], shape: ShapeOf) -> dict[str, Any]:
     }
 
 
-def _count(keys: set[str], prefix: str) -> int:
+def count(keys: set[str], prefix: str) -> int:
     """Return how many different numbers follow `prefix`."""
     return len({key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)})
 

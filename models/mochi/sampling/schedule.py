@@ -90,6 +90,27 @@ def resolve_sigmas(
     return values
 
 
+def check_strength(strength: Any) -> float:
+    """Return the share of the steps that a run from a video does, from 0 to 1.
+
+    Raises:
+        InputError: it is none.
+    """
+    made = number("strength", strength)
+    if not 0 <= made <= 1:
+        raise InputError(f"strength {made:g} must be from 0 (the video as it is) to 1 (noise alone)")
+    return made
+
+
+def first_step(num_steps: int, strength: float) -> int:
+    """Return the first step that a run of a strength does, of a schedule of n steps.
+
+    Source: Diffusers' `get_timesteps` of its image- and video-to-video pipelines: `min(int(n strength), n)` steps are
+    done, the last ones.
+    """
+    return num_steps - min(int(num_steps * strength), num_steps)
+
+
 def check_sigmas(sigmas: Sequence[float]) -> list[float]:
     """Return `sigmas` as a list of floats, after checking that they fall strictly from at most 1 to 0.
 

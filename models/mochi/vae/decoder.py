@@ -12,7 +12,7 @@ import ttnn
 
 from models.conversion import LATENT_CONV3D_BIAS, LATENT_CONV3D_WEIGHT
 from models.layers.conv3d import Conv3d, Fold
-from models.layers.module import Module, TensorSource, file_of
+from models.layers.module import Module, PartOf, TensorSource
 from models.layers.staging import then
 from models.machine.errors import InputError
 from models.mochi.conventions import FirstFrames, check_first_frames, check_keep_all_frames
@@ -22,7 +22,7 @@ from models.mochi.vae.frames import check_frames, check_latent_values
 from models.mochi.vae.memory import chunk_frames, dram_free
 from models.mochi.vae.split import Split, choose_split
 from models.parallel import Mesh
-from models.parallel.halo import HEIGHT, TIME, WIDTH, Extent, download, upload
+from models.parallel.halo import HEIGHT, TIME, WIDTH, Extent, dims_of, download, upload
 
 _PREFIX = "decoder."
 
@@ -144,7 +144,7 @@ class MochiVaeDecoder(Module):
 
     def part_of(self, source: TensorSource) -> TensorSource:
         """Return the decoder's tensors of the VAE, without those of the encoder."""
-        return _DecoderPart(source)
+        return PartOf(source, _PREFIX)
 
     def _fold_normalisation(self, weight, bias):
         """Fold the inverse of the latents' normalisation into the first convolution: `W (z std / scale + mean) + b`."""
@@ -196,7 +196,7 @@ class MochiVaeDecoder(Module):
         for dim in (WIDTH, HEIGHT, TIME):
             pads += [0, extent[dim].padded - extent[dim].real]
         host = torch.nn.functional.pad(latents_BCTHW.float().permute(0, 2, 3, 4, 1), pads)
-        return upload(self.mesh, host.contiguous(), _dims(extent))
+        return upload(self.mesh, host.contiguous(), dims_of(extent))
 
     def download_frames(self, frames_BTHWC: ttnn.Tensor, extent: Extent) -> torch.Tensor:
         """Download the call's result, frames of `extent`, as host frames [1, F, 8 H, 8 W, 3], without padding.
@@ -205,7 +205,7 @@ class MochiVaeDecoder(Module):
         would save 3 bytes each, 25 MB per chip of a 2x4 for 163 frames of 848x480. It would cost three more passes over
         one page per pixel.
         """
-        whole = download(self.mesh, frames_BTHWC, _dims(extent))
+        whole = download(self.mesh, frames_BTHWC, dims_of(extent))
         ttnn.deallocate(frames_BTHWC)
         return whole[:, : extent.time.real, : extent.height.real, : extent.width.real].float()
 
@@ -298,25 +298,6 @@ class MochiVaeDecoder(Module):
         self.shared.release()
 
 
-class _DecoderPart:
-    """The decoder's tensors of a VAE component."""
-
-    def __init__(self, component: TensorSource) -> None:
-        self.component = component
-
-    def keys(self):
-        return [key for key in self.component.keys() if key.startswith(_PREFIX)]  # noqa: SIM118 (not a mapping)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self.component.shape(key)
-
-    def tensor(self, key: str):
-        return self.component.tensor(key)
-
-    def where(self, key: str) -> str:
-        return file_of(self.component, key)
-
-
 def check_latents(latents_BCTHW: torch.Tensor, channels: int) -> None:
     """Check the shape, type and values of latents before they are used.
 
@@ -341,12 +322,3 @@ def _check_chunk(chunk: int, frames: int, extent: Extent) -> None:
         )
     if chunk < 1:
         raise InputError(f"chunks of {chunk} latent frames: use at least 1")
-
-
-def _dims(extent: Extent) -> dict[int, int]:
-    dims = {}
-    for dim in (TIME, HEIGHT, WIDTH):
-        axis = extent[dim].axis
-        if axis is not None:
-            dims[axis.index] = dim
-    return dims

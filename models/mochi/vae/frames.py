@@ -41,6 +41,15 @@ def denormalise(latents_BCTHW: torch.Tensor, config: Mapping[str, Any]) -> torch
     return latents_BCTHW * std_C / scale + mean_C
 
 
+def normalise(latents_BCTHW: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """Return `(latents - mean) * scaling_factor / std`, the inverse of `denormalise`."""
+    mean, std, scale = config.get("latents_mean"), config.get("latents_std"), config.get("scaling_factor", 1.0)
+    if not mean or not std:
+        return latents_BCTHW * scale
+    mean_C, std_C = (torch.tensor(v, dtype=latents_BCTHW.dtype).view(1, -1, 1, 1, 1) for v in (mean, std))
+    return (latents_BCTHW - mean_C) * scale / std_C
+
+
 def check_latent_values(
     latents_BCTHW: torch.Tensor, name: str, why: str = "they are of another model, or were scaled"
 ) -> None:

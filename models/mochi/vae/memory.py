@@ -19,7 +19,7 @@ _BF16 = 2
 # Bytes of one output pixel. A row-major page is read in whole DRAM words, so 3 output channels take 64 bytes.
 _PIXEL_BYTES = 64
 # Fraction of the free DRAM that tensors may take. The rest is for fragmentation and small tables.
-_USABLE = 0.88
+USABLE = 0.88
 
 
 def dram_free(mesh: Mesh) -> int:
@@ -73,7 +73,7 @@ def chunk_frames(config: DecoderConfig, split: Split, mesh: Mesh, size: tuple[in
     """
     frames, rows, columns = size
     whole = split.extent(mesh, frames, rows, columns)
-    usable = int(free * _USABLE)
+    usable = int(free * USABLE)
     if peak_bytes(config, whole, chunked=False) <= usable:
         return frames
     shards = whole.time.shards

@@ -81,7 +81,9 @@ class Split:
         )
 
 
-def choose_split(mesh: Mesh, frames: int, rows: int, columns: int, *, whole_time: bool = False) -> Split:
+def choose_split(
+    mesh: Mesh, frames: int, rows: int, columns: int, *, whole_time: bool = False, over_time: bool = True
+) -> Split:
     """Choose the split of latents of `frames x rows x columns`.
 
     The rule: memory first, then link bytes. It considers all splits that use every mesh axis. Of these it keeps those
@@ -89,9 +91,10 @@ def choose_split(mesh: Mesh, frames: int, rows: int, columns: int, *, whole_time
     fewest positions over a link.
 
     With `whole_time`, splits that leave time whole come before link bytes: the decoder then drops surplus frames early,
-    and need not carry them along.
+    and need not carry them along. Without `over_time` there are no splits of time at all, as the encoder's attention
+    needs it.
     """
-    splits = list(_splits(mesh))
+    splits = [split for split in _splits(mesh) if over_time or TIME not in split.dims]
     stored = {split: _stored(split.extent(mesh, frames, rows, columns)) for split in splits}
     least = min(stored.values())
     near = [split for split in splits if stored[split] <= _TOLERANCE * least]

@@ -11,7 +11,7 @@ from models.mock.golden.rounding import packed, round_to, significant, to_tf32
 from models.mock.golden.rules import MeshShards, Shards, local_rule, mesh_rule
 
 _SDPA = "ttnn/operations/transformer/sdpa/device/kernels"
-_MASK = f"{_SDPA}/dataflow/dataflow_common.hpp generate_noncausal_padded_mask"
+_MASK = f"{_SDPA}/dataflow/dataflow_common.hpp generate_noncausal_padded_mask, fill_causal_diagonal_tile_bf16"
 
 
 # Constants of the streaming kernel's exponential (Schraudolph, "A Fast, Compact Approximation of the Exponential
@@ -27,8 +27,10 @@ def _attention(
     scale: float | None,
     program,
     config,
+    *,
+    is_causal: bool = False,
 ) -> torch.Tensor:
-    """Compute softmax attention over one stream of keys.
+    """Compute softmax attention over one stream of keys; with `is_causal`, query i sees keys 0 to i.
 
     Only `fp32_dest_acc_en` decides which kernel runs (upstream `sdpa_program_factory.cpp`). The streaming kernel
     ignores `matmul_math_fidelity` here: the host passes it to ring attention alone.
@@ -36,7 +38,10 @@ def _attention(
     scale = _scale(query, scale, config)
     chunks = _chunks(key, value, program)
     if config.fp32_dest_acc_en:
-        return _normalized(_exact(query, chunks, scale, config, narrow=False), config, narrow=False)
+        state = _exact(query, chunks, scale, config, narrow=False, is_causal=is_causal)
+        return _normalized(state, config, narrow=False)
+    if is_causal:
+        raise ValueError("causal attention in the streaming kernel is not covered by this golden")
     return _streaming(query, chunks, scale, config, config.math_fidelity)
 
 
@@ -61,8 +66,11 @@ class _State(NamedTuple):
     out: torch.Tensor
 
 
-def _exact(query: torch.Tensor, chunks, scale: float, config, *, narrow: bool) -> _State:
+def _exact(query: torch.Tensor, chunks, scale: float, config, *, narrow: bool, is_causal: bool = False) -> _State:
     """Go through the chunks as the older kernel does, `compute_common.hpp`, `sdpa_inner_loop`.
+
+    A causal mask adds minus infinity to the scores before their maximum is taken (`apply_causal_mask_lightweight`).
+    Chunks of keys after a chunk of queries are left out there; here their probabilities are zero, which is the same.
 
     With `exp_approx_mode=False`. Joint attention keeps everything in bfloat16 between the steps (`narrow`); plain and
     ring attention keep scores, probabilities and sums in float32. The factors between chunks and the output are
@@ -72,11 +80,17 @@ def _exact(query: torch.Tensor, chunks, scale: float, config, *, narrow: bool) -
     fidelity = config.math_fidelity
     keep_scale = truncate(torch.tensor(scale, dtype=torch.float32), 7)
     state: _State | None = None
+    first = 0
     for key, value in chunks:
         scores = _stored(product(query, key.mT, config), narrow)
+        future = torch.zeros((), dtype=torch.bool)
+        if is_causal:
+            future = torch.arange(first, first + key.shape[2]) > torch.arange(query.shape[2])[:, None]
+            scores = scores.masked_fill(future, -torch.inf)
+        first += key.shape[2]
         best = truncate(scores.amax(-1, keepdim=True), 7)
         best = best if state is None else torch.maximum(state.top, best)
-        weights = torch.exp(plus(scores, -best) * scale)
+        weights = torch.exp(plus(scores, -best) * scale).masked_fill(future, 0.0)
         weights = weights if narrow else to_tf32(weights)
         sums = _column_sums(weights, narrow)
         out = _bf16(product(_stored(weights, narrow), value, config))
@@ -176,17 +190,25 @@ def attention(
     program_config=None,
     compute_kernel_config=None,
 ):
-    """Compute attention without a mask: all queries see all keys.
+    """Compute attention: queries see all keys, or with `is_causal` (the op's default) those up to their own.
 
     Keys after the logical length (the rest of the last tile or chunk) get minus infinity, column by column. The golden
     does not model the older kernel's approximate exponential, which is on unless the program config sets
     `exp_approx_mode=False`.
     """
-    if is_causal:
-        raise ValueError("causal attention (the op's default) is not covered by this golden")
+    if is_causal and input_tensor_q.shape[2] != input_tensor_k.shape[2]:
+        raise ValueError("causal attention of other numbers of queries and keys is not covered by this golden")
     if input_tensor_q.shape[1] != input_tensor_k.shape[1]:
         raise ValueError("grouped keys and values are not covered by this golden")
-    return _attention(input_tensor_q, input_tensor_k, input_tensor_v, scale, program_config, compute_kernel_config)
+    return _attention(
+        input_tensor_q,
+        input_tensor_k,
+        input_tensor_v,
+        scale,
+        program_config,
+        compute_kernel_config,
+        is_causal=is_causal,
+    )
 
 
 def _tiles(rows: int) -> int:

@@ -86,10 +86,30 @@ def test_the_scale_between_chunks_has_seven_bits(chips):
     assert abs(kept - cut) < 0.4 * abs(cut - whole)
 
 
-def test_causal_attention_is_refused(chips):
+@pytest.mark.parametrize(("rows", "chunk"), [(32, 32), (7, 32), (78, 32), (78, 96)])
+def test_causal_attention(chips, rows, chunk):
+    """Each query sees the keys up to its own, in one chunk of keys or several, whatever the last tile holds."""
+    q, k, v = ([torch.cat([x, x + 1], dim=0) for x in values] for values in heads(chips, rows, "causal"))
+    settings = ttnn.SDPAProgramConfig(
+        compute_with_storage_grid_size=ttnn.CoreCoord(8, 8),
+        q_chunk_size=chunk,
+        k_chunk_size=chunk,
+        exp_approx_mode=False,
+    )
+    out = ttnn.transformer.scaled_dot_product_attention(
+        chips.put(q), chips.put(k), chips.put(v), scale=SCALE, program_config=settings, compute_kernel_config=config()
+    )
+
+    def expected(q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=SCALE)
+
+    chips.check(out, expected, q, k, v, atol=ATOL)
+
+
+def test_attention_that_is_not_covered_is_refused(chips):
     q, k, v = (chips.put(x) for x in heads(chips, 32, "causal"))
-    with pytest.raises(RuntimeError, match="causal attention"):
-        ttnn.transformer.scaled_dot_product_attention(q, k, v)
+    with pytest.raises(RuntimeError, match="causal attention in the streaming kernel"):
+        ttnn.transformer.scaled_dot_product_attention(q, k, v, compute_kernel_config=config(streaming=True))
     mask = chips.same(torch.zeros(1, 1, 32, 32))
     with pytest.raises(RuntimeError, match=r"argument attn_mask=ttnn\.Tensor\(\[1, 1, 32, 32\] .* is not covered"):
         ttnn.transformer.scaled_dot_product_attention(q, k, v, is_causal=False, attn_mask=mask)

@@ -77,3 +77,44 @@ def decoder_to_genmo(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         made[f"{theirs}.{kind}"] = tensor.contiguous()
     assert len(made) == len(state)
     return made
+
+
+def encoder_to_genmo(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Diffusers' `encoder.*` in Genmo's numbering: one row of layers, from the pixels to the latents."""
+    state = dict(state)
+
+    def numbers(prefix: str) -> int:
+        return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in state if name.startswith(prefix))
+
+    made = {"output_proj.weight": state.pop("proj_out.weight")}
+    first, downs, last = numbers("block_in.resnets."), numbers("down_blocks."), numbers("block_out.resnets.")
+    places = {f"block_in.{{}}.{i}.": f"layers.{1 + i}." for i in range(first)}
+    for block in range(downs):
+        outer = f"layers.{1 + first + block}.layers."
+        for kind in ("weight", "bias"):
+            made[f"{outer}0.{kind}"] = state.pop(f"down_blocks.{block}.conv_in.conv.{kind}")
+        for i in range(numbers(f"down_blocks.{block}.resnets.")):
+            places[f"down_blocks.{block}.{{}}.{i}."] = f"{outer}{1 + i}."
+    places |= {f"block_out.{{}}.{i}.": f"layers.{1 + first + downs + i}." for i in range(last)}
+    for ours, theirs in places.items():
+        attention = ours.format("attentions")
+        if f"{attention}to_q.weight" in state:
+            parts = [state.pop(f"{attention}to_{name}.weight") for name in "qkv"]
+            made[f"{theirs}attn_block.attn.qkv.weight"] = torch.cat(parts)
+        for kind in ("weight", "bias"):
+            resnet = ours.format("resnets")
+            for module, place in (
+                ("norm1.norm_layer", 0),
+                ("conv1.conv", 2),
+                ("norm2.norm_layer", 3),
+                ("conv2.conv", 5),
+            ):
+                made[f"{theirs}stack.{place}.{kind}"] = state.pop(f"{resnet}{module}.{kind}")
+            if f"{attention}to_out.0.{kind}" in state:
+                made[f"{theirs}attn_block.attn.out.{kind}"] = state.pop(f"{attention}to_out.0.{kind}")
+                made[f"{theirs}attn_block.norm.{kind}"] = state.pop(f"{ours.format('norms')}norm_layer.{kind}")
+    for kind in ("weight", "bias"):
+        made[f"layers.0.{kind}"] = state.pop(f"proj_in.{kind}")
+        made[f"output_norm.{kind}"] = state.pop(f"norm_out.norm_layer.{kind}")
+    assert not state, sorted(state)
+    return {name: tensor.contiguous() for name, tensor in made.items()}

@@ -1,0 +1,111 @@
+"""Pictures and videos that clients send, for a video to start from: what is taken, where it lies, and how it goes.
+
+A file is named by the SHA-256 of its content, so the same one twice is one. Its kind is read from its first bytes, and
+never from its name or from what the client calls it. It stays as long as a video that waits or is made needs it, and
+for `KEEP_SECONDS` after it was sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.jobs.media import Limits, measure
+from models.machine.errors import InputError
+from models.machine.files import renamed_when_done
+
+KEEP_SECONDS = 3600.0
+IMAGE, VIDEO = "image", "video"
+_ID = re.compile(r"file-[0-9a-f]{64}")
+_CAN = "JPEG, PNG, WebP, GIF, MP4, MOV, WebM and MKV can be read"
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file that a client sent.
+
+    Attributes:
+        id: its name.
+        kind: `IMAGE` or `VIDEO`.
+        bytes: its size.
+    """
+
+    id: str
+    kind: str
+    bytes: int
+
+
+class Inputs:
+    """The folder of these files. Processes may share it."""
+
+    def __init__(self, root: Path, limits: Limits) -> None:
+        """Take the folder, which `keep` makes, and what a file may not exceed."""
+        self._root, self._limits = root, limits
+
+    def keep(self, content: bytes) -> Input:
+        """Check a file and keep it.
+
+        Raises:
+            InputError: it is of no kind that is read, damaged, or too large or long.
+            OSError: it cannot be written.
+        """
+        kind = kind_of(content)
+        if kind is None:
+            raise InputError(f"the file is neither a picture nor a video: {_CAN}")
+        name = f"file-{hashlib.sha256(content).hexdigest()}"
+        path = self._root / name
+        self._root.mkdir(mode=0o700, exist_ok=True)
+        if not path.exists():
+            with renamed_when_done(path, 0o600) as scratch:
+                scratch.write_bytes(content)
+                try:
+                    measure(scratch, self._limits, called="the file")
+                except InputError:
+                    scratch.unlink(missing_ok=True)
+                    raise
+        else:
+            with suppress(OSError):  # It may have expired in this moment.
+                os.utime(path)
+        return Input(name, kind, len(content))
+
+    def find(self, name: str) -> tuple[Path, str] | None:
+        """Return the path and the kind of a file; None if there is none of this name."""
+        if not _ID.fullmatch(name):
+            return None
+        path = self._root / name
+        try:
+            with path.open("rb") as file:
+                kind = kind_of(file.read(64))
+        except OSError:
+            return None
+        return None if kind is None else (path, kind)
+
+    def sweep(self, needed: Collection[str]) -> list[str]:
+        """Delete the files that no video needs and that were sent long ago; return their names."""
+        gone = []
+        with suppress(FileNotFoundError):  # Nobody has sent one yet.
+            for entry in os.scandir(self._root):
+                if entry.name in needed:
+                    continue
+                with suppress(OSError):
+                    if abs(time.time() - entry.stat().st_mtime) > KEEP_SECONDS:
+                        os.unlink(entry.path)
+                        gone.append(entry.name)
+        return gone
+
+
+def kind_of(content: bytes) -> str | None:
+    """Return the kind of a file by its first bytes; None if it is none that is taken."""
+    if content[:3] == b"\xff\xd8\xff" or content[:8] == b"\x89PNG\r\n\x1a\n":
+        return IMAGE
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return IMAGE
+    if content[:6] in (b"GIF87a", b"GIF89a") or content[4:8] == b"ftyp" or content[:4] == b"\x1a\x45\xdf\xa3":
+        return VIDEO
+    return None

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from models.tiny.captions import caption, written
+from models.tiny.captions import tagged_sentence, tags_of, untagged, written
 from models.tiny.scenes import SMALL, WIDE, Drawing, Frame, Scene, random_scene
 
 # Scenes that are made together, from one seed.
@@ -86,8 +86,14 @@ def _chunk(frame: Frame, index: int) -> list[Scene]:
     return [random_scene(rng, frame) for _ in range(CHUNK)]
 
 
-def tokens(frame: Frame, count: int, tokenizer: Path, captions: int = CAPTIONS) -> torch.Tensor:
-    """Return token ids of random captions of the scenes, int16 [N, R, L], padded with 0. All cores work on it."""
+def tokens(
+    frame: Frame, count: int, tokenizer: Path, captions: int = CAPTIONS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids of random captions of the scenes, int16 [N, R, L], padded with 0, and which thing each names.
+
+    The second, int8 [N, R, L], has 0 for tokens that name none, and 1 or 2 for the scene's things. All cores work on
+    it.
+    """
     make = partial(_chunk_tokens, frame=frame, tokenizer=tokenizer, captions=captions)
     chunks = range(-(-count // CHUNK))
     workers = min(len(chunks), os.cpu_count() or 1)
@@ -96,13 +102,32 @@ def tokens(frame: Frame, count: int, tokenizer: Path, captions: int = CAPTIONS) 
     else:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             made = list(pool.map(make, chunks))
-    return torch.cat(made)[:count]
+    ids, named = (torch.cat(parts)[:count] for parts in zip(*made, strict=True))
+    return ids, named
 
 
-def _chunk_tokens(index: int, frame: Frame, tokenizer: Path, captions: int, limit: int = CHUNK) -> torch.Tensor:
-    rng = random.Random(f"captions {frame} {index}")
-    texts = [written(caption(scene, rng), rng) for scene in _chunk(frame, index)[:limit] for _ in range(captions)]
-    return encode_texts(load(tokenizer), texts).view(-1, captions, TOKENS)
+def _chunk_tokens(
+    index: int, frame: Frame, tokenizer: Path, captions: int, limit: int = CHUNK
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rng, loaded = random.Random(f"captions {frame} {index}"), load(tokenizer)
+    texts = [written(tagged_sentence(scene, rng), rng) for scene in _chunk(frame, index)[:limit] for _ in range(captions)]
+    ids, named = encode_tagged(loaded, texts)
+    return ids.view(-1, captions, TOKENS), named.view(-1, captions, TOKENS)
+
+
+def encode_tagged(tokenizer: Any, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the token ids of tagged texts, int16 [N, L], and which thing each token names, int8 [N, L]."""
+    ids, named = encode_texts(tokenizer, [untagged(text) for text in texts]), torch.zeros(len(texts), TOKENS).char()
+    pieces: dict[str, int] = {}
+    for row, text in enumerate(texts):
+        spread: list[int] = []
+        for word, tag in zip(untagged(text).split(), tags_of(text), strict=True):
+            if word not in pieces:  # no piece goes over a space
+                pieces[word] = len(tokenizer.tokenize(word))
+            spread += [tag] * pieces[word]
+        spread = spread[: TOKENS - 1]  # the end of the text is a token
+        named[row, : len(spread)] = torch.tensor(spread, dtype=torch.int8)
+    return ids, named
 
 
 def load(tokenizer: Path) -> Any:

@@ -42,6 +42,9 @@ class Wording:
     held_out: bool = False
 
 
+# Written after each word that names the first or the second thing of a scene.
+TAGS = ("\u2460", "\u2461")
+_NO_TAGS = {ord(tag): None for tag in TAGS}
 TRAINING = Wording(
     words.PATTERNS, words.PAIRED, words.TOGETHER, words.ALIKE, (*words.BEFORE, *words.AFTER, *words.AFTER)
 )
@@ -49,11 +52,28 @@ TRAINING = Wording(
 
 def caption(scene: Scene, rng: random.Random) -> str:
     """Return a random sentence of the training for a scene: lower case, commas, single spaces."""
-    return sentence(scene, rng, TRAINING, BACKGROUND_NAMED)
+    return untagged(tagged_sentence(scene, rng, TRAINING, BACKGROUND_NAMED))
 
 
-def sentence(scene: Scene, rng: random.Random, wording: Wording, background: float = 1.0) -> str:
-    """Return a random sentence for a scene by the rules of `wording`.
+def sentence(scene: Scene, rng: random.Random, wording: Wording) -> str:
+    """Return a random sentence for a scene by the rules of `wording`, with its background."""
+    return untagged(tagged_sentence(scene, rng, wording, 1.0))
+
+
+def untagged(text: str) -> str:
+    """Return a sentence without the tags of its words."""
+    return text.translate(_NO_TAGS)
+
+
+def tags_of(text: str) -> list[int]:
+    """Return which thing each word of a tagged sentence names: 0 for none, 1 and 2 for the scene's things."""
+    return [next((index + 1 for index, tag in enumerate(TAGS) if tag in word), 0) for word in text.split()]
+
+
+def tagged_sentence(
+    scene: Scene, rng: random.Random, wording: Wording = TRAINING, background: float = BACKGROUND_NAMED
+) -> str:
+    """Return a random sentence for a scene whose words that name a thing end in one of `TAGS`.
 
     Args:
         scene: what is described.
@@ -119,7 +139,7 @@ def _motion(thing: Thing, rng: random.Random, held_out: bool) -> Phrase:
 
 
 def _one(thing: Thing, rng: random.Random, wording: Wording) -> str:
-    subject = _subject(thing, rng)
+    subject = _tagged(_subject(thing, rng), 0)
     if not wording.held_out and rng.random() < (0.2 if thing.motion == "still" else 0.04):
         lead = rng.choice(("{s}", "{s}", "a video of {s}", "show me {s}", "can you show {s}", "there is {s}"))
         return lead.format(s=subject)
@@ -135,22 +155,26 @@ def _two(scene: Scene, rng: random.Random, wording: Wording) -> str:
         alike = first.colour == second.colour
         if alike or rng.random() < 0.5:
             subject = _of_one_shape(first, "" if alike else second.colour, rng)
+            subject = _tagged(subject, 0) if alike else subject
             base, third, participle = _motion(first, rng, wording.held_out)
             return rng.choice(wording.alike).format(s=subject, v=base, vs=third, ving=participle)
-    order, places = [first, second], list(rng.choice(_PLACES[scene.stacked]))
+    order, places = [0, 1], list(rng.choice(_PLACES[scene.stacked]))
     if rng.random() >= 0.25:
         places = ["", ""]
     if rng.random() < 0.5:
         order, places = order[::-1], places[::-1]
-    subjects = [f"{_subject(thing, rng)} {place}" for thing, place in zip(order, places, strict=True)]
+    subjects = [
+        f"{_tagged(_subject(scene.things[index], rng), index)} {place}"
+        for index, place in zip(order, places, strict=True)
+    ]
     values = dict(zip(("s", "s2"), subjects, strict=True))
-    forms = zip(("v", "vs", "ving"), _motion(order[0], rng, wording.held_out), strict=True)
+    forms = zip(("v", "vs", "ving"), _motion(scene.things[order[0]], rng, wording.held_out), strict=True)
     values |= dict(forms)
     if same_motion and rng.random() < 0.8:
-        if order[0].motion == "still" and not wording.held_out and rng.random() < 0.2:
+        if first.motion == "still" and not wording.held_out and rng.random() < 0.2:
             return rng.choice(("{s} and {s2}", "{s} next to {s2}", "a video of {s} and {s2}")).format(**values)
         return rng.choice(wording.together).format(**values)
-    forms = zip(("v2", "vs2", "ving2"), _motion(order[1], rng, wording.held_out), strict=True)
+    forms = zip(("v2", "vs2", "ving2"), _motion(scene.things[order[1]], rng, wording.held_out), strict=True)
     return rng.choice(wording.paired).format(**(values | dict(forms)))
 
 
@@ -182,10 +206,14 @@ def _of_one_shape(thing: Thing, other: str, rng: random.Random) -> str:
     article = rng.choice(("two", "two", "two", "the two", "2", "a pair of"))
     if not other:
         return f"{article} {size} {colour} {plural}"
-    pair = [colour, _usual(rng, words.COLOUR_WORDS[other])]
+    pair = [_tagged(colour, 0), _tagged(_usual(rng, words.COLOUR_WORDS[other]), 1)]
     rng.shuffle(pair)
     joined = rng.choice((" one {} and one {},", " a {} one and a {} one,", " {} and {},"))
     return f"{article} {size} {plural},{joined.format(*pair)}"
+
+
+def _tagged(text: str, index: int) -> str:
+    return " ".join(word + TAGS[index] for word in text.split())
 
 
 def _size(thing: Thing, rng: random.Random) -> str:
@@ -224,7 +252,7 @@ def mistyped(text: str, rng: random.Random, held_out: bool = False) -> str:
         (index, changed)
         for index, word in enumerate(parts)
         for changed in _errors(word)
-        if (sum(map(ord, changed)) % 5 == 0) == held_out
+        if (sum(map(ord, untagged(changed))) % 5 == 0) == held_out
     ]
     if found:
         index, changed = rng.choice(found)
@@ -234,7 +262,9 @@ def mistyped(text: str, rng: random.Random, held_out: bool = False) -> str:
 
 @cache
 def _errors(word: str) -> list[str]:
-    """Return all words that one typing error makes of a word; its first letter stays."""
+    """Return all words that one typing error makes of a word; its first letter and its tag stay."""
+    if word.endswith(TAGS):
+        return [changed + word[-1] for changed in _errors(word[:-1])]
     if len(word) < 4 or not word.isalpha():
         return []
     found = set()

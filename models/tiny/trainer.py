@@ -26,15 +26,19 @@ from models.tiny.bank import Bank
 from models.tiny.captions import caption, english, mistyped
 from models.tiny.export import set_latent_statistics, to_bfloat16_, write_checkpoint
 from models.tiny.prompts import SETS, prompts
+from models.tiny.hints import hints_of
 from models.tiny.sampling import Sampler, accuracy, judge
 from models.tiny.scenes import random_scene
 from models.tiny.tokenizer import write_tokenizer
 from models.tiny.training import CURVE, STATE, Schedule
+from models.tiny.transformer_training import Source
 
 # Called as progress(stage, done, total, text).
 Progress = Callable[[str, int, int, str], None]
 ENCODED_TOGETHER = 32
-LATENTS, TOKENS, EVALUATION = "latents.pt", "tokens.pt", "evaluation.json"
+LATENTS, CAPTIONS, EVALUATION = "latents.pt", "captions.pt", "evaluation.json"
+# Lengths of captions that a CPU trains on together; on a GPU each length would be compiled for itself.
+BUCKETS = (16, 24)
 # Shares of a training's minutes: of the VAE, and until the end of the decoder's and of the transformer's.
 SHARES = {"vae": 0.15, "decoder": 0.65, "transformer": 0.92}
 # The same without a GPU, where the parts follow one another.
@@ -251,7 +255,7 @@ def train_apart(job: Job, late: float, progress: Progress | None = None) -> None
     began = perf_counter() - late
     report = progress or (lambda stage, done, total, text: print(f"{stage} {done}/{total} {text}", flush=True))
     torch.backends.cuda.matmul.allow_tf32 = True
-    ids = _tokens(job)
+    captions = _captions(job)
     report("tokens", 1, 1, f"{perf_counter() - began:.0f} s after the start")
     model = transformer_training.fast_model(_rows(job), job.device, job.compiled)
     statistics = None
@@ -260,9 +264,10 @@ def train_apart(job: Job, late: float, progress: Progress | None = None) -> None
         statistics = vae_training.load_vae(job.start, "cpu").config
     training = transformer_training.start_training(model, job.work / "transformer", graphs=job.on_gpu)
     if job.on_gpu:
-        for part, own in zip(Bank.drawn(1, job.device).parts(), ids, strict=True):
+        for part, own in zip(Bank.drawn(1, job.device).parts(), captions, strict=True):
             latents = torch.randn(part.latent_shape(8), device=job.device)
-            training.prepare(transformer_training.make_batch(latents, own[:8], 0, job.batch))
+            source = Source.of(latents, *(value[:8] for value in own))
+            training.prepare(transformer_training.make_batch(source, 0, job.batch))
     report("ready", 1, 1, f"{perf_counter() - began:.0f} s after the start")
     parent = os.getppid()
     while not (job.work / LATENTS).exists():
@@ -272,7 +277,10 @@ def train_apart(job: Job, late: float, progress: Progress | None = None) -> None
     latents = [own.to(job.device) for own in torch.load(job.work / LATENTS)]
     training.schedule = job.schedule("transformer", began)
     mean, std = (_statistic(latents[0], name, statistics) for name in ("mean", "std"))
-    sources = [((own.float() - mean) / std, these) for own, these in zip(latents, ids, strict=True)]
+    lengths = () if job.on_gpu else BUCKETS
+    sources = [
+        Source.of((own.float() - mean) / std, *these, lengths) for own, these in zip(latents, captions, strict=True)
+    ]
     transformer_training.run_training(
         training, sources, lambda done, total, text: report("transformer", done, total, text), job.batch
     )
@@ -284,17 +292,18 @@ def _statistic(latents: torch.Tensor, name: str, config: Any) -> torch.Tensor:
     return torch.tensor([round(float(value), 6) for value in values], device=latents.device).view(1, -1, 1, 1, 1)
 
 
-def _tokens(job: Job) -> list[torch.Tensor]:
-    """Return the captions' tokens of both sizes; the work folder keeps them."""
-    file, made = job.work / TOKENS, None
+def _captions(job: Job) -> list[tuple[torch.Tensor, ...]]:
+    """Return of both sizes the captions' tokens, which thing each names, and the hints; the work folder keeps them."""
+    file, made = job.work / CAPTIONS, None
     if file.exists():
         made = torch.load(file)
-    if made is None or len(made[0]) != job.scenes:
-        files = tokenizer(job.work)
-        sizes = (bank.WIDE, job.scenes), (bank.SMALL, max(1, job.scenes // 3))
-        made = [bank.tokens(frame, count, files) for frame, count in sizes]
+    if made is None or len(made[0][0]) != job.scenes:
+        files, made = tokenizer(job.work), []
+        for frame, count in (bank.WIDE, job.scenes), (bank.SMALL, max(1, job.scenes // 3)):
+            hints = hints_of(bank.scenes(frame, count), job.device)
+            made.append((*bank.tokens(frame, count, files), *(hint.cpu() for hint in hints)))
         torch.save(made, file)
-    return [ids.to(job.device) for ids in made]
+    return [tuple(value.to(job.device) for value in own) for own in made]
 
 
 def _rows(job: Job) -> int:

@@ -200,35 +200,45 @@ class Source:
     Attributes:
         latents: normalised as the transformer takes them, [N, 12, T', H / 8, W / 8].
         ids: token ids of R captions of each, padded with 0, [N, R, L].
-        shown: which thing each visual token shows, [N, tokens]; see `models.tiny.hints`.
+        named: which thing each text token names, [N, R, L]; see `models.tiny.hints`.
+        shown: which thing each visual token shows, [N, tokens].
         things: shape, colour and motion of both things, [N, 2, 3].
         buckets: indices into the N x R captions, and the length to which the captions of each bucket are cut.
     """
 
     latents: torch.Tensor
     ids: torch.Tensor
+    named: torch.Tensor
     shown: torch.Tensor
     things: torch.Tensor
     buckets: tuple[tuple[torch.Tensor, int], ...]
 
     @classmethod
     def of(
-        cls, latents: torch.Tensor, ids: torch.Tensor, hints: Sequence[torch.Tensor], lengths: Sequence[int] = ()
+        cls,
+        latents: torch.Tensor,
+        ids: torch.Tensor,
+        named: torch.Tensor,
+        shown: torch.Tensor,
+        things: torch.Tensor,
+        lengths: Sequence[int] = (),
     ) -> Source:
         """Sort captions by their length into buckets.
 
         Args:
-            latents: see the class.
-            ids: see the class.
-            hints: `shown` and `things`.
-            lengths: longest caption of each bucket but the last, rising. Short batches cost less; each length is
-                compiled for itself.
+            latents: see the class, as the others.
+            ids: token ids.
+            named: of text tokens.
+            shown: of visual tokens.
+            things: of scenes.
+            lengths: longest caption of each bucket but the last, rising. Short batches cost less.
         """
         count, found, low = (ids != 0).sum(-1).flatten(), [], 0
         for length in (*lengths, ids.shape[-1]):
             found.append((((count > low) & (count <= length)).nonzero()[:, 0], length))
             low = length
-        return cls(latents, ids, *hints, tuple(bucket for bucket in found if len(bucket[0])))
+        buckets = tuple(bucket for bucket in found if len(bucket[0]))
+        return cls(latents, ids, named, shown, things, buckets)
 
 
 def run_training(
@@ -266,7 +276,8 @@ def make_batch(source: Source, step: int, count: int) -> Batch:
     sigma, high = torch.rand((2, count), generator=generator, device=device)
     sigma = torch.where(high < HIGH_SHARE, HIGH + (1 - HIGH) * sigma, sigma)
     eps = torch.randn(chosen.shape, generator=generator, device=device)
-    return chosen, eps, sigma, tokens, (tokens != 0) & kept, source.shown[scene], source.things[scene]
+    hints = source.shown[scene], source.things[scene], source.named.flatten(0, 1)[pair, :length] * kept
+    return chosen, eps, sigma, tokens, (tokens != 0) & kept, *hints
 
 
 def velocity_losses(
@@ -278,6 +289,7 @@ def velocity_losses(
     mask_BL: torch.Tensor,
     shown_BN: torch.Tensor,
     things_BK3: torch.Tensor,
+    named_BL: torch.Tensor,
 ) -> Losses:
     """Return the mean squared error of the velocity `z0 - eps` at the noise levels `sigma`, and those of the hints."""
     share = sigma_B.view(-1, 1, 1, 1, 1)
@@ -286,5 +298,5 @@ def velocity_losses(
         velocity = model(noisy, sigma_B, ids_BL, mask_BL)
     error = (velocity.float() - (latents_BCTHW - eps_BCTHW)).square().mean()
     seen = model.heads.seen_loss(model.visual, shown_BN, things_BK3)
-    told = model.heads.told_loss(model.text, mask_BL, things_BK3)
+    told = model.heads.told_loss(model.text, named_BL, things_BK3)
     return {"loss": error + SEEN_WEIGHT * seen + TOLD_WEIGHT * told, "velocity": error, "seen": seen, "told": told}

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from models.mochi.sampling.schedule import linear_quadratic_schedule, model_times
-from models.tiny.bank import Bank, tokens
-from models.tiny.scenes import SMALL, random_scene, render
+from models.tiny.bank import TOKENS, Bank, encode_tagged, load, scenes, tokens
+from models.tiny.captions import tagged_sentence, tags_of, untagged
+from models.tiny.hints import Heads, hints_of
+from models.tiny.scenes import SMALL, Scene, Thing, random_scene, render
 from models.tiny.trainer import Job, run, tokenizer
 from models.tiny.training import CURVE, Schedule, Training
-from models.tiny.transformer_training import BatchedAttention, TextToVelocity, make_batch, velocity_losses
+from models.tiny.transformer_training import BatchedAttention, Source, TextToVelocity, make_batch, velocity_losses
 from models.tiny.vae_modules import Edges, replace_modules_
 from models.tiny.vae_training import new_vae, vae_losses
 from weight_cache.checkpoints.checkpoint import Checkpoint
@@ -65,6 +67,8 @@ def test_the_exact_velocity_leads_the_sampler_to_the_latents():
     target = []
 
     class Exact(torch.nn.Module):
+        heads, visual, text = Heads(8, 8), torch.zeros(1, 8, 8), torch.zeros(1, 1, 8)
+
         def forward(self, noisy, sigma, ids, mask):
             target.append((noisy, sigma))
             return z0 - eps
@@ -73,8 +77,9 @@ def test_the_exact_velocity_leads_the_sampler_to_the_latents():
     sigmas = linear_quadratic_schedule(8)
     z = eps.clone()
     for now, after in pairwise(sigmas):
-        losses = velocity_losses(Exact(), z0, eps, torch.tensor([now]), torch.zeros(1, 1), torch.ones(1, 1))
-        assert losses["loss"] < 1e-6
+        hints = torch.zeros(1, 8), torch.zeros(1, 2, 3), torch.zeros(1, 1)
+        losses = velocity_losses(Exact(), z0, eps, torch.tensor([now]), torch.zeros(1, 1), torch.ones(1, 1), *hints)
+        assert losses["velocity"] < 1e-6
         torch.testing.assert_close(target[-1][0], z, atol=1e-5, rtol=1e-5)
         z = z + (now - after) * (z0 - eps)
     torch.testing.assert_close(z, z0, atol=1e-5, rtol=1e-5)
@@ -146,19 +151,69 @@ def test_a_few_steps_make_the_vae_better():
     assert losses[-1] < 0.8 * losses[0]
 
 
+def source_of(tmp_path, count: int, lengths: tuple[int, ...] = ()) -> Source:
+    ids, named = tokens(SMALL, count, tokenizer(tmp_path), captions=2)
+    assert ids.shape[:2] == named.shape[:2] == (count, 2)
+    latents = torch.randn(Bank.drawn(4, "cpu").small.latent_shape(count))
+    return Source.of(latents, ids, named, *hints_of(scenes(SMALL, count)), lengths)
+
+
 def test_a_batch_is_the_same_each_time_and_hides_some_captions(tmp_path):
-    bank, ids = Bank.drawn(4, "cpu"), tokens(SMALL, 3, tokenizer(tmp_path), captions=2)
-    assert ids.shape[:2] == (3, 2)
-    latents = torch.randn(bank.small.latent_shape(3))
-    made, again = (make_batch(latents, ids, 7, 400) for _ in range(2))
+    source = source_of(tmp_path, 3)
+    made, again = (make_batch(source, 7, 400) for _ in range(2))
     for first, second in zip(made, again, strict=True):
         assert torch.equal(first, second)
-    _, _, sigma, tokens_, mask = made
+    _, _, sigma, tokens_, mask, shown, things, named = made
     hidden = ~mask.any(1)
     assert 0.05 < hidden.float().mean() < 0.16
     assert torch.equal(mask[~hidden], tokens_[~hidden] != 0)
+    assert not named[hidden].any()
+    assert named[~hidden].any(1).all()
+    assert shown.shape == (400, 3 * 4 * 4)
+    assert things.shape == (400, 2, 3)
     assert 0 < sigma.min() < 0.05
     assert (sigma > 0.75).float().mean() > 0.45
+
+
+def test_captions_of_one_length_are_trained_together(tmp_path):
+    source = source_of(tmp_path, 8, (12, 16))
+    lengths = {make_batch(source, step, 4)[3].shape[1] for step in range(20)}
+    assert len(lengths) > 1
+    assert lengths <= {12, 16, TOKENS}
+    for step in range(20):
+        _, _, _, ids, *_ = make_batch(source, step, 4)
+        assert (ids == 1).any(1).all()  # the end of each caption is there
+
+
+def test_each_word_is_said_to_name_its_thing():
+    red, blue = Thing("ball", "red", "left", 20, 20, 8), Thing("cross", "blue", "up", 70, 40, 8)
+    rng, colours = random.Random(2), {"red": 1, "crimson": 1, "scarlet": 1, "blue": 2}
+    for _ in range(50):
+        text = tagged_sentence(Scene((red, blue), "grey"), rng)
+        for word, tag in zip(untagged(text).split(), tags_of(text), strict=True):
+            assert colours.get(word.strip(",."), tag) == tag, text
+        assert set(tags_of(text)) >= {1, 2}
+
+
+def test_the_tags_of_words_are_those_of_their_pieces(tmp_path):
+    loaded, text = load(tokenizer(tmp_path)), "a\u2460 rxd\u2460 ball\u2460, then qqq\u2461"
+    (ids,), (named,) = encode_tagged(loaded, [text])
+    pieces = loaded.convert_ids_to_tokens(ids.tolist())
+    first = [piece for piece, tag in zip(pieces, named.tolist(), strict=True) if tag == 1]
+    assert "".join(first).replace("\u2581", " ").split() == ["a", "rxd", "ball,"]
+    assert named.max() == 2
+
+
+def test_tokens_are_said_to_show_the_thing_that_covers_them():
+    ball = Thing("ball", "red", "still", 24, 24, 8)  # within the second token of the second row
+    square = Thing("square", "blue", "right", 72, 40, 8, travel=16)
+    shown, things = hints_of([Scene((ball, square), "grey"), Scene((ball,), "grey")])
+    grid = shown.view(2, 5, 4, 6)
+    assert (grid[:, :, 1, 1] == 1).all()
+    assert (grid[0, 0, 2] == 2).nonzero()[:, 0].tolist() == [3, 4]
+    assert (grid[0, -1, 2] == 2).nonzero()[:, 0].tolist() == [4, 5]  # its centre is at 78
+    assert set(grid[1].unique().tolist()) == {0, 1}
+    assert things[1, 0].tolist() == things[1, 1].tolist() == [0, 0, 6]
 
 
 @pytest.mark.alone

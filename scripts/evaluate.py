@@ -22,7 +22,8 @@ def evaluate(
         str,
         typer.Option(
             "--set",
-            help="held-out: 64 prompts in the training's words; free: 96 as people type, of one thing or two.",
+            help="held-out: 64 prompts in the training's words; free: 96 as people type, of one thing or two; "
+            "edits: 18 videos that get another colour.",
         ),
     ] = "held-out",
     limit: Annotated[int | None, typer.Option(help="Only so many of the prompts.")] = None,

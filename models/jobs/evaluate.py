@@ -10,8 +10,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
 from models.machine.errors import InputError
@@ -21,12 +23,13 @@ from models.mochi.defaults import DEFAULTS_FILE, Defaults
 from models.mochi.geometry import Geometry
 from models.mochi.inputs import make_latents
 from models.mochi.pipeline import MochiPipeline
-from models.mochi.sampling.schedule import THRESHOLD_NOISE
+from models.mochi.sampling.schedule import THRESHOLD_NOISE, TIMESTEPS, first_step
 from models.mochi.setup import check_configs
 from models.mochi.text.words import Words
 from models.reference.vae import HostVaeDecoder
-from models.tiny.prompts import SETS, Prompt
+from models.tiny.prompts import EDIT_SIGMAS, EDIT_STRENGTH, SETS, Prompt
 from models.tiny.prompts import prompts as prompts_of
+from models.tiny.scenes import Scene, render
 from models.tiny.vision import Sight, look_for
 from weight_cache.checkpoints.checkpoint import Checkpoint
 
@@ -160,17 +163,29 @@ def evaluate(
                     height=settings.height,
                     width=settings.width,
                     num_frames=settings.num_frames,
-                    num_inference_steps=settings.num_steps,
                     guidance_scale=settings.guidance_scale,
                     output_type="np",
+                    **_start(prompt, settings),
                 )
             ours = torch.from_numpy(made.frames[0])  # type: ignore[union-attr]
-            expected = reference(text, noise)
+            expected = reference(prompt, noise)
             seen = look_for(asked, ours), look_for(asked, expected)
             verdicts.append(Verdict(text, asked, *seen, worst_psnr(ours, expected)))
             videos.append(ours)
         progress("evaluate", len(prompts), len(prompts))
     return Evaluation(name, mode, layout, precision, settings, verdicts, torch.stack(videos))
+
+
+def _start(prompt: Prompt, settings: Defaults) -> dict[str, Any]:
+    """Return from what a run starts, and with which noise levels."""
+    if prompt.source is None:
+        return {"num_inference_steps": settings.num_steps}
+    return {"video": _clip(prompt.source), "strength": EDIT_STRENGTH, "sigmas": list(EDIT_SIGMAS)}
+
+
+def _clip(scene: Scene) -> np.ndarray:
+    """Return the frames of a scene as a file would hold them, uint8 [T, H, W, 3]."""
+    return ((render([scene])[0] + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()
 
 
 class Reference:
@@ -191,14 +206,35 @@ class Reference:
         self.pipe.set_progress_bar_config(disable=True)
         self.settings = settings
 
-    def __call__(self, prompt: str, noise_BCTHW: torch.Tensor) -> torch.Tensor:
+    def __call__(self, prompt: Prompt, noise_BCTHW: torch.Tensor) -> torch.Tensor:
         """Frames, float32 [T, H, W, 3] from 0 to 1. The prompt is read as the mesh's text encoder reads it."""
-        prompt = prompt if self.words is None else self.words.plain(prompt)
+        text = prompt.text if self.words is None else self.words.plain(prompt.text)
         with warnings.catch_warnings():
             # Diffusers asks for float32 autocast in its RoPE; torch says that the CPU has none, and uses float32.
             warnings.filterwarnings("ignore", "In CPU autocast")
-            made = self._generate(prompt, noise_BCTHW)
-        return torch.from_numpy(self.decoder.decode(made.frames)[0])
+            if prompt.source is None:
+                latents = self._generate(text, noise_BCTHW).frames
+            else:
+                latents = self._edit(text, noise_BCTHW, _clip(prompt.source))
+        return torch.from_numpy(self.decoder.decode(latents)[0])
+
+    @torch.no_grad()
+    def _edit(self, prompt: str, noise_BCTHW: torch.Tensor, clip: np.ndarray) -> torch.Tensor:
+        """Return the latents of a run from a clip: Diffusers' Mochi has none, so this is its loop on its modules."""
+        models, config = self.pipe, self.pipe.vae.config
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+        frames = torch.from_numpy(clip).float().permute(3, 0, 1, 2)[None] / 127.5 - 1
+        started = (models.vae.encode(frames).latent_dist.mode() - mean) / std * config.scaling_factor
+        texts = [models.encode_prompt(text, do_classifier_free_guidance=False)[:2] for text in (prompt, "")]
+        if models.config.force_zeros_for_empty_prompt:
+            texts[1] = tuple(torch.zeros_like(part) for part in texts[1])
+        sigmas = EDIT_SIGMAS[first_step(len(EDIT_SIGMAS) - 1, EDIT_STRENGTH) :]
+        state = sigmas[0] * noise_BCTHW + (1 - sigmas[0]) * started
+        for now, after in pairwise(sigmas):
+            time = torch.tensor([(1 - now) * TIMESTEPS])
+            one, none = (models.transformer(state, text, time, mask).sample for text, mask in texts)
+            state = state + (now - after) * (none + self.settings.guidance_scale * (one - none))
+        return state
 
     def _generate(self, prompt: str, noise_BCTHW: torch.Tensor) -> Any:
         return self.pipe(

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from models.mochi.sampling.schedule import linear_quadratic_schedule
+from models.mochi.sampling.schedule import first_step, linear_quadratic_schedule
 from models.mochi.text.words import Words
 from models.tiny.bank import LATENT_CHANNELS, PIXEL_STEP, TIME_STEP, encode_texts
-from models.tiny.prompts import Prompt
-from models.tiny.scenes import WIDE, Frame
+from models.tiny.prompts import EDIT_SIGMAS, EDIT_STRENGTH, Prompt
+from models.tiny.scenes import WIDE, Frame, render
 from models.tiny.vae_training import SURPLUS
 from models.tiny.vision import Sight, look_for
 
@@ -55,7 +55,11 @@ class Sampler:
 
     @torch.no_grad()
     def generate(
-        self, texts: Sequence[str], noise: torch.Tensor, source: torch.Tensor | None = None, strength: float = 1.0
+        self,
+        texts: Sequence[str],
+        noise: torch.Tensor,
+        source: torch.Tensor | None = None,
+        sigmas: Sequence[float] | None = None,
     ) -> torch.Tensor:
         """Return videos, float32 [B, T, H, W, 3] from 0 to 1.
 
@@ -63,20 +67,26 @@ class Sampler:
             texts: B prompts.
             noise: noise of each.
             source: normalised latents of videos to start from; None for pure noise.
-            strength: sigma, the share of noise, with which a source starts.
+            sigmas: noise levels of the run; those of Genmo's schedule by default.
         """
         ids = encode_texts(self.tokenizer, [Words.plain(text) for text in texts]).long().to(self.device)
         both, mask = torch.cat([ids, ids]), torch.cat([ids != 0, torch.zeros_like(ids).bool()])
-        sigmas = linear_quadratic_schedule(self.steps)
-        latents = noise
-        if source is not None:
-            sigmas = [strength, *(sigma for sigma in sigmas if sigma < strength)]
-            latents = strength * noise + (1 - strength) * source
+        sigmas = linear_quadratic_schedule(self.steps) if sigmas is None else sigmas
+        latents = noise if source is None else sigmas[0] * noise + (1 - sigmas[0]) * source
         for now, after in pairwise(sigmas):
             sigma = torch.full((len(both),), now, device=self.device)
             with_, without = self.model(torch.cat([latents, latents]), sigma, both, mask).chunk(2)
             latents = latents + (now - after) * (without + self.guidance * (with_ - without))
         return self.decode(latents)
+
+    def answer(self, asked: Sequence[Prompt]) -> torch.Tensor:
+        """Return the videos of the prompts of one set, the i-th from the noise of seed i; see `generate`."""
+        noise, texts = self.noise(len(asked)), [prompt.text for prompt in asked]
+        scenes = [prompt.source for prompt in asked if prompt.source is not None]
+        if not scenes:
+            return self.generate(texts, noise)
+        first = first_step(len(EDIT_SIGMAS) - 1, EDIT_STRENGTH)
+        return self.generate(texts, noise, self.encode(render(scenes)), EDIT_SIGMAS[first:])
 
     @torch.no_grad()
     def encode(self, frames_BCTHW: torch.Tensor) -> torch.Tensor:

@@ -174,12 +174,11 @@ def _rounded(module: Any) -> Any:
 
 
 def evaluate(sampler: Sampler, limit: int | None = None) -> dict[str, Any]:
-    """Return, for the first prompts of both sets, what the videos show: shares, and each prompt."""
+    """Return, for the first prompts of each set, what the videos show: shares, and each prompt."""
     found = {}
     for name in SETS:
         asked = prompts(name)[:limit]
-        noise = sampler.noise(len(asked))
-        seen = judge(asked, sampler.generate([prompt.text for prompt in asked], noise))
+        seen = judge(asked, sampler.answer(asked))
         verdicts = [
             {"prompt": one.prompt.text, "asked": _rows_of(one.prompt.asked), "seen": _rows_of(one.sights)}
             for one in seen
@@ -313,17 +312,20 @@ def _rows(job: Job) -> int:
 def tokenizer(work: Path, start: Path | None = None) -> Path:
     """Return the directory of the tokenizer. The first call copies it from `start`, or trains it on random captions.
 
-    It also sees sentences with typing errors and common English words, so that unknown words are a few pieces.
+    It also sees sentences with typing errors and common English words, so that unknown words are a few pieces. The list
+    of known words is always that of the captions.
     """
     directory = work / "tokenizer"
-    if not directory.exists() and start is not None:
+    if directory.exists():
+        return directory
+    rng = random.Random("tokenizer")
+    captions = [caption(random_scene(rng), rng) for _ in range(20000)]
+    words = sorted({word for text in captions for word in text.replace(",", "").split()})
+    if start is not None:
         shutil.copytree(start / "tokenizer", directory)
-    elif not directory.exists():
-        rng = random.Random("tokenizer")
-        captions = [caption(random_scene(rng), rng) for _ in range(20000)]
-        words = sorted({word for text in captions for word in text.replace(",", "").split()})
+    else:
         wrong = [mistyped(text, rng) for text in captions[:4000]]
         single = [f"{word}, {word}. {word}" for word in (*words, *english())]
         write_tokenizer(directory, [*captions, *wrong, *single * 20])
-        Words(tuple(words)).write(directory)
+    Words(tuple(words)).write(directory)
     return directory

@@ -81,10 +81,10 @@ class TextToVelocity(torch.nn.Module):
         # What the last forward gave to the heads.
         self.visual: Any = None
         self.text: Any = None
-        transformer.transformer_blocks[SEEN_AFTER + 1].norm1.register_forward_pre_hook(self._keep)
+        transformer.transformer_blocks[SEEN_AFTER].register_forward_hook(self._keep)
 
-    def _keep(self, norm: Any, args: Any) -> None:
-        self.visual = args[0]
+    def _keep(self, block: Any, args: Any, made: Any) -> None:
+        self.visual = made[0]
 
     def forward(
         self, latents_BCTHW: torch.Tensor, sigma_B: torch.Tensor, ids_BL: torch.Tensor, mask_BL: torch.Tensor
@@ -153,7 +153,7 @@ def fast_model(vocab_size: int, device: str, compiled: bool = False) -> TextToVe
     for block in model.transformer.transformer_blocks:
         block.attn1.processor = BatchedAttention()
         if compiled:
-            block.compile(dynamic=False)
+            block.forward = torch.compile(block.forward, dynamic=False)  # hooks stay outside
     if compiled:
         for layer in model.text_encoder.encoder.block:
             layer.compile(dynamic=False)

@@ -20,6 +20,8 @@ from models.tiny.scenes import Scene, Thing
 NAMED, BACKGROUND_NAMED = 0.85, 0.5
 # Shares of captions with a typing error, with words that say nothing of the scene, and with an end mark.
 TYPO, FILLED, ENDED = 0.25, 0.2, 0.2
+# Share of captions of one moving thing without its motion, so that such a prompt leaves the motion of a source as it is.
+NO_MOTION = 0.12
 _PLACES = {
     False: (("on the left", "on the right"), ("on the left side", "on the right side")),
     True: (("at the top", "at the bottom"), ("above", "below")),
@@ -140,7 +142,7 @@ def _motion(thing: Thing, rng: random.Random, held_out: bool) -> Phrase:
 
 def _one(thing: Thing, rng: random.Random, wording: Wording) -> str:
     subject = _tagged(_subject(thing, rng), 0)
-    if not wording.held_out and rng.random() < (0.2 if thing.motion == "still" else 0.04):
+    if not wording.held_out and rng.random() < (0.2 if thing.motion == "still" else NO_MOTION):
         lead = rng.choice(("{s}", "{s}", "a video of {s}", "show me {s}", "can you show {s}", "there is {s}"))
         return lead.format(s=subject)
     base, third, participle = _motion(thing, rng, wording.held_out)

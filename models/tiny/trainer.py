@@ -39,10 +39,10 @@ ENCODED_TOGETHER = 32
 LATENTS, CAPTIONS, EVALUATION = "latents.pt", "captions.pt", "evaluation.json"
 # Lengths of captions that a CPU trains on together; on a GPU each length would be compiled for itself.
 BUCKETS = (16, 24)
-# Shares of a training's minutes: of the VAE, and until the end of the decoder's and of the transformer's.
-SHARES = {"vae": 0.15, "decoder": 0.65, "transformer": 0.92}
+# Shares of a training's minutes, until the end of each part.
+SHARES = {"vae": 0.15, "decoder": 0.65, "text": 0.2, "transformer": 0.92}
 # The same without a GPU, where the parts follow one another.
-SHARES_IN_TURN = {"vae": 0.15, "decoder": 0.45, "transformer": 0.95}
+SHARES_IN_TURN = {"vae": 0.15, "decoder": 0.4, "text": 0.5, "transformer": 0.95}
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Job:
         out: the checkpoint's directory.
         vae_steps: largest number of steps of encoder and decoder together.
         decoder_steps: largest number of steps of the decoder alone.
+        text_steps: largest number of steps of the text encoder alone.
         transformer_steps: largest number of steps of the transformer and the text encoder.
         scenes: number of scenes of the large size; there are a third as many of the small one.
         batch: number of scenes of a step of the transformer.
@@ -70,6 +71,7 @@ class Job:
     out: Path
     vae_steps: int = vae_training.SCHEDULE.steps
     decoder_steps: int = vae_training.DECODER_SCHEDULE.steps
+    text_steps: int = transformer_training.TEXT_SCHEDULE.steps
     transformer_steps: int = transformer_training.SCHEDULE.steps
     scenes: int = 49152
     batch: int = transformer_training.BATCH
@@ -94,12 +96,13 @@ class Job:
         """Return the schedule of a part that begins now.
 
         Args:
-            part: "vae", "decoder" or "transformer".
+            part: "vae", "decoder", "text" or "transformer".
             began: `perf_counter` at the start of the whole training.
         """
         schedule = {
             "vae": vae_training.SCHEDULE,
             "decoder": vae_training.DECODER_SCHEDULE,
+            "text": transformer_training.TEXT_SCHEDULE,
             "transformer": transformer_training.SCHEDULE,
         }[part]
         schedule = replace(schedule, steps=getattr(self, f"{part}_steps"))
@@ -117,7 +120,7 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
         OSError: a folder cannot be written.
         RuntimeError: the transformer's process ended with an error.
     """
-    for name in ("vae_steps", "decoder_steps", "transformer_steps", "scenes", "batch", "vae_batch"):
+    for name in ("vae_steps", "decoder_steps", "text_steps", "transformer_steps", "scenes", "batch", "vae_batch"):
         if getattr(job, name) < 1:
             raise InputError(f"{name} {getattr(job, name)} must be at least 1")
     began = perf_counter()
@@ -150,7 +153,7 @@ def finish(job: Job, vae: Any, progress: Progress) -> dict[str, Any]:
     model = transformer_training.fast_model(_rows(job), job.device)
     model = transformer_training.start_training(model, job.work / "transformer").averaged().eval()
     parts = {"vae": vae, "transformer": model.transformer, "text_encoder": model.text_encoder}
-    curves = {name: job.work / name / CURVE for name in ("vae", "decoder", "transformer")}
+    curves = {name: job.work / name / CURVE for name in ("vae", "decoder", "text", "transformer")}
     write_checkpoint(
         job.out,
         tokenizer=tokenizer(job.work),
@@ -244,7 +247,7 @@ def encode(vae: Any, made: Bank, job: Job, progress: Progress) -> None:
 
 
 def train_apart(job: Job, late: float, progress: Progress | None = None) -> None:
-    """Train the transformer, as soon as the latents are written.
+    """Train the text encoder, and with it the transformer as soon as the latents are written.
 
     Args:
         job: the training.
@@ -261,6 +264,15 @@ def train_apart(job: Job, late: float, progress: Progress | None = None) -> None
     if job.start is not None:
         transformer_training.load_weights(model, job.start)
         statistics = vae_training.load_vae(job.start, "cpu").config
+    lengths = () if job.on_gpu else BUCKETS
+    transformer_training.train_text(
+        model,
+        Source.of(torch.zeros(0, device=job.device), *captions[0], lengths),
+        job.work / "text",
+        job.schedule("text", began),
+        lambda done, total, text: report("text", done, total, text),
+        graphs=job.on_gpu,
+    )
     training = transformer_training.start_training(model, job.work / "transformer", graphs=job.on_gpu)
     if job.on_gpu:
         for part, own in zip(Bank.drawn(1, job.device).parts(), captions, strict=True):
@@ -276,7 +288,6 @@ def train_apart(job: Job, late: float, progress: Progress | None = None) -> None
     latents = [own.to(job.device) for own in torch.load(job.work / LATENTS)]
     training.schedule = job.schedule("transformer", began)
     mean, std = (_statistic(latents[0], name, statistics) for name in ("mean", "std"))
-    lengths = () if job.on_gpu else BUCKETS
     sources = [
         Source.of((own.float() - mean) / std, *these, lengths) for own, these in zip(latents, captions, strict=True)
     ]

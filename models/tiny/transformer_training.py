@@ -39,6 +39,9 @@ TEXT_ENCODER: dict[str, Any] = {
 }
 SCHEDULE = Schedule(steps=25000, rate=1e-3, warmup=500, fall=0.4, ema=0.9995)
 BATCH = 256
+# Before that, the text encoder alone learns to say which words name what.
+TEXT_SCHEDULE = Schedule(steps=5000, rate=1.5e-3, warmup=100, fall=0.5, ema=0.998)
+TEXT_BATCH = 128
 # Every fourth batch is of the small size.
 SMALL_EVERY = 4
 # Share of captions that are dropped, so that the model also learns the unconditional prediction that guidance needs.
@@ -93,12 +96,18 @@ class TextToVelocity(torch.nn.Module):
 
         An all-False row of the mask is the empty prompt, whose features are zeros.
         """
-        # The encoder needs at least one token to attend to. Its output for a dropped caption is set to zero.
-        seen = mask_BL | ~mask_BL.any(1, keepdim=True)
-        embeds = self.text_encoder(ids_BL, attention_mask=seen.long()).last_hidden_state
-        embeds = embeds * mask_BL[..., None]
-        self.text = embeds
-        return self.transformer(latents_BCTHW, embeds, (1 - sigma_B) * TIMESTEPS, mask_BL).sample
+        self.text = read_text(self.text_encoder, ids_BL, mask_BL)
+        return self.transformer(latents_BCTHW, self.text, (1 - sigma_B) * TIMESTEPS, mask_BL).sample
+
+
+def read_text(text_encoder: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+    """Return the features of captions, [B, L, D], zero for padding and for a dropped caption.
+
+    The encoder needs at least one token to attend to.
+    """
+    seen = mask_BL | ~mask_BL.any(1, keepdim=True)
+    embeds = text_encoder(ids_BL, attention_mask=seen.long()).last_hidden_state
+    return embeds * mask_BL[..., None]
 
 
 class BatchedAttention:
@@ -241,6 +250,32 @@ class Source:
         return cls(latents, ids, named, shown, things, buckets)
 
 
+def train_text(
+    model: TextToVelocity,
+    source: Source,
+    folder: Path,
+    schedule: Schedule = TEXT_SCHEDULE,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    graphs: bool = False,
+) -> None:
+    """Train the text encoder and its head on captions alone; the model then has the averaged weights.
+
+    The state of the training is in `folder`.
+    """
+    part = torch.nn.ModuleDict({"encoder": model.text_encoder, "told": model.heads.told})
+
+    def losses(ids: torch.Tensor, mask: torch.Tensor, named: torch.Tensor, things: torch.Tensor) -> Losses:
+        return {"loss": model.heads.told_loss(read_text(model.text_encoder, ids, mask), named, things)}
+
+    def batch_of(step: int) -> Batch:
+        _, pair, length = draw(source, step, TEXT_BATCH)
+        ids = source.ids.flatten(0, 1)[pair, :length].long()
+        named = source.named.flatten(0, 1)[pair, :length]
+        return ids, ids != 0, named, source.things[pair // source.ids.shape[1]]
+
+    Training(part, losses, schedule, folder, graphs).run(batch_of, progress)
+
+
 def run_training(
     training: Training,
     sources: Sequence[Source],
@@ -265,10 +300,7 @@ def run_training(
 def make_batch(source: Source, step: int, count: int) -> Batch:
     """Return the random scenes, noise, noise levels, captions and hints of a step."""
     device = source.latents.device
-    generator = torch.Generator(device).manual_seed(step)
-    sizes = torch.tensor([float(len(pairs)) for pairs, _ in source.buckets])
-    pairs, length = source.buckets[int(torch.multinomial(sizes, 1, generator=torch.Generator().manual_seed(step)))]
-    pair = pairs[torch.randint(len(pairs), (count,), generator=generator, device=device)]
+    generator, pair, length = draw(source, step, count)
     scene = pair // source.ids.shape[1]
     chosen = source.latents[scene].float()
     tokens = source.ids.flatten(0, 1)[pair, :length].long()
@@ -278,6 +310,15 @@ def make_batch(source: Source, step: int, count: int) -> Batch:
     eps = torch.randn(chosen.shape, generator=generator, device=device)
     hints = source.shown[scene], source.things[scene], source.named.flatten(0, 1)[pair, :length] * kept
     return chosen, eps, sigma, tokens, (tokens != 0) & kept, *hints
+
+
+def draw(source: Source, step: int, count: int) -> tuple[torch.Generator, torch.Tensor, int]:
+    """Return the generator of a step, the random captions of one bucket, and the length to which they are cut."""
+    device = source.ids.device
+    generator = torch.Generator(device).manual_seed(step)
+    sizes = torch.tensor([float(len(pairs)) for pairs, _ in source.buckets])
+    pairs, length = source.buckets[int(torch.multinomial(sizes, 1, generator=torch.Generator().manual_seed(step)))]
+    return generator, pairs[torch.randint(len(pairs), (count,), generator=generator, device=device)], length
 
 
 def velocity_losses(

@@ -44,7 +44,7 @@ def test_seconds_become_the_nearest_frames_of_the_grid(planner, seconds, frames)
 
 def test_size_and_defaults(planner):
     planned = planner.plan({"prompt": "a red ball", "size": "848x480", "solver": None})
-    assert (planned.about["width"], planned.about["height"], planned.about["num_frames"]) == (848, 480, 13)
+    assert (planned.about["width"], planned.about["height"], planned.about["num_frames"]) == (848, 480, 25)
     assert planned.fields == {"prompt": "a red ball", "size": "848x480"}
     assert planned.messages == []
 

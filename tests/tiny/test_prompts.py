@@ -2,9 +2,12 @@
 
 import random
 
+import pytest
+
+from models.mochi.sampling.schedule import first_step
 from models.mochi.text.words import Words
 from models.tiny.captions import caption
-from models.tiny.prompts import prompts
+from models.tiny.prompts import EDIT_SIGMAS, EDIT_STRENGTH, prompts
 from models.tiny.scenes import COLOURS, MOTIONS, SHAPES, random_scene
 
 FREE = prompts("free")
@@ -35,3 +38,18 @@ def test_the_training_never_shows_them():
     for prompt in FREE:
         plain = Words.plain(prompt.text)
         assert plain not in seen
+
+
+def test_the_edits_change_the_colour_alone():
+    edits = prompts("edits")
+    assert {prompt.asked[0].motion for prompt in edits} == set(MOTIONS)
+    for prompt in edits:
+        assert prompt.source is not None
+        (thing,), (asked,) = prompt.source.things, prompt.asked
+        assert (thing.motion, thing.shape) == (asked.motion, asked.shape)
+        assert thing.colour != asked.colour
+        assert prompt.text.split() == ["an" if asked.colour == "orange" else "a", asked.colour, asked.shape]
+
+
+def test_the_edits_start_from_the_share_that_the_strength_names():
+    assert EDIT_SIGMAS[first_step(len(EDIT_SIGMAS) - 1, EDIT_STRENGTH)] == pytest.approx(EDIT_STRENGTH)

@@ -13,7 +13,7 @@ from models.tiny.hints import Heads, hints_of
 from models.tiny.scenes import SMALL, Scene, Thing, random_scene, render
 from models.tiny.trainer import Job, run, tokenizer
 from models.tiny.training import CURVE, Schedule, Training
-from models.tiny.transformer_training import BatchedAttention, Source, TextToVelocity, make_batch, velocity_losses
+from models.tiny.transformer_training import BatchedAttention, Source, TextToVelocity, make_batch, train_text, velocity_losses
 from models.tiny.vae_modules import Edges, replace_modules_
 from models.tiny.vae_training import new_vae, vae_losses
 from weight_cache.checkpoints.checkpoint import Checkpoint
@@ -216,11 +216,24 @@ def test_tokens_are_said_to_show_the_thing_that_covers_them():
     assert things[1, 0].tolist() == things[1, 1].tolist() == [0, 0, 6]
 
 
+def test_captions_alone_teach_which_words_name_what(tmp_path):
+    """A few steps lower the error, and the transformer's training starts from them."""
+    torch.manual_seed(0)
+    source = source_of(tmp_path, 8)
+    model = TextToVelocity(int(source.ids.max()) + 1)
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    train_text(model, source, tmp_path / "text", Schedule(steps=20, rate=3e-3, warmup=1, ema=0.5))
+    curve = [json.loads(line)["loss"] for line in (tmp_path / "text" / CURVE).read_text().splitlines()]
+    assert curve[-1] < 0.9 * curve[0]
+    changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, fresh[name])}
+    assert changed == {"text_encoder", "heads"}
+
+
 @pytest.mark.alone
 def test_the_whole_road_ends_in_a_checkpoint_that_the_loader_takes(tmp_path):
     out, small = tmp_path / "checkpoint", {"scenes": 3, "batch": 2, "vae_batch": 1, "judged": 1}
-    job = Job(tmp_path / "work", out, vae_steps=1, decoder_steps=1, transformer_steps=2, **small)
-    assert set(run(job, lambda *_: None)) == {"held-out", "free"}
+    job = Job(tmp_path / "work", out, vae_steps=1, decoder_steps=1, text_steps=1, transformer_steps=2, **small)
+    assert set(run(job, lambda *_: None)) == {"held-out", "free", "edits"}
     checkpoint = Checkpoint.open(out)
     for component in checkpoint.components:
         component.check()
@@ -228,7 +241,7 @@ def test_the_whole_road_ends_in_a_checkpoint_that_the_loader_takes(tmp_path):
     curve = (out / "transformer-losses.jsonl").read_text().splitlines()
     assert json.loads(curve[-1])["step"] == 2
     # Another training takes its VAE and goes on with the rest.
-    later = Job(tmp_path / "later", tmp_path / "second", transformer_steps=1, start=out, **small)
+    later = Job(tmp_path / "later", tmp_path / "second", text_steps=1, transformer_steps=1, start=out, **small)
     run(later, lambda *_: None)
     names = ("vae/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.safetensors")
     same = [(out / name).read_bytes() == (tmp_path / "second" / name).read_bytes() for name in names]

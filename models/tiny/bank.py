@@ -86,9 +86,7 @@ def _chunk(frame: Frame, index: int) -> list[Scene]:
     return [random_scene(rng, frame) for _ in range(CHUNK)]
 
 
-def tokens(
-    frame: Frame, count: int, tokenizer: Path, captions: int = CAPTIONS
-) -> tuple[torch.Tensor, torch.Tensor]:
+def tokens(frame: Frame, count: int, tokenizer: Path, captions: int = CAPTIONS) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids of random captions of the scenes, int16 [N, R, L], padded with 0, and which thing each names.
 
     The second, int8 [N, R, L], has 0 for tokens that name none, and 1 or 2 for the scene's things. All cores work on
@@ -110,7 +108,9 @@ def _chunk_tokens(
     index: int, frame: Frame, tokenizer: Path, captions: int, limit: int = CHUNK
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rng, loaded = random.Random(f"captions {frame} {index}"), load(tokenizer)
-    texts = [written(tagged_sentence(scene, rng), rng) for scene in _chunk(frame, index)[:limit] for _ in range(captions)]
+    texts = [
+        written(tagged_sentence(scene, rng), rng) for scene in _chunk(frame, index)[:limit] for _ in range(captions)
+    ]
     ids, named = encode_tagged(loaded, texts)
     return ids.view(-1, captions, TOKENS), named.view(-1, captions, TOKENS)
 

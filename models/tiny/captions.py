@@ -20,7 +20,7 @@ from models.tiny.scenes import Scene, Thing
 NAMED, BACKGROUND_NAMED = 0.85, 0.5
 # Shares of captions with a typing error, with words that say nothing of the scene, and with an end mark.
 TYPO, FILLED, ENDED = 0.25, 0.2, 0.2
-# Share of captions of one moving thing without its motion, so that such a prompt leaves the motion of a source as it is.
+# Share of captions of a moving thing without its motion, so that such a prompt leaves the motion of a source as it is.
 NO_MOTION = 0.12
 _PLACES = {
     False: (("on the left", "on the right"), ("on the left side", "on the right side")),

@@ -59,7 +59,7 @@ def held_out_prompts() -> list[Prompt]:
 
     Prompt i has the colours, motions and shapes in turn, so that the first few prompts are already varied.
     """
-    rng, found = random.Random(7), []
+    rng, found = random.Random(7), list[Prompt]()
     sizes, speeds = (*SIZES, "normal", "normal"), (*SPEEDS, "normal")
     for index in range(64):
         motion, colour = tuple(MOTIONS)[index % len(MOTIONS)], tuple(COLOURS)[index % len(COLOURS)]
@@ -76,7 +76,7 @@ def held_out_prompts() -> list[Prompt]:
 
 def edits() -> list[Prompt]:
     """Return 18 prompts such as "a blue ball" for clips such as of a red ball: the colour changes, the rest stays."""
-    rng, colours, found = random.Random(3), tuple(COLOURS), []
+    rng, colours, found = random.Random(3), tuple(COLOURS), list[Prompt]()
     while len(found) < 18:
         (thing,) = random_scene(rng, two_share=0.0).things
         index = len(found)

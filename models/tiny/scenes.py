@@ -285,7 +285,7 @@ class Drawing:
         picture = self.backgrounds[:, :, None, None, None].expand(-1, -1, num_frames, height, width)
         for index in range(self.shapes.shape[1]):
             x, y, radius = self.tracks[:, index, :, None, None].unbind(-1)
-            kind, alpha = self.shapes[:, index, None, None, None], 0.0
+            kind, alpha = self.shapes[:, index, None, None, None], torch.zeros((), device=device)
             for number, shape in enumerate(SHAPES):
                 alpha = alpha + coverage(shape, columns - x, rows - y, radius) * (kind == number)
             alpha = (alpha * self.shown[:, index, None, None, None])[:, None]

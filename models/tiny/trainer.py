@@ -25,13 +25,13 @@ from models.tiny import bank, transformer_training, vae_training
 from models.tiny.bank import Bank
 from models.tiny.captions import caption, english, mistyped
 from models.tiny.export import set_latent_statistics, to_bfloat16_, write_checkpoint
-from models.tiny.prompts import SETS, prompts
 from models.tiny.hints import hints_of
+from models.tiny.prompts import SETS, prompts
 from models.tiny.sampling import Sampler, accuracy, judge
 from models.tiny.scenes import random_scene
 from models.tiny.tokenizer import write_tokenizer
 from models.tiny.training import CURVE, STATE, Schedule
-from models.tiny.transformer_training import Source
+from models.tiny.transformer_training import Captions, Source
 
 # Called as progress(stage, done, total, text).
 Progress = Callable[[str, int, int, str], None]
@@ -126,7 +126,7 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
     began = perf_counter()
     tokenizer(job.work, job.start)
     state = job.work / "vae" / STATE
-    kept = torch.load(state, map_location="cpu") if state.exists() else {"step": 0, "seconds": 0.0}
+    kept: Any = torch.load(state, map_location="cpu") if state.exists() else {"step": 0, "seconds": 0.0}
     if job.start is None and job.schedule("vae", began).done(kept["step"], kept["seconds"]) < 1:
         (job.work / LATENTS).unlink(missing_ok=True)  # of another VAE
     child: Any = None
@@ -151,7 +151,7 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
 def finish(job: Job, vae: Any, progress: Progress) -> dict[str, Any]:
     """Write the checkpoint of trained parts, and return what its videos show, which is written too."""
     model = transformer_training.fast_model(_rows(job), job.device)
-    model = transformer_training.start_training(model, job.work / "transformer").averaged().eval()
+    transformer_training.start_training(model, job.work / "transformer").averaged().eval()
     parts = {"vae": vae, "transformer": model.transformer, "text_encoder": model.text_encoder}
     curves = {name: job.work / name / CURVE for name in ("vae", "decoder", "text", "transformer")}
     write_checkpoint(
@@ -162,8 +162,8 @@ def finish(job: Job, vae: Any, progress: Progress) -> dict[str, Any]:
     )
     progress("evaluate", 0, 1, "")
     # The copy of the VAE is not compiled: it sees batches of other sizes.
-    rounded = [_rounded(part) for part in (model, deepcopy(vae))]
-    found = evaluate(Sampler(*rounded, bank.load(tokenizer(job.work))), job.judged)
+    sampler = Sampler(_rounded(model), _rounded(deepcopy(vae)), bank.load(tokenizer(job.work)))
+    found = evaluate(sampler, job.judged)
     write_json(found, job.work / EVALUATION)
     progress("evaluate", 1, 1, str({name: found[name]["accuracy"] for name in SETS}))
     return found
@@ -267,7 +267,7 @@ def train_apart(job: Job, late: float, progress: Progress | None = None) -> None
     lengths = () if job.on_gpu else BUCKETS
     transformer_training.train_text(
         model,
-        Source.of(torch.zeros(0, device=job.device), *captions[0], lengths),
+        Source.of(torch.zeros(0, device=job.device), captions[0], lengths),
         job.work / "text",
         job.schedule("text", began),
         lambda done, total, text: report("text", done, total, text),
@@ -277,7 +277,7 @@ def train_apart(job: Job, late: float, progress: Progress | None = None) -> None
     if job.on_gpu:
         for part, own in zip(Bank.drawn(1, job.device).parts(), captions, strict=True):
             latents = torch.randn(part.latent_shape(8), device=job.device)
-            source = Source.of(latents, *(value[:8] for value in own))
+            source = Source.of(latents, own.each(lambda value: value[:8]))
             training.prepare(transformer_training.make_batch(source, 0, job.batch))
     report("ready", 1, 1, f"{perf_counter() - began:.0f} s after the start")
     parent = os.getppid()
@@ -285,11 +285,11 @@ def train_apart(job: Job, late: float, progress: Progress | None = None) -> None
         sleep(0.2)
         if os.getppid() != parent:
             raise SystemExit("the first process ended")
-    latents = [own.to(job.device) for own in torch.load(job.work / LATENTS)]
+    encoded = [own.to(job.device) for own in torch.load(job.work / LATENTS)]
     training.schedule = job.schedule("transformer", began)
-    mean, std = (_statistic(latents[0], name, statistics) for name in ("mean", "std"))
+    mean, std = (_statistic(encoded[0], name, statistics) for name in ("mean", "std"))
     sources = [
-        Source.of((own.float() - mean) / std, *these, lengths) for own, these in zip(latents, captions, strict=True)
+        Source.of((own.float() - mean) / std, these, lengths) for own, these in zip(encoded, captions, strict=True)
     ]
     transformer_training.run_training(
         training, sources, lambda done, total, text: report("transformer", done, total, text), job.batch
@@ -302,7 +302,7 @@ def _statistic(latents: torch.Tensor, name: str, config: Any) -> torch.Tensor:
     return torch.tensor([round(float(value), 6) for value in values], device=latents.device).view(1, -1, 1, 1, 1)
 
 
-def _captions(job: Job) -> list[tuple[torch.Tensor, ...]]:
+def _captions(job: Job) -> list[Captions]:
     """Return of both sizes the captions' tokens, which thing each names, and the hints; the work folder keeps them."""
     file, made = job.work / CAPTIONS, None
     if file.exists():
@@ -313,7 +313,7 @@ def _captions(job: Job) -> list[tuple[torch.Tensor, ...]]:
             hints = hints_of(bank.scenes(frame, count), job.device)
             made.append((*bank.tokens(frame, count, files), *(hint.cpu() for hint in hints)))
         torch.save(made, file)
-    return [tuple(value.to(job.device) for value in own) for own in made]
+    return [Captions(*own).each(lambda value: value.to(job.device)) for own in made]
 
 
 def _rows(job: Job) -> int:

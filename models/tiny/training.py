@@ -96,7 +96,8 @@ class Training:
         """
         self.model, self.loss_of, self.schedule, self.folder = model, loss_of, schedule, folder
         named = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        self.names, self.parameters = list(named), list(named.values())
+        self.names = list(named)
+        self.parameters: list[torch.Tensor] = list(named.values())
         device = self.parameters[0].device
         self.rate: Any = torch.tensor(0.0, device=device) if device.type == "cuda" else 0.0
         options: Any = {"fused": True, "capturable": True} if device.type == "cuda" else {}

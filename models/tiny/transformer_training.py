@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -202,52 +202,55 @@ def start_training(
     return Training(model, losses, schedule, folder, graphs)
 
 
+class Captions(NamedTuple):
+    """The captions of N scenes of one size, and what is said of the scenes beside them; see `models.tiny.hints`.
+
+    Attributes:
+        ids: token ids of R captions of each, padded with 0, [N, R, L].
+        named: which thing each text token names, [N, R, L].
+        shown: which thing each visual token shows, [N, tokens].
+        things: shape, colour and motion of both things, [N, 2, 3].
+    """
+
+    ids: torch.Tensor
+    named: torch.Tensor
+    shown: torch.Tensor
+    things: torch.Tensor
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Captions:
+        """Return the captions with each tensor changed."""
+        return Captions(*map(change, self))
+
+
 @dataclass(frozen=True)
 class Source:
     """Scenes of one size to train on.
 
     Attributes:
-        latents: normalised as the transformer takes them, [N, 12, T', H / 8, W / 8].
-        ids: token ids of R captions of each, padded with 0, [N, R, L].
-        named: which thing each text token names, [N, R, L]; see `models.tiny.hints`.
-        shown: which thing each visual token shows, [N, tokens].
-        things: shape, colour and motion of both things, [N, 2, 3].
+        latents: normalised as the transformer takes them, [N, 12, T', H / 8, W / 8]; empty for captions alone.
+        captions: of the scenes.
         buckets: indices into the N x R captions, and the length to which the captions of each bucket are cut.
     """
 
     latents: torch.Tensor
-    ids: torch.Tensor
-    named: torch.Tensor
-    shown: torch.Tensor
-    things: torch.Tensor
+    captions: Captions
     buckets: tuple[tuple[torch.Tensor, int], ...]
 
     @classmethod
-    def of(
-        cls,
-        latents: torch.Tensor,
-        ids: torch.Tensor,
-        named: torch.Tensor,
-        shown: torch.Tensor,
-        things: torch.Tensor,
-        lengths: Sequence[int] = (),
-    ) -> Source:
+    def of(cls, latents: torch.Tensor, captions: Captions, lengths: Sequence[int] = ()) -> Source:
         """Sort captions by their length into buckets.
 
         Args:
-            latents: see the class, as the others.
-            ids: token ids.
-            named: of text tokens.
-            shown: of visual tokens.
-            things: of scenes.
+            latents: see the class.
+            captions: of the same scenes.
             lengths: longest caption of each bucket but the last, rising. Short batches cost less.
         """
-        count, found, low = (ids != 0).sum(-1).flatten(), [], 0
-        for length in (*lengths, ids.shape[-1]):
+        count, found, low = (captions.ids != 0).sum(-1).flatten(), [], 0
+        for length in (*lengths, captions.ids.shape[-1]):
             found.append((((count > low) & (count <= length)).nonzero()[:, 0], length))
             low = length
         buckets = tuple(bucket for bucket in found if len(bucket[0]))
-        return cls(latents, ids, named, shown, things, buckets)
+        return cls(latents, captions, buckets)
 
 
 def train_text(
@@ -269,9 +272,10 @@ def train_text(
 
     def batch_of(step: int) -> Batch:
         _, pair, length = draw(source, step, TEXT_BATCH)
-        ids = source.ids.flatten(0, 1)[pair, :length].long()
-        named = source.named.flatten(0, 1)[pair, :length]
-        return ids, ids != 0, named, source.things[pair // source.ids.shape[1]]
+        captions = source.captions
+        ids = captions.ids.flatten(0, 1)[pair, :length].long()
+        named = captions.named.flatten(0, 1)[pair, :length]
+        return ids, ids != 0, named, captions.things[pair // captions.ids.shape[1]]
 
     Training(part, losses, schedule, folder, graphs).run(batch_of, progress)
 
@@ -301,20 +305,21 @@ def make_batch(source: Source, step: int, count: int) -> Batch:
     """Return the random scenes, noise, noise levels, captions and hints of a step."""
     device = source.latents.device
     generator, pair, length = draw(source, step, count)
-    scene = pair // source.ids.shape[1]
+    captions = source.captions
+    scene = pair // captions.ids.shape[1]
     chosen = source.latents[scene].float()
-    tokens = source.ids.flatten(0, 1)[pair, :length].long()
+    tokens = captions.ids.flatten(0, 1)[pair, :length].long()
     kept = torch.rand((count, 1), generator=generator, device=device) >= DROPPED
     sigma, high = torch.rand((2, count), generator=generator, device=device)
     sigma = torch.where(high < HIGH_SHARE, HIGH + (1 - HIGH) * sigma, sigma)
     eps = torch.randn(chosen.shape, generator=generator, device=device)
-    hints = source.shown[scene], source.things[scene], source.named.flatten(0, 1)[pair, :length] * kept
+    hints = captions.shown[scene], captions.things[scene], captions.named.flatten(0, 1)[pair, :length] * kept
     return chosen, eps, sigma, tokens, (tokens != 0) & kept, *hints
 
 
 def draw(source: Source, step: int, count: int) -> tuple[torch.Generator, torch.Tensor, int]:
     """Return the generator of a step, the random captions of one bucket, and the length to which they are cut."""
-    device = source.ids.device
+    device = source.captions.ids.device
     generator = torch.Generator(device).manual_seed(step)
     sizes = torch.tensor([float(len(pairs)) for pairs, _ in source.buckets])
     pairs, length = source.buckets[int(torch.multinomial(sizes, 1, generator=torch.Generator().manual_seed(step)))]

@@ -13,7 +13,15 @@ from models.tiny.hints import Heads, hints_of
 from models.tiny.scenes import SMALL, Scene, Thing, random_scene, render
 from models.tiny.trainer import Job, run, tokenizer
 from models.tiny.training import CURVE, Schedule, Training
-from models.tiny.transformer_training import BatchedAttention, Source, TextToVelocity, make_batch, train_text, velocity_losses
+from models.tiny.transformer_training import (
+    BatchedAttention,
+    Captions,
+    Source,
+    TextToVelocity,
+    make_batch,
+    train_text,
+    velocity_losses,
+)
 from models.tiny.vae_modules import Edges, replace_modules_
 from models.tiny.vae_training import new_vae, vae_losses
 from weight_cache.checkpoints.checkpoint import Checkpoint
@@ -155,7 +163,7 @@ def source_of(tmp_path, count: int, lengths: tuple[int, ...] = ()) -> Source:
     ids, named = tokens(SMALL, count, tokenizer(tmp_path), captions=2)
     assert ids.shape[:2] == named.shape[:2] == (count, 2)
     latents = torch.randn(Bank.drawn(4, "cpu").small.latent_shape(count))
-    return Source.of(latents, ids, named, *hints_of(scenes(SMALL, count)), lengths)
+    return Source.of(latents, Captions(ids, named, *hints_of(scenes(SMALL, count))), lengths)
 
 
 def test_a_batch_is_the_same_each_time_and_hides_some_captions(tmp_path):
@@ -220,7 +228,7 @@ def test_captions_alone_teach_which_words_name_what(tmp_path):
     """A few steps lower the error, and the transformer's training starts from them."""
     torch.manual_seed(0)
     source = source_of(tmp_path, 8)
-    model = TextToVelocity(int(source.ids.max()) + 1)
+    model = TextToVelocity(int(source.captions.ids.max()) + 1)
     fresh = {name: value.clone() for name, value in model.state_dict().items()}
     train_text(model, source, tmp_path / "text", Schedule(steps=20, rate=3e-3, warmup=1, ema=0.5))
     curve = [json.loads(line)["loss"] for line in (tmp_path / "text" / CURVE).read_text().splitlines()]

@@ -59,7 +59,14 @@ def test_each_word_is_one_token_but_for_a_few():
     """The words that the captions gained after the tokenizer was trained are some pieces."""
     tokenizer = load_tokenizer(Checkpoint.open("tiny"))
     parts = {word: len(tokenizer(f"a {word} a").input_ids) - 3 for word in WORDS.known}
-    assert {word for word, count in parts.items() if count > 2} == {"beside", "let", "notice", "turn", "turning", "turns"}
+    assert {word for word, count in parts.items() if count > 2} == {
+        "beside",
+        "let",
+        "notice",
+        "turn",
+        "turning",
+        "turns",
+    }
     assert sum(count == 1 for count in parts.values()) >= len(parts) - 7
 
 

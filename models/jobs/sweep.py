@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from models.jobs.generate import GenerateRequest, Message, Progress, check_mode, make, name_of, once, plan, write
 from models.jobs.previews import write_png
+from models.jobs.start import from_source
 from models.jobs.sweep_file import MOST_LINES, BadLines, Line, read_lines
 from models.machine.checks import json_file, whole
 from models.machine.errors import Cancelled, InputError, MachineError
 from models.machine.files import Reservation, check_writable, renamed_when_done
 from models.machine.paths import is_taken
-from models.mochi.setup import Request, Setup, plain, planned_forwards, resolve
+from models.mochi.setup import Request, Setup, Video, plain, planned_forwards, resolve
 
 if TYPE_CHECKING:
     from models.jobs.generate import Job
@@ -54,10 +55,12 @@ _TILE, _LABEL, _TILES = (192, 112), 14, 8
 
 @dataclass(frozen=True)
 class SweepJob:
-    """A line whose rules are checked: its set-up, and the file that is made of it."""
+    """A line whose rules are checked: what it asks for, its set-up, the steps that are done, and the video's file."""
 
     line: Line
+    request: GenerateRequest
     setup: Setup
+    video: Video
     key: str
     out: Path
 
@@ -120,16 +123,18 @@ def plan_sweep(file: str | Path, request: Request, folder: str | Path, limit: in
     for line in lines:
         try:
             own = setup.for_video(line.video)
-            key = _key(line, own, models)
+            asked = _request(line, own)
+            begun, _ = from_source(asked, own)
+            key = _key(asked, begun, models)
             if key in first:
                 raise InputError(f"it makes the same video as line {first[key]}: change its seed, or leave it out")
         except InputError as error:
             problems.append(f"line {line.number}: {error}")
             continue
         first[key] = line.number
-        assert own.video is not None
-        name = name_of(line.prompt, own.video.settings.seed)
-        jobs.append(SweepJob(line, own, key, folder / f"{name}-{key[:10]}.mp4"))
+        assert begun.video is not None
+        name = name_of(line.prompt, begun.video.settings.seed)
+        jobs.append(SweepJob(line, asked, own, begun.video, key, folder / f"{name}-{key[:10]}.mp4"))
     if problems:
         raise BadLines(file, sorted(problems, key=_number_of), count)
     check_writable(folder / RESULTS, ".csv")
@@ -152,13 +157,30 @@ def _identity(setup: Setup) -> dict[str, Any]:
     }
 
 
-def _key(line: Line, setup: Setup, models: dict[str, Any]) -> str:
-    """Return 64 hex digits: what a line makes, whatever its names, its order and its place."""
+def _request(line: Line, setup: Setup) -> GenerateRequest:
+    """Return what a line asks for, without the name of its file."""
+    begins = asdict(line.beginning)
+    video, image = begins.pop("video"), begins.pop("image")
+    return GenerateRequest(
+        line.prompt,
+        setup.request,
+        line.negative_prompt,
+        source=video if image is None else image,
+        is_image=image is not None,
+        **begins,
+    )
+
+
+def _key(request: GenerateRequest, setup: Setup, models: dict[str, Any]) -> str:
+    """Return 64 hex digits: what a line makes, whatever its names, its order and its place.
+
+    `setup` has the steps that are done.
+    """
     video = setup.video
     assert video is not None
     made = {
-        "prompt": line.prompt,
-        "negative_prompt": line.negative_prompt,
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
         "sigmas": video.sigmas,
         "guidance": video.guidance,
         "solver": video.solver,
@@ -170,6 +192,11 @@ def _key(line: Line, setup: Setup, models: dict[str, Any]) -> str:
         "fps": video.settings.fps,
         "models": models,
     }
+    if request.source is not None:
+        with open(request.source, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        begins = {name: getattr(request, name) for name in ("is_image", "fit", "edit", "eta", "eta_end")}
+        made["source"] = {"sha256": content, **begins}
     return hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -233,10 +260,7 @@ def _make(pipe: MochiPipeline, sweep_job: SweepJob, progress: Progress | None, t
     out = sweep_job.out
     if not is_taken(out.with_suffix(".json")):
         out.unlink(missing_ok=True)  # of a sweep that ended between the video and its JSON
-    request = GenerateRequest(
-        sweep_job.line.prompt, sweep_job.setup.request, sweep_job.line.negative_prompt, out=str(out)
-    )
-    job: Job = plan(request, sweep_job.setup)
+    job: Job = plan(replace(sweep_job.request, out=str(out)), sweep_job.setup)
     with job.reservation:
         for line in job.setup.notes():
             tell(line)
@@ -274,8 +298,7 @@ def write_results(sweep: Sweep) -> None:
 
 
 def _row(job: SweepJob, failed: str | None) -> dict[str, Any]:
-    video, made = job.setup.video, job.done()
-    assert video is not None
+    video, made = job.video, job.done()
     row: dict[str, Any] = {
         "line": job.line.number,
         "state": "done" if made is not None else "waiting" if failed is None else "failed",
@@ -318,7 +341,6 @@ def write_sheet(sweep: Sweep) -> None:
         left, top = index % columns * _TILE[0], index // columns * height
         with suppress(OSError), Image.open(_picture(job.out)) as picture:
             sheet.paste(picture.convert("RGB"), (left, top))
-        assert job.setup.video is not None
         draw.text((left + 2, top + _TILE[1] + 1), _label(job), fill="black")
     write_png(np.asarray(sheet), sweep.folder / SHEET)
 

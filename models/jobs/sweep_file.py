@@ -1,6 +1,7 @@
 """What a sweep makes, line by line: JSON lines with Genmo's fields, or CSV with a header.
 
-Source of the fields: genmoai/mochi `demos/cli.py`, `--sweep-file`. Settings of our own are those of `VideoRequest`.
+Source of the fields: genmoai/mochi `demos/cli.py`, `--sweep-file`. Settings of our own are those of `VideoRequest`, and
+those of `Beginning`, by which a run starts from a video or an image.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from models.machine.checks import json_object, read_bytes, short, stated_number, text
+from models.machine.checks import json_object, path_text, read_bytes, short, stated_number, text, typed
 from models.machine.errors import InputError
 from models.mochi.setup import VideoRequest
 
@@ -26,11 +27,31 @@ _ALIASES = {
 }
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
 _TEXTS = ("prompt", "negative_prompt")
-_SETTINGS = tuple(field.name for field in fields(VideoRequest))
-# Of a CSV file these stay text; the other settings are numbers.
-_WORDS = (*_TEXTS, "solver", "guidance_interval", "preset", "reuse", "sigmas", "cfg_schedule")
+_TRUTHS = {"true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """From which file a run starts, and how; see `models.jobs.generate.GenerateRequest`.
+
+    A path is beside the sweep's file, if it is not absolute.
+    """
+
+    video: str | None = None
+    image: str | None = None
+    strength: float | None = field(default=None, metadata={"least": None})
+    fit: bool = False
+    edit: bool = False
+    eta: float | None = field(default=None, metadata={"least": None})
+    eta_end: float | None = field(default=None, metadata={"least": None})
+
+
+_BEGINNING = tuple(each.name for each in fields(Beginning))
+_SETTINGS = tuple(each.name for each in fields(VideoRequest))
+# Of a CSV file these stay text, and `fit` and `edit` are true or false; the other settings are numbers.
+_WORDS = (*_TEXTS, "solver", "guidance_interval", "preset", "reuse", "sigmas", "cfg_schedule", "video", "image")
 _MEND = "give a .jsonl file with an object in each line, or a .csv file with a header"
-FIELDS = ("prompt", "negative_prompt", *sorted({*_SETTINGS, *_ALIASES}))
+FIELDS = ("prompt", "negative_prompt", *sorted({*_SETTINGS, *_ALIASES, *_BEGINNING}))
 """All names that a line may have."""
 
 
@@ -43,12 +64,14 @@ class Line:
         prompt: text.
         negative_prompt: text.
         video: settings; None for what the line leaves out.
+        beginning: the file that the run starts from.
     """
 
     number: int
     prompt: str
     negative_prompt: str
     video: VideoRequest
+    beginning: Beginning = Beginning()
 
 
 class BadLines(InputError):
@@ -85,7 +108,7 @@ def read_lines(path: Path) -> tuple[list[Line], list[str]]:
         if len(found) + len(problems) == MOST_LINES:
             raise InputError(f"sweep {path} has more than {MOST_LINES} lines: cut it in parts")
         try:
-            found.append(_line(number, values() if callable(values) else values))
+            found.append(_line(number, values() if callable(values) else values, path.parent))
         except InputError as error:
             problems.append(f"line {number}: {error}")
     if not found and not problems:
@@ -122,7 +145,7 @@ def _cells(header: list[str], row: list[str]) -> dict[str, Any]:
     if len(row) != len(header):
         raise InputError(f"it has {len(row)} cells, and the header {len(header)}: write one for each, empty for none")
     return {
-        name: cell if _ALIASES.get(name, name) in _WORDS else _number(cell)
+        name: cell if _ALIASES.get(name, name) in _WORDS else _TRUTHS.get(cell.lower(), _number(cell))
         for name, cell in zip(header, row, strict=True)
         if cell != ""
     }
@@ -141,21 +164,27 @@ def _number(cell: str) -> Any:
 def _check_names(names: list[str], where: str) -> None:
     ours = [_ALIASES.get(name, name) for name in names]
     for name, own in zip(names, ours, strict=True):
-        if own not in (*_TEXTS, *_SETTINGS):
+        if own not in (*_TEXTS, *_SETTINGS, *_BEGINNING):
             raise InputError(f"{where} has {short(name)}, which is no setting; known are {', '.join(FIELDS)}")
         if ours.count(own) > 1:
             raise InputError(f"{where} has {short(name)} twice, perhaps by two names: keep one")
 
 
-def _line(number: int, values: Mapping[str, Any]) -> Line:
-    """Return the line of values by name.
+def _line(number: int, values: Mapping[str, Any], folder: Path) -> Line:
+    """Return the line of values by name, in a file of `folder`.
 
     Raises:
-        InputError: a name is unknown or there twice, or a text is none.
+        InputError: a name is unknown or there twice, a text is none, or the run would start from two files.
     """
     _check_names(list(values), "it")
     named = {_ALIASES.get(name, name): value for name, value in values.items() if value is not None}
     if "prompt" not in named:
         raise InputError("it has no prompt: say what the video shows")
     prompt, negative = text("prompt", named.pop("prompt")), text("negative_prompt", named.pop("negative_prompt", ""))
-    return Line(number, prompt, negative, VideoRequest(**named))
+    begins = {name: named.pop(name) for name in _BEGINNING if name in named}
+    if "video" in begins and "image" in begins:
+        raise InputError("it has a video and an image: a run starts from one of them")
+    for name in ("video", "image"):
+        if name in begins:
+            begins[name] = str(folder / path_text(name, begins[name]))
+    return Line(number, prompt, negative, VideoRequest(**named), typed(Beginning, begins, "it"))

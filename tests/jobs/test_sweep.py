@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from models.jobs import sweep as sweeps
+from models.jobs.generate import plan, run
 from models.jobs.sweep import plan_sweep, run_sweep
 from models.jobs.sweep_file import MOST_LINES, BadLines, read_lines
 from models.machine.errors import InputError, MachineError
@@ -112,8 +114,66 @@ def test_csv_says_what_json_lines_say(small_checkpoint, tmp_path):
     plans = [plan_sweep(file, request(small_checkpoint), tmp_path / file.suffix[1:]) for file in (lines, table)]
     assert [job.key for job in plans[0].jobs] == [job.key for job in plans[1].jobs]
     assert [job.line.number for job in plans[1].jobs] == [2, 4]
-    for plan in plans:
-        plan.reservation.release()
+    for each in plans:
+        each.reservation.release()
+
+
+@pytest.fixture
+def ball(tmp_path):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "ball.png")
+    return tmp_path / "ball.png"
+
+
+def test_a_line_starts_from_a_picture_beside_the_file(small_checkpoint, tmp_path, ball):
+    """The video is that of `generate --image`; what decides its content is in its key."""
+    begins = {"image": "ball.png", "strength": 0.5}
+    file = written(tmp_path / "s.jsonl", row(1), row(1, **begins), row(1, image=str(ball), strength=1, fit=True))
+    sweep = plan_sweep(file, request(small_checkpoint), tmp_path / "out")
+    assert len({job.key for job in sweep.jobs}) == 3
+    assert [len(job.video.guidance) for job in sweep.jobs] == [2, 1, 2]
+    assert run_sweep(sweep) == 0
+    assert [each["num_steps"] for each in rows_of(tmp_path / "out")] == ["2", "1", "2"]
+    out = tmp_path / "alone.mp4"
+    job = sweep.jobs[1]
+    run(plan(replace(job.request, out=str(out)), job.setup))
+    assert out.read_bytes() == job.out.read_bytes()
+    Image.new("RGB", (40, 40), "blue").save(ball)
+    other = plan_sweep(file, request(small_checkpoint), tmp_path / "out")
+    other.reservation.release()
+    assert [job.key == before.key for job, before in zip(other.jobs, sweep.jobs, strict=True)] == [True, False, False]
+
+
+def test_csv_names_files_too(small_checkpoint, tmp_path, ball):
+    lines = written(tmp_path / "a.jsonl", row(3, image="ball.png", fit=True, edit=True, eta=0.8))
+    table = tmp_path / "a.csv"
+    table.write_text(
+        "prompt,seed,width,height,num_frames,num_steps,image,fit,edit,eta,strength\n"
+        "a red ball,3,32,32,7,2,ball.png,true,TRUE,0.8,\n"
+    )
+    plans = [plan_sweep(file, request(small_checkpoint), tmp_path / file.suffix[1:]) for file in (lines, table)]
+    assert plans[0].jobs[0].key == plans[1].jobs[0].key
+    for each in plans:
+        each.reservation.release()
+
+
+@pytest.mark.parametrize(
+    ("begins", "why"),
+    [
+        ({"image": "ball.png", "video": "ball.png"}, "a video and an image"),
+        ({"video": "ball.png"}, "is an image: give it with"),
+        ({"image": "none.png"}, "does not exist"),
+        ({"image": 5}, "image 5"),
+        ({"strength": 0.5}, "belong to a video or an image"),
+        ({"image": "ball.png", "strength": 2}, "strength 2 must be from 0"),
+        ({"image": "ball.png", "strength": "much"}, "strength is 'much'"),
+        ({"image": "ball.png", "fit": 1}, "fit is 1, but must be true or false"),
+        ({"image": "ball.png", "edit": True, "strength": 0.5}, "strength"),
+        ({"image": "ball.png", "eta": 0.5}, "eta"),
+    ],
+)
+def test_a_beginning_that_is_refused(small_checkpoint, tmp_path, ball, begins, why):
+    with pytest.raises(InputError, match=f"line 1: .*{why}"):
+        plan_sweep(written(tmp_path / "s.jsonl", row(1, **begins)), request(small_checkpoint), tmp_path / "out")
 
 
 def test_all_bad_lines_are_listed_and_nothing_is_started(small_checkpoint, tmp_path):

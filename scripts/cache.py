@@ -46,6 +46,9 @@ def build(
     precision: Annotated[str, typer.Option(help=HELP["precision"])] = "default",
     lora: Annotated[list[str] | None, typer.Option(help=HELP["lora"])] = None,
     cache_dir: CacheDir = None,
+    encoder: Annotated[
+        bool, typer.Option("--encoder", help="Also the VAE's encoder, which runs from videos and images need.")
+    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Only say how large it will be: no weights are read.")] = False,
     model_config: Annotated[
         str | None, typer.Option(help="With --plan: sizes of the model by name (preview) instead of --model.")
@@ -73,7 +76,7 @@ def build(
     from models.jobs.weights import build_weights, plan_weights, unfit
 
     if plan:
-        plans = plan_weights(setup)
+        plans = plan_weights(setup, encoder=encoder)
         sizes = {name: sum(getattr(planned, name) for planned in plans) for name in ("disk_bytes", "chip_bytes")}
         for planned in plans:
             print("\n".join(planned.lines()))
@@ -84,7 +87,8 @@ def build(
         _write({"fits": problem is None, "components": [planned.as_json() for planned in plans], **sizes}, json_file)
         return
     with make_reporter() as reporter:
-        built = build_weights(setup, reporter.progress, lambda line: reporter.line(f"warning: {line}"))
+        tell = lambda line: reporter.line(f"warning: {line}")  # noqa: E731
+        built = build_weights(setup, reporter.progress, tell, encoder=encoder)
     for entry in built:
         print(f"{entry['component']}: {entry['tensors']} tensors, {entry['bytes'] / 1e9:.3f} GB in {entry['path']}")
     _write({"entries": built}, json_file)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -130,6 +131,25 @@ def test_generate_finds_what_build_made(small_checkpoint, store, capsys, on_this
     MochiPipeline.from_pretrained(small_checkpoint, mesh=opened, precision="fast", cache_dir=store)
 
 
+@pytest.mark.parametrize("mesh", ["2x4sp0tp1"])
+def test_the_encoder_is_built_where_it_is_asked_for(small_checkpoint, store, capsys, on_this_mesh, mesh, monkeypatch):
+    from models.mochi import MochiPipeline
+    from weight_cache import convert
+
+    arguments = ["cache", "build", "--model", small_checkpoint, "--cache-dir", str(store)]
+    assert main(arguments) == 0
+    assert "encoder:" not in capsys.readouterr().out.replace("text_encoder:", "")
+    assert main([*arguments, "--encoder"]) == 0
+    assert "vae encoder: " in capsys.readouterr().out
+    assert len(Store(store).entries()) == 4
+    monkeypatch.setattr(convert, "convert", lambda *_, **__: pytest.fail("converted again"))
+    from models.device import OpenMesh
+
+    opened = OpenMesh(on_this_mesh.device, "golden", "t3000")
+    pipe = MochiPipeline.from_pretrained(small_checkpoint, mesh=opened, cache_dir=store)
+    pipe.encode_video(np.zeros((1, 32, 32, 3), np.uint8))
+
+
 def test_a_plan_needs_no_weights_and_no_mesh(tmp_path, capsys, monkeypatch):
     from models import device
 
@@ -144,6 +164,10 @@ def test_a_plan_needs_no_weights_and_no_mesh(tmp_path, capsys, monkeypatch):
     assert [part["component"] for part in planned["components"]] == ["text_encoder", "vae", "transformer"]
     assert planned["chip_bytes"] == sum(part["chip_bytes"] for part in planned["components"])
     assert planned["chip_bytes"] < planned["disk_bytes"]
+    assert main([*arguments, "--encoder"]) == 0
+    more = json.loads(out.read_text())
+    assert more["components"][-1]["component"] == "vae encoder"
+    assert more["chip_bytes"] > planned["chip_bytes"]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ def plan_batch(request: GenerateRequest, videos: int) -> Batch:
     whole("the number of videos", videos, 1, MOST_VIDEOS)
     if request.out is not None:
         check_writable(request.out)
+    if request.edit and videos > 1:
+        raise InputError(f"an edit has no noise of its own, so {videos} videos would be the same one: ask for one")
     setup = resolve(request.request)
     if setup.video is None or request.request.video is None:
         raise InputError("a video has to be asked for: give the request a VideoRequest")

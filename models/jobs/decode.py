@@ -72,7 +72,7 @@ def plan(request: DecodeRequest) -> DecodeJob:
     check_mode(request.request.mode)
     if not is_file(request.latents):  # before torch is imported
         raise MissingInputError(
-            f"latents {shown(request.latents)} do not exist: give a file made by generate --save-latents"
+            f"latents {shown(request.latents)} do not exist: give a file made by encode or generate --save-latents"
         )
     from models.jobs.latents import load_latents
 

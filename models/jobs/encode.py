@@ -1,4 +1,4 @@
-"""The job behind `mochi-tt encode`: from videos and images to files of latents that `decode` and `generate` read."""
+"""The job behind `mochi-tt encode`: from videos and images to files of latents that `decode` reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.jobs.generate import check_mode
 from models.jobs.media import Frames, is_image, media_in, read_media
 from models.jobs.opening import open_for
 from models.jobs.start import check_encoder
-from models.machine.checks import number, whole
+from models.machine.checks import json_object, number, whole
 from models.machine.errors import InputError
 from models.machine.files import Reservation, check_writable
 from models.machine.paths import is_dir, is_taken
@@ -99,11 +99,22 @@ def plan(request: EncodeRequest) -> EncodeJob:
         defaults.num_frames if request.num_frames is None else request.num_frames,
         setup.scales,
     )
-    frames = 1 if all(map(is_image, sources)) else geometry.num_frames
+    only_images = is_image(sources[0]) if len(sources) == 1 else all(map(_seems_image, sources))
+    if only_images and request.num_frames not in (None, 1):
+        raise InputError(f"num_frames {request.num_frames} is for videos: an image is one frame")
+    frames = 1 if only_images else geometry.num_frames
     config = check_encoder(setup, replace(geometry, num_frames=frames), alone=True)
     fps = check_fps(defaults.fps if request.fps is None else request.fps)
     wanted = Frames(geometry.height, geometry.width, geometry.num_frames, fps, request.fit, start)
     return EncodeJob(request, setup, config, wanted, outputs, tuple(map(Reservation, outputs.values())))
+
+
+def _seems_image(path: Path) -> bool:
+    """Return whether a file of a folder is an image; one that cannot be opened is told when its turn comes."""
+    try:
+        return is_image(path)
+    except InputError:
+        return True
 
 
 def _outputs(request: EncodeRequest, sources: list[Path]) -> dict[Path, Path]:
@@ -126,19 +137,26 @@ def _outputs(request: EncodeRequest, sources: list[Path]) -> dict[Path, Path]:
         raise InputError(f"{request.source} has two files named {twice}, whose latents would have one name: rename one")
     for path in found.values():
         check_writable(path, ".safetensors")
-        if is_taken(path) and not _is_ours(path):
-            raise InputError(f"{path} exists and is no file of latents, so it is not replaced: choose another --out")
+    for source, path in found.items():
+        if is_taken(path) and not _is_of(path, source):
+            raise InputError(
+                f"{path} exists and has no latents of an earlier encoding of {source.name}, so it is not replaced: "
+                "choose another --out, or move it away"
+            )
     return found
 
 
-def _is_ours(path: Path) -> bool:
+def _is_of(path: Path, source: Path) -> bool:
+    """Return whether a file has latents that were encoded from a source of this name."""
     from models.jobs.latents import FORMAT
     from models.machine.headers import read_header
 
     try:
-        return read_header(path, "latents", "").metadata.get("format") == FORMAT
+        metadata = read_header(path, "latents", "").metadata
+        about = json_object(metadata.get("about", "{}"), "", "")
     except InputError:
         return False
+    return metadata.get("format") == FORMAT and about.get("encoded") == source.name
 
 
 def run(
@@ -191,6 +209,8 @@ def _run(job: EncodeJob, report: Callable[[str, int, int], None], tell: Callable
             written.append(target)
         report("encode", len(job.outputs), len(job.outputs))
     if unread:
+        for path in written:
+            tell(f"wrote {path}")
         raise InputError(f"{len(unread)} of {len(job.outputs)} files could not be read: {', '.join(unread[:5])}")
     return written
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.device import MODES, choose_mode
 from models.jobs.previews import Previews, preview_files
-from models.jobs.start import from_source, start_of
+from models.jobs.start import from_source, start_of, used_of_source
 from models.machine.checks import check_text, json_file
 from models.machine.errors import Cancelled, InputError
 from models.machine.files import Reservation, Taken, check_writable, write_json
@@ -47,7 +47,6 @@ FLAT = (
     "or a LoRA are out of range"
 )
 # Fields of a request that say what is made of a video or an image.
-_OF_A_SOURCE = ("source", "is_image", "strength", "fit", "edit", "eta", "eta_end")
 Progress = Callable[[str, int, int], None]
 Message = Callable[[str], None]
 
@@ -445,7 +444,7 @@ def record(made: Made, job: Job) -> dict[str, Any]:
     arguments |= arguments.pop("video") | job.video.as_arguments() | asdict(setup.conventions)
     arguments |= {"precision": setup.precision.name}
     own = {"prompt": job.request.prompt, "negative_prompt": job.request.negative_prompt, "out": str(job.out)}
-    own |= {name: getattr(job.request, name) for name in _OF_A_SOURCE}
+    own |= used_of_source(job.request)
     return {
         "video": job.out.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

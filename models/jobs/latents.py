@@ -20,7 +20,7 @@ FORMAT = "mochi-tt latents 1"
 # More than the largest video that a mesh decodes has (`models.mochi.size`).
 LARGEST_BYTES = 1 << 30
 _KEY = "latents"
-_MEND = "give a file made by generate --save-latents"
+_MEND = "give a file made by encode or generate --save-latents"
 
 
 def save_latents(latents_BCTHW: torch.Tensor, path: Path, about: dict[str, Any]) -> None:

@@ -23,6 +23,8 @@ def preview_files(out: Path, every: int, steps: int) -> list[Path]:
     Raises:
         InputError: `every` is no whole number from 1 to the number of steps.
     """
+    if steps == 0:
+        raise InputError("preview needs a step, and this run does none: leave it out")
     every = whole(f"with {steps} steps, preview", every, 1, steps)
     return [_file(out, step, steps) for step in range(every, steps + 1, every)]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.jobs.media import Frames, is_image, media_in, read_media
+from models.jobs.media import Frames, check_is_video, is_image, media_in, read_media
 from models.machine.errors import InputError
-from models.machine.paths import is_dir
+from models.machine.paths import is_dir, shown
 from models.mochi.editing import Edit
 from models.mochi.geometry import Geometry
 
@@ -42,12 +44,14 @@ def from_source(request: GenerateRequest, setup: Setup) -> tuple[Setup, np.ndarr
         raise InputError(f"{request.source} is a folder: give one video or image")
     (path,) = media_in(request.source)
     if is_image(path) != request.is_image:
-        found, option = ("an image", "--image") if is_image(path) else ("no still image", "--video")
-        raise InputError(f"{path} is {found}: give it with {option}")
+        if request.is_image:
+            check_is_video(path)
+        found, name = ("no still image", "video") if request.is_image else ("an image", "image")
+        raise InputError(f"{shown(path)} is {found}: give it as {name} (--{name})")
     assert setup.video is not None
     settings = setup.video.settings
     wanted = Frames(settings.height, settings.width, settings.num_frames, settings.fps, request.fit)
-    pictures = read_media(path, wanted)
+    pictures = _read(path, wanted, _stamp(path))
     if not request.is_image:
         setup, pictures = _of_its_length(request, setup, path, pictures)
     assert setup.video is not None
@@ -58,6 +62,20 @@ def from_source(request: GenerateRequest, setup: Setup) -> tuple[Setup, np.ndarr
     if editing is not None or video.sigmas[0] < 1:
         check_encoder(setup, video.geometry)
     return replace(setup, video=video), pictures
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: Path, wanted: Frames, stamp: tuple[int, ...]) -> np.ndarray:
+    """Read a source. The last one is kept: several videos, or lines of a sweep, often start from one file."""
+    return read_media(path, wanted)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _of_its_length(
@@ -123,3 +141,19 @@ def start_of(job: Job) -> dict[str, Any]:
     if request.edit:
         return given | {"edit": True, "eta": request.eta, "eta_end": request.eta_end}
     return given | {"strength": STRENGTH if request.strength is None else request.strength}
+
+
+def used_of_source(request: GenerateRequest) -> dict[str, Any]:
+    """Return what a run's record says of its source, with the defaults that were used."""
+    from models.mochi.sources import STRENGTH
+
+    own = {name: getattr(request, name) for name in ("is_image", "strength", "fit", "edit", "eta", "eta_end")}
+    if request.source is None:
+        return {"source": None, **own}
+    edit = Edit.of(request.edit, request.eta, request.eta_end, strength=request.strength, solver=None)
+    if edit is None:
+        own["strength"] = STRENGTH if request.strength is None else request.strength
+    else:
+        own |= {"eta": edit.eta, "eta_end": edit.end}
+    # A name may have bytes that are no text.
+    return {"source": os.fsencode(request.source).decode("utf-8", "replace"), **own}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.jobs.generate import GenerateRequest, Message, Progress, check_mode, make, name_of, once, plan, write
 from models.jobs.previews import write_png
-from models.jobs.start import from_source
+from models.jobs.start import from_source, used_of_source
 from models.jobs.sweep_file import MOST_LINES, BadLines, Line, read_lines
 from models.machine.checks import json_file, whole
 from models.machine.errors import Cancelled, InputError, MachineError
@@ -192,11 +192,16 @@ def _key(request: GenerateRequest, setup: Setup, models: dict[str, Any]) -> str:
         "fps": video.settings.fps,
         "models": models,
     }
-    if request.source is not None:
+    if request.source is not None and (request.edit or video.sigmas[0] < 1):
         with open(request.source, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        begins = {name: getattr(request, name) for name in ("is_image", "fit", "edit", "eta", "eta_end")}
-        made["source"] = {"sha256": content, **begins}
+        used = used_of_source(request)
+        names = ("is_image", "fit", "edit", "eta", "eta_end")
+        made["source"] = {"sha256": content} | {name: used[name] for name in names}
+        if request.edit:
+            made["seed"] = None  # has no effect
+        if not request.edit and not video.guidance:
+            made |= dict.fromkeys(("prompt", "negative_prompt", "seed", "solver", "guidance_reuse", "reuse"))
     return hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()
 
 

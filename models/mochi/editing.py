@@ -58,8 +58,8 @@ class Edit:
             return None
         if strength is not None:
             raise InputError("edit starts from the video's own noise, and strength from the video with other: give one")
-        if solver not in (None, EULER):
-            raise InputError(f"edit changes the state between steps, so that its solver is {EULER}, not {solver}")
+        if solver is not None:
+            check_solver(solver)
         made = cls(*(number(n, d if v is None else v) for n, v, d in (("eta", eta, ETA), ("eta_end", end, ETA_END))))
         if not 0 <= made.eta <= 1 or not 0 <= made.end <= 1:
             raise InputError(f"eta {made.eta:g} and eta_end {made.end:g} must be from 0 to 1")
@@ -69,6 +69,19 @@ class Edit:
         """Return eta of each of n steps."""
         end = self.end * steps
         return [max(self.eta * (1 - index / end), 0.0) if index < end else 0.0 for index in range(steps)]
+
+
+def check_solver(solver: str) -> None:
+    """Check the solver of an editing run, whether it was asked for or is a preset's.
+
+    Raises:
+        InputError: it keeps predictions of earlier states, which editing replaces.
+    """
+    if solver != EULER:
+        raise InputError(
+            f"edit changes the state between steps, so that its solver is {EULER}, not {solver}: ask for {EULER}, or "
+            "leave out a preset that has another"
+        )
 
 
 @dataclass

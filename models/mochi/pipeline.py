@@ -32,7 +32,7 @@ from models.machine.watchdog import LARGEST_TOKENS, Watchdog, operation_seconds
 from models.mochi import inputs
 from models.mochi.components import Models
 from models.mochi.defaults import Defaults
-from models.mochi.editing import Edit, Pull
+from models.mochi.editing import Edit, Pull, check_solver
 from models.mochi.geometry import Geometry, Scales
 from models.mochi.outputs import OUTPUT_TYPES, Denoised, Encoded, MochiOutput, as_output
 from models.mochi.sampling.denoise import denoise
@@ -40,7 +40,7 @@ from models.mochi.sampling.reuse import Forwards
 from models.mochi.sampling.schedule import model_times
 from models.mochi.setup import Request, Setup, resolve
 from models.mochi.size import Subject
-from models.mochi.sources import STRENGTH, Source
+from models.mochi.sources import NO_STEP, STRENGTH, Source, plain_frames
 from models.mochi.text.encoder import (
     MAX_SEQUENCE_LENGTH,
     MeshTextEncoder,
@@ -380,6 +380,10 @@ class MochiPipeline:
         size, noise = (height, width, num_frames), (latents, generator)
         asked = num_inference_steps, guidance_scale, noise, callback_on_step_end
         run = self._run(len(texts.prompts), size, *asked, **options)
+        if editing is not None:
+            check_solver(run.solver)  # also that of a preset
+        if source is not None and not run.guidance and strength != 0:
+            self._tell(NO_STEP, level=3)
         pictures = None if source is None else source.frames(self._geometry_of(run.noise_BCTHW))
         seconds: dict[str, float] = {}
         if pictures is not None and (editing is not None or run.sigmas[0] < 1):
@@ -511,7 +515,7 @@ class MochiPipeline:
         """Encode a video, or an image as a video of one frame, with the VAE's encoder, which the first call loads.
 
         Args:
-            frames: uint8 [F, H, W, 3], or floats from -1 to 1; F is 6k + 1, H and W are multiples of 8.
+            frames: uint8 [F, H, W, 3], or floats from -1 to 1, or PIL images; F is 6k + 1, H and W are multiples of 8.
             seed: of a sample of the latents; their mean if None.
             progress: called as `progress("encode_video", done, total)`.
 
@@ -526,7 +530,7 @@ class MochiPipeline:
         encoder = self._vae_encoder()
         report("encode_video", 0, 1)
         with self._watchdog.watching("encode"):
-            latents = encoder.encode(frames, seed=seed)
+            latents = encoder.encode(plain_frames(frames), seed=seed)
         report("encode_video", 1, 1)
         return latents
 
@@ -678,10 +682,12 @@ class MochiPipeline:
 
         results, forwards = list(run.begins.split(1)), []
         for index, text in enumerate(encoded.prompts):
-            if self._interrupt or not steps:
+            if self._interrupt:
                 break
-            negative = encoded.negatives[index % len(encoded.negatives)] if encoded.negatives else None
             forwards.append(Forwards())
+            if not steps:
+                continue
+            negative = encoded.negatives[index % len(encoded.negatives)] if encoded.negatives else None
             more = {} if run.on_state is None else {"on_state": functools.partial(run.on_state, index)}
             with self._watchdog.watching("denoise"):
                 results[index] = self._sampler(

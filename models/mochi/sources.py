@@ -18,10 +18,15 @@ import torch
 
 from models.machine.checks import short
 from models.machine.errors import InputError
+from models.machine.pictures import flattened
 from models.mochi.geometry import Geometry, Scales
 
 STRENGTH = 0.8
 """Strength where none is given: that of Diffusers' video-to-video pipelines."""
+NO_STEP = (
+    "strength is less than one step, so no step is done: the video stays as the VAE keeps it, and the prompt has no "
+    "effect; give a larger strength or more steps"
+)
 _FORMS = "PIL images, uint8 arrays [F, H, W, 3], or floats from 0 to 1: arrays [F, H, W, 3] or tensors [F, 3, H, W]"
 
 
@@ -106,7 +111,10 @@ def _pictures(name: str, value: Any) -> np.ndarray:
 
 def _array(name: str, part: Any) -> np.ndarray:
     if hasattr(part, "convert"):  # of PIL
-        return np.array(part.convert("RGB"))[None]
+        try:
+            return np.array(flattened(part))[None]
+        except InputError as error:
+            raise InputError(f"{name} cannot be taken: {error}") from error
     if isinstance(part, torch.Tensor):
         tensor = part.detach().to("cpu")
         tensor = tensor[0] if tensor.ndim == 5 and len(tensor) == 1 else tensor
@@ -121,6 +129,17 @@ def _array(name: str, part: Any) -> np.ndarray:
     if part.ndim != 4 or not (part.dtype == np.uint8 or np.issubdtype(part.dtype, np.floating)):
         raise InputError(f"{name} is {part.dtype} {list(part.shape)}, and must be {_FORMS}")
     return part if part.dtype == np.uint8 else part.astype(np.float32)
+
+
+def plain_frames(frames: Any) -> Any:
+    """Return frames for the encoder: PIL images become an array, and arrays lie in memory as they are read.
+
+    Raises:
+        InputError: a list holds something else than PIL images of one size.
+    """
+    if hasattr(frames, "convert") or (isinstance(frames, list | tuple) and all(hasattr(f, "convert") for f in frames)):
+        return _pictures("frames", frames)
+    return np.ascontiguousarray(frames) if isinstance(frames, np.ndarray) else frames
 
 
 def _resized(picture: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -158,6 +177,8 @@ def check_start(latents: Any, shape: Sequence[int]) -> torch.Tensor:
     """
     if not isinstance(latents, torch.Tensor) or not latents.is_floating_point() or latents.ndim != 5:
         raise InputError(f"start_latents {short(latents)} must be a floating-point tensor [1, C, T, H, W]")
+    if not latents.isfinite().all():
+        raise InputError("start_latents hold values that are not finite: encode the video anew")
     if len(latents) not in (1, shape[0]) or list(latents.shape[1:]) != list(shape[1:]):
         raise InputError(f"start_latents {list(latents.shape)} must be {[1, *shape[1:]]}, or one per video")
     return latents.detach().to("cpu", torch.float32)

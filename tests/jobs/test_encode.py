@@ -7,7 +7,7 @@ from PIL import Image
 from models.jobs.decode import DecodeRequest
 from models.jobs.decode import plan as plan_decode
 from models.jobs.encode import EncodeRequest, plan, run
-from models.jobs.latents import load_latents
+from models.jobs.latents import load_latents, save_latents
 from models.machine.errors import InputError, MissingInputError
 from models.mochi.setup import Request
 
@@ -75,13 +75,22 @@ def test_files_that_cannot_be(clip, small_checkpoint, tmp_path):
     with pytest.raises(MissingInputError, match="does not exist"):
         plan(request(tmp_path / "none.mp4", small_checkpoint, tmp_path))
     (tmp_path / "ball.latents.safetensors").write_bytes(b"mine")
-    with pytest.raises(InputError, match="is no file of latents, so it is not replaced"):
+    with pytest.raises(InputError, match=r"no latents of an earlier encoding of ball.mp4, so it is not replaced"):
+        plan(request(clip, small_checkpoint, tmp_path))
+    save_latents(torch.zeros(1, 12, 2, 4, 4), tmp_path / "ball.latents.safetensors", {"model": "tiny"})
+    with pytest.raises(InputError, match="so it is not replaced"):  # those of generate --save-latents
         plan(request(clip, small_checkpoint, tmp_path))
     Image.new("RGB", (50, 50), "red").save(tmp_path / "ball.png")
     with pytest.raises(InputError, match="two files named ball"):
         plan(request(tmp_path, small_checkpoint, tmp_path, out=str(tmp_path / "out")))
     with pytest.raises(InputError, match="is a file, and the source is a folder"):
         plan(request(tmp_path, small_checkpoint, tmp_path, out=str(clip)))
+
+
+def test_an_image_has_one_frame(small_checkpoint, tmp_path):
+    Image.new("RGB", (50, 50), "red").save(tmp_path / "red.png")
+    with pytest.raises(InputError, match="num_frames 13 is for videos"):
+        plan(request(tmp_path / "red.png", small_checkpoint, tmp_path, num_frames=13))
 
 
 def test_more_frames_than_there_are(clip, small_checkpoint, tmp_path):

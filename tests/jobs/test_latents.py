@@ -82,7 +82,7 @@ def make(tmp_path, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "do not exist: give a file made by generate --save-latents"),
+        ("missing", "do not exist: give a file made by encode or generate --save-latents"),
         ("foreign", "is a safetensors file but not one of latents"),
         ("truncated", "is truncated or not a safetensors file"),
         ("text", "is truncated or not a safetensors file"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.jobs.media import Frames, is_image, media_in, read_media
+from models.jobs.media import Frames, Limits, check_is_video, is_image, measure, media_in, read_media
 from models.machine.errors import InputError, MissingInputError
 
 WANTED = Frames(height=32, width=48, most=100)
@@ -169,3 +169,94 @@ def test_what_is_in_a_folder(tmp_path, video):
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingInputError, match="has no videos or images"):
         media_in(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(("value", "seen"), [(0, 0), (1000, 4), (32768, 128), (65535, 255)])
+def test_sixteen_bits(tmp_path, value, seen):
+    Image.fromarray(np.full((40, 40), value, np.uint16)).save(tmp_path / "a.png")
+    assert colours(tmp_path / "a.png").tolist() == [[seen] * 3]
+
+
+def test_floats_have_no_white(tmp_path):
+    Image.fromarray(np.full((40, 40), 0.5, np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(InputError, match="floats, whose white nobody knows"):
+        read_media(tmp_path / "a.tiff", WANTED)
+
+
+def test_too_thin_to_fit(tmp_path):
+    Image.new("RGB", (20000, 1), "red").save(tmp_path / "a.png")
+    assert read_media(tmp_path / "a.png", WANTED).shape == (1, 32, 48, 3)
+    with pytest.raises(InputError, match="20000x1, of which --fit would leave no pixel"):
+        read_media(tmp_path / "a.png", Frames(32, 48, 1, fit=True))
+
+
+def pictures() -> list[Image.Image]:
+    return [Image.new("RGB", (40, 40), name) for name in ("red", "lime", "blue")]
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "avif"])
+def test_animations_are_videos(tmp_path, kind):
+    """Each picture as long as it says: 0.1, 0.2 and 0.1 s."""
+    path = tmp_path / f"a.{kind}"
+    first, *others = pictures()
+    first.save(path, save_all=True, append_images=others, duration=[100, 200, 100])
+    assert not is_image(path)
+    check_is_video(path)
+    found = (colours(path) > 128).tolist()
+    assert [found.count(row) for row in ([True, False, False], [False, True, False], [False, False, True])] == [3, 6, 3]
+    assert len(read_media(path, Frames(32, 48, 4))) == 4
+    assert (colours(path, Frames(32, 48, 1, start=0.35))[0] > 128).tolist() == [False, False, True]
+    with pytest.raises(InputError, match="no frames after 5 s"):
+        read_media(path, Frames(32, 48, 1, start=5))
+    measure(path, Limits(seconds=0.5))
+    with pytest.raises(InputError, match=r"lasts more than 0.3 s"):
+        measure(path, Limits(seconds=0.3))
+
+
+@pytest.mark.parametrize(("kind", "options"), [("jpg", {"format": "MPO"}), ("gif", {}), ("avif", {})])
+def test_one_picture_is_an_image(tmp_path, kind, options):
+    """Of a photograph in MPO form it is the first: the second is its preview."""
+    path = tmp_path / f"a.{kind}"
+    first, *others = pictures()
+    first.save(path, **options, **({"save_all": True, "append_images": others} if options else {}))
+    assert is_image(path)
+    assert (colours(path) > 128).tolist() == [[True, False, False]]
+
+
+def test_pages_are_refused(tmp_path):
+    first, *others = pictures()
+    first.save(tmp_path / "a.tiff", save_all=True, append_images=others)
+    with pytest.raises(InputError, match="has 3 pages: save one of them"):
+        read_media(tmp_path / "a.tiff", WANTED)
+
+
+def test_damage_within_a_file_is_refused(video, tmp_path):
+    """ffmpeg goes on with grey pictures; what comes before the damage is still read."""
+    path = video("testsrc=size=64x48:rate=30:duration=3", "-c:v", "libx264", "-movflags", "faststart", name="a.mp4")
+    whole = path.read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
+    assert len(read_media(tmp_path / "cut.mp4", Frames(32, 48, 7))) == 7
+    with pytest.raises(InputError, match="is damaged"):
+        read_media(tmp_path / "cut.mp4", WANTED)
+
+
+def test_a_video_that_does_not_say_how_long_it_is(tmp_path):
+    """As browsers record them."""
+    program = imageio_ffmpeg.get_ffmpeg_exe()
+    source = ["-f", "lavfi", "-i", "testsrc=size=64x48:rate=10:duration=20"]
+    made = subprocess.run([program, "-v", "error", *source, "-f", "webm", "-"], capture_output=True, check=True)
+    (tmp_path / "a.webm").write_bytes(made.stdout)
+    measure(tmp_path / "a.webm", Limits(seconds=30))
+    with pytest.raises(InputError, match="lasts more than 10 s"):
+        measure(tmp_path / "a.webm", Limits(seconds=10))
+
+
+def test_the_transparency_of_vp9(tmp_path):
+    """ffmpeg's own decoder leaves it out."""
+    raw = np.zeros((10, 48, 64, 4), np.uint8)
+    raw[..., 0] = 250
+    given = ["-f", "rawvideo", "-pix_fmt", "rgba", "-s", "64x48", "-r", "30", "-i", "-"]
+    made = ["-c:v", "libvpx-vp9", "-pix_fmt", "yuva420p", str(tmp_path / "a.webm")]
+    program = imageio_ffmpeg.get_ffmpeg_exe()
+    subprocess.run([program, "-v", "error", *given, *made], input=raw.tobytes(), check=True)
+    assert colours(tmp_path / "a.webm").max() < 3

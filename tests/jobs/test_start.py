@@ -1,6 +1,7 @@
 """`mochi-tt generate --video` and `--image`: what is read of the file, and which steps are done."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_strength_zero_and_one(clip, small_checkpoint, tmp_path):
     assert (latents["one"] == latents["plain"]).all()
     record = json.loads((tmp_path / "zero.json").read_text())
     assert record["sigmas"] == [0.0]
-    assert record["forwards"] is None
+    assert record["forwards"]["conditional"] == {"computed": 0, "reused": 0}
 
 
 def test_the_length_of_the_source(clip, small_checkpoint, tmp_path):
@@ -83,8 +84,27 @@ def test_several_videos_of_one_source(clip, small_checkpoint, tmp_path):
     batch = plan_batch(request(small_checkpoint, tmp_path, clip, strength=0.5), 2)
     assert [len(job.video.guidance) for job in batch.jobs] == [2, 2]
     assert [job.video.settings.seed for job in batch.jobs] == [1710977262, 1710977263]
+    assert np.shares_memory(batch.jobs[0].pictures, batch.jobs[1].pictures), "the frames are read and kept once"
     for job in batch.jobs:
         job.reservation.release()
+    with pytest.raises(InputError, match="2 videos would be the same one"):
+        plan_batch(request(small_checkpoint, tmp_path, clip, edit=True), 2)
+
+
+def test_less_than_a_step_is_told(clip, small_checkpoint, tmp_path):
+    said = []
+    run(plan(request(small_checkpoint, tmp_path, clip, strength=0.2)), on_message=said.append)
+    assert any("strength is less than one step" in line for line in said)
+
+
+def test_the_record_says_what_was_used(clip, small_checkpoint, tmp_path):
+    """Also of a file whose name is no text."""
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/b\xffll.mp4")
+    os.rename(clip, odd)
+    record = json.loads(run(plan(request(small_checkpoint, tmp_path, odd, edit=True))).with_suffix(".json").read_text())
+    used = {name: record["arguments"][name] for name in ("edit", "eta", "eta_end", "strength")}
+    assert used == {"edit": True, "eta": 0.9, "eta_end": 0.35, "strength": None}
+    assert record["arguments"]["source"].endswith("b\ufffdll.mp4")
 
 
 def test_what_is_refused(clip, small_checkpoint, tmp_path):
@@ -95,10 +115,14 @@ def test_what_is_refused(clip, small_checkpoint, tmp_path):
     refused("give --video FILE or --image FILE", None, strength=0.5)
     refused("does not exist", tmp_path / "none.mp4", MissingInputError)
     refused("is a folder", tmp_path)
-    refused("is no still image: give it with --video", clip, is_image=True)
+    refused("is no still image: give it as video", clip, is_image=True)
     refused("strength 2 must be from 0", clip, strength=2.0)
+    refused("this run does none", clip, strength=0.0, preview=1)
+    refused("solver is euler, not unipc", clip, edit=True, video={"solver": "unipc"})
+    (tmp_path / "text.png").write_text("no picture")
+    refused("text.png has no", tmp_path / "text.png", is_image=True)
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
-    refused("is an image: give it with --image", tmp_path / "a.png")
+    refused("is an image: give it as image", tmp_path / "a.png")
 
 
 def test_a_checkpoint_without_an_encoder(clip, small_copy, tmp_path):

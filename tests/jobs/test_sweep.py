@@ -127,12 +127,12 @@ def ball(tmp_path):
 def test_a_line_starts_from_a_picture_beside_the_file(small_checkpoint, tmp_path, ball):
     """The video is that of `generate --image`; what decides its content is in its key."""
     begins = {"image": "ball.png", "strength": 0.5}
-    file = written(tmp_path / "s.jsonl", row(1), row(1, **begins), row(1, image=str(ball), strength=1, fit=True))
+    file = written(tmp_path / "s.jsonl", row(1), row(1, **begins), row(1, image=str(ball), strength=0.6, fit=True))
     sweep = plan_sweep(file, request(small_checkpoint), tmp_path / "out")
     assert len({job.key for job in sweep.jobs}) == 3
-    assert [len(job.video.guidance) for job in sweep.jobs] == [2, 1, 2]
+    assert [len(job.video.guidance) for job in sweep.jobs] == [2, 1, 1]
     assert run_sweep(sweep) == 0
-    assert [each["num_steps"] for each in rows_of(tmp_path / "out")] == ["2", "1", "2"]
+    assert [each["num_steps"] for each in rows_of(tmp_path / "out")] == ["2", "1", "1"]
     out = tmp_path / "alone.mp4"
     job = sweep.jobs[1]
     run(plan(replace(job.request, out=str(out)), job.setup))
@@ -141,6 +141,26 @@ def test_a_line_starts_from_a_picture_beside_the_file(small_checkpoint, tmp_path
     other = plan_sweep(file, request(small_checkpoint), tmp_path / "out")
     other.reservation.release()
     assert [job.key == before.key for job, before in zip(other.jobs, sweep.jobs, strict=True)] == [True, False, False]
+
+
+def test_equal_jobs_from_a_file_are_one_too_many(small_checkpoint, tmp_path, ball):
+    """Defaults that are named, a seed without effect, a source that is not used, a prompt that is not."""
+    image, same = {"image": "ball.png"}, []
+    same += [(row(1, **image, edit=True), row(2, **image, edit=True, eta=0.9))]
+    same += [(row(1), row(1, **image, strength=1))]
+    same += [(row(1, **image, strength=0), row(2, **image, strength=0.1, prompt="other"))]
+    for pair in same:
+        with pytest.raises(InputError, match="line 2: it makes the same video as line 1"):
+            plan_sweep(written(tmp_path / "s.jsonl", *pair), request(small_checkpoint), tmp_path / "out")
+
+
+def test_a_line_without_a_step(small_checkpoint, tmp_path, ball):
+    sweep = plan_sweep(
+        written(tmp_path / "s.jsonl", row(1, image="ball.png", strength=0)), request(small_checkpoint), tmp_path / "out"
+    )
+    assert run_sweep(sweep) == 0
+    (found,) = rows_of(tmp_path / "out")
+    assert (found["state"], found["num_steps"], found["forwards"]) == ("done", "0", "0")
 
 
 def test_csv_names_files_too(small_checkpoint, tmp_path, ball):
@@ -160,7 +180,7 @@ def test_csv_names_files_too(small_checkpoint, tmp_path, ball):
     ("begins", "why"),
     [
         ({"image": "ball.png", "video": "ball.png"}, "a video and an image"),
-        ({"video": "ball.png"}, "is an image: give it with"),
+        ({"video": "ball.png"}, "is an image: give it as image"),
         ({"image": "none.png"}, "does not exist"),
         ({"image": 5}, "image 5"),
         ({"strength": 0.5}, "belong to a video or an image"),

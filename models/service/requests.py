@@ -258,6 +258,12 @@ class Planner:
 
     def _messages(self, setup: Setup, kept: Mapping[str, Any]) -> list[str]:
         told = setup.notes()
+        assert setup.video is not None
+        if not setup.video.guidance:
+            told.append(
+                "strength leaves none of the steps to do: the video is the source as the vae keeps it, and the prompt "
+                "has no effect"
+            )
         if kept.get("preset") is not None:
             wanted = preset(kept["preset"]).settings.get("precision", setup.precision.name)
             if wanted != setup.precision.name:

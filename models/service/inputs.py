@@ -1,8 +1,8 @@
 """Pictures and videos that clients send, for a video to start from: what is taken, where it lies, and how it goes.
 
-A file is named by the SHA-256 of its content, so the same one twice is one. Its kind is read from its first bytes, and
-never from its name or from what the client calls it. It stays as long as a video that waits or is made needs it, and
-for `KEEP_SECONDS` after it was sent.
+A file is named by the SHA-256 of its content, so the same one twice is one. Its first bytes say whether it is taken,
+and never its name or what the client calls it. `models.jobs.media.is_image` says what is a picture, as for `generate`.
+A file stays as long as a video that waits or is made needs it, and for `KEEP_SECONDS` after it was sent.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.jobs.media import Limits, measure
+from models.jobs.media import Limits, is_image, measure
 from models.machine.errors import InputError
 from models.machine.files import renamed_when_done
 
 KEEP_SECONDS = 3600.0
 IMAGE, VIDEO = "image", "video"
 _ID = re.compile(r"file-[0-9a-f]{64}")
-_CAN = "JPEG, PNG, WebP, GIF, MP4, MOV, WebM and MKV can be read"
+_CAN = "JPEG, PNG, WebP, AVIF, GIF, MP4, MOV, WebM and MKV can be read"
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ class Inputs:
             InputError: it is of no kind that is read, damaged, or too large or long.
             OSError: it cannot be written.
         """
-        kind = kind_of(content)
-        if kind is None:
+        if not is_taken(content):
             raise InputError(f"the file is neither a picture nor a video: {_CAN}")
         name = f"file-{hashlib.sha256(content).hexdigest()}"
         path = self._root / name
@@ -72,19 +71,14 @@ class Inputs:
         else:
             with suppress(OSError):  # It may have expired in this moment.
                 os.utime(path)
-        return Input(name, kind, len(content))
+        return Input(name, _kind_of(path), len(content))
 
     def find(self, name: str) -> tuple[Path, str] | None:
         """Return the path and the kind of a file; None if there is none of this name."""
         if not _ID.fullmatch(name):
             return None
         path = self._root / name
-        try:
-            with path.open("rb") as file:
-                kind = kind_of(file.read(64))
-        except OSError:
-            return None
-        return None if kind is None else (path, kind)
+        return (path, _kind_of(path)) if path.is_file() else None
 
     def sweep(self, needed: Collection[str]) -> list[str]:
         """Delete the files that no video needs and that were sent long ago; return their names."""
@@ -100,12 +94,14 @@ class Inputs:
         return gone
 
 
-def kind_of(content: bytes) -> str | None:
-    """Return the kind of a file by its first bytes; None if it is none that is taken."""
+def is_taken(content: bytes) -> bool:
+    """Return whether a file's first bytes are those of a kind that is taken."""
     if content[:3] == b"\xff\xd8\xff" or content[:8] == b"\x89PNG\r\n\x1a\n":
-        return IMAGE
+        return True
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return IMAGE
-    if content[:6] in (b"GIF87a", b"GIF89a") or content[4:8] == b"ftyp" or content[:4] == b"\x1a\x45\xdf\xa3":
-        return VIDEO
-    return None
+        return True
+    return content[:6] in (b"GIF87a", b"GIF89a") or content[4:8] == b"ftyp" or content[:4] == b"\x1a\x45\xdf\xa3"
+
+
+def _kind_of(path: Path) -> str:
+    return IMAGE if is_image(path) else VIDEO

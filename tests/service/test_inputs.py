@@ -15,7 +15,7 @@ from PIL import Image
 
 from models.jobs.media import Limits
 from models.machine.errors import InputError
-from models.service.inputs import KEEP_SECONDS, Inputs, kind_of
+from models.service.inputs import KEEP_SECONDS, Inputs, is_taken
 from tests.service.harness import Server
 
 SIZE = {"size": "64x64"}
@@ -24,6 +24,13 @@ SIZE = {"size": "64x64"}
 def picture(kind: str = "PNG", size=(80, 60), colour=(200, 30, 30)) -> bytes:
     made = io.BytesIO()
     Image.new("RGB", size, colour).save(made, kind)
+    return made.getvalue()
+
+
+def moving(kind: str, count: int = 5) -> bytes:
+    made = io.BytesIO()
+    first, *others = [Image.new("RGB", (80, 60), (40 * index, 30, 30)) for index in range(count)]
+    first.save(made, kind, save_all=True, append_images=others, duration=100)
     return made.getvalue()
 
 
@@ -167,9 +174,26 @@ def test_a_file_stays_as_long_as_a_video_needs_it(tmp_path):
     assert [path.name for path in (tmp_path / "inputs").iterdir()] == [kept]
 
 
-def test_a_picture_is_known_by_its_first_bytes():
-    for kind in ("PNG", "JPEG", "WEBP"):
-        assert kind_of(picture(kind)) == "image"
-    assert kind_of(picture("GIF")) == "video"
-    assert kind_of(picture("BMP")) is None
-    assert kind_of(np.zeros(100, np.uint8).tobytes()) is None
+def test_what_is_taken_is_known_by_its_first_bytes():
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "AVIF"):
+        assert is_taken(picture(kind))
+    assert not is_taken(picture("BMP"))
+    assert not is_taken(np.zeros(100, np.uint8).tobytes())
+
+
+@pytest.mark.parametrize("kind", ["GIF", "AVIF", "WEBP", "JPEG"])
+def test_a_still_picture_of_any_kind_is_given_as_image(server, kind):
+    sent = send(server, picture(kind)).json()
+    assert sent["kind"] == "image"
+    for field in ("image", "input_reference"):
+        assert server.create("a", **{field: sent["id"]}, **SIZE)["settings"]["image"] == sent["id"]
+    refused = server.client.post("/v1/videos", json={"prompt": "a", "video": sent["id"]})
+    assert error(refused) == (422, "video", "video is a picture: give it as image")
+
+
+def test_pictures_that_move_are_a_video(server):
+    sent = send(server, moving("GIF")).json()
+    assert sent["kind"] == "video"
+    assert server.create("a", input_reference=sent["id"], num_frames=1, **SIZE)["settings"]["video"] == sent["id"]
+    refused = server.client.post("/v1/videos", json={"prompt": "a", "image": sent["id"]})
+    assert error(refused) == (422, "image", "image is a video: give it as video")

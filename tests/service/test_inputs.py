@@ -121,6 +121,24 @@ def test_what_is_too_long_or_too_large_is_refused(server, tmp_path):
     assert plain.status_code == 413, "a request without a file may be no larger than before"
 
 
+def piped(seconds: float) -> bytes:
+    """A WebM that was written to a pipe, so that it states no length."""
+    source = f"testsrc=size=16x16:rate=30:duration={seconds}"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-f", "lavfi", "-i", source]
+    command += ["-c:v", "libvpx", "-deadline", "realtime", "-f", "webm", "-"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+
+
+def test_a_length_that_is_not_stated_is_bounded_too(tmp_path):
+    inputs = Inputs(tmp_path / "inputs", Limits(seconds=2))
+    with pytest.raises(InputError, match="more than 2 s, the most"):
+        inputs.keep(piped(3))
+    assert list((tmp_path / "inputs").iterdir()) == []
+    assert inputs.keep(piped(2)).kind == "video"
+    assert inputs.keep(clip(tmp_path, 2)).kind == "video"
+    assert inputs.keep(moving("GIF")).kind == "video"
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "said"),
     [

@@ -40,6 +40,8 @@ from models.service.supervisor import Status, Supervisor
 # Submissions that are checked at a time: checking computes, and /health must answer beside it.
 _PLANNERS = 2
 _RETRY_FULL, _RETRY_BUSY = 10, 2
+# What is known of a job for `models.service.estimate` alone.
+_OF_ESTIMATES = ("tokens", "forwards", "inversions", "is_encoded")
 # The whole queue is read for one place in it; a client looks again after two seconds.
 _SEEN_SECONDS = 1.0
 
@@ -250,7 +252,7 @@ class Service:
         position, seconds = place or (None, None)
         about = job.about
         done = job.state == COMPLETED
-        settings = {name: value for name, value in about.items() if name not in ("tokens", "forwards")}
+        settings = {name: value for name, value in about.items() if name not in _OF_ESTIMATES}
         return {
             "id": job.id,
             "object": "video",

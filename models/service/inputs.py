@@ -39,25 +39,32 @@ class Input:
         id: its name.
         kind: `IMAGE` or `VIDEO`.
         bytes: its size.
+        stamp: when it was written, by the file system; None if it was there before.
     """
 
     id: str
     kind: str
     bytes: int
+    stamp: int | None = None
+
+
+class TooManyInputs(Exception):
+    """The bound on all files together is reached."""
 
 
 class Inputs:
     """The folder of these files. Processes may share it."""
 
-    def __init__(self, root: Path, limits: Limits) -> None:
-        """Take the folder, which `keep` makes, and what a file may not exceed."""
-        self._root, self._limits = root, limits
+    def __init__(self, root: Path, limits: Limits, most_bytes: int | None = None) -> None:
+        """Take the folder, which `keep` makes, what a file may not exceed, and all together; None for no such bound."""
+        self._root, self._limits, self._most_bytes = root, limits, most_bytes
 
     def keep(self, content: bytes) -> Input:
         """Check a file and keep it.
 
         Raises:
             InputError: it is of no kind that is read, damaged, or too large or long.
+            TooManyInputs: there are so many that it exceeds the bound on all.
             OSError: it cannot be written.
         """
         if not is_taken(content):
@@ -65,7 +72,10 @@ class Inputs:
         name = f"file-{hashlib.sha256(content).hexdigest()}"
         path = self._root / name
         self._root.mkdir(mode=0o700, exist_ok=True)
+        stamp = None
         if not path.exists():
+            if self._most_bytes is not None and self._bytes() + len(content) > self._most_bytes:
+                raise TooManyInputs
             with renamed_when_done(path, 0o600) as scratch:
                 scratch.write_bytes(content)
                 try:
@@ -74,10 +84,29 @@ class Inputs:
                 except InputError:
                     scratch.unlink(missing_ok=True)
                     raise
+            stamp = _stamp_of(path)
         else:
             with suppress(OSError):  # It may have expired in this moment.
                 os.utime(path)
-        return Input(name, _kind_of(path), len(content))
+        return Input(name, _kind_of(path), len(content), stamp)
+
+    def drop(self, kept: Input) -> None:
+        """Let the next `sweep` delete a file for which nobody has a use; nothing if it has come before, or again since.
+
+        It is not deleted here: a video that needs it may be queued at this moment.
+        """
+        path = self._root / kept.id
+        with suppress(OSError):
+            if kept.stamp is not None and _stamp_of(path) == kept.stamp:
+                os.utime(path, (0, 0))
+
+    def _bytes(self) -> int:
+        """Return the bytes of all files."""
+        total = 0
+        for entry in os.scandir(self._root):
+            with suppress(OSError):  # It may have expired in this moment.
+                total += entry.stat().st_size
+        return total
 
     def find(self, name: str) -> tuple[Path, str] | None:
         """Return the path and the kind of a file; None if there is none of this name."""
@@ -130,6 +159,13 @@ def _check_length(path: Path, limits: Limits) -> None:
     found = _OUT_TIME.findall(made.stdout)
     if found and int(found[-1]) > 1e6 * limits.seconds:
         raise InputError(f"the file lasts more than {limits.seconds:g} s, the most: cut it")
+
+
+def _stamp_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _kind_of(path: Path) -> str:

@@ -15,8 +15,12 @@ from PIL import Image
 
 from models.jobs.media import Limits
 from models.machine.errors import InputError
-from models.service.inputs import KEEP_SECONDS, Inputs, is_taken
-from tests.service.harness import Server
+from models.service.errors import ServiceError
+from models.service.inputs import KEEP_SECONDS, Inputs, TooManyInputs, is_taken
+from models.service.service import Service
+from models.service.settings import Settings
+from models.service.store import SqliteJobs
+from tests.service.harness import Server, until
 
 SIZE = {"size": "64x64"}
 
@@ -190,6 +194,56 @@ def test_a_file_stays_as_long_as_a_video_needs_it(tmp_path):
     with pytest.raises(InputError):
         inputs.keep(b"hello")
     assert [path.name for path in (tmp_path / "inputs").iterdir()] == [kept]
+
+
+def test_the_file_of_a_refused_request_goes(server):
+    def refused(content: bytes) -> None:
+        form = {"prompt": "a", "strength": "7"}
+        answer = server.client.post("/v1/videos", data=form, files={"input_reference": content})
+        assert error(answer)[:2] == (422, "strength")
+
+    def there(content: bytes) -> bool:
+        return (server.folder / "inputs" / f"file-{hashlib.sha256(content).hexdigest()}").exists()
+
+    alone, before = picture(colour=(9, 9, 9)), picture(colour=(8, 8, 8))
+    assert send(server, before).status_code == 200
+    refused(before)
+    refused(alone)
+    until(lambda: not there(alone), "the janitor has passed")
+    assert there(before), "it was sent by another request"
+
+
+def test_a_file_that_came_again_is_not_dropped(tmp_path):
+    inputs = Inputs(tmp_path / "inputs", Limits())
+    kept = inputs.keep(picture())
+    inputs.drop(inputs.keep(picture()))
+    assert inputs.sweep(set()) == [], "it was there before"
+    inputs.drop(kept)
+    assert inputs.sweep(set()) == [], "it came again since"
+    other = inputs.keep(picture(colour=(1, 2, 3)))
+    inputs.drop(other)
+    assert inputs.sweep({other.id}) == [], "a video needs it"
+    assert inputs.sweep(set()) == [other.id]
+
+
+def test_all_files_together_are_bounded(tmp_path):
+    first, second = picture(), picture(colour=(1, 2, 3))
+    inputs = Inputs(tmp_path / "inputs", Limits(), len(first) + len(second) - 1)
+    kept = inputs.keep(first)
+    with pytest.raises(TooManyInputs):
+        inputs.keep(second)
+    assert inputs.keep(first).id == kept.id, "what is there takes no more room"
+    os.utime(tmp_path / "inputs" / kept.id, (0, 0))
+    inputs.sweep(set())
+    assert inputs.keep(second).stamp is not None
+
+
+def test_too_many_files_are_answered_with_a_time_to_wait(tmp_path):
+    service = Service(Settings(tmp_path, keep_input_bytes=10), SqliteJobs(tmp_path / "jobs.sqlite3"), None, None)
+    with pytest.raises(ServiceError, match="10 bytes together") as found:
+        service.keep(picture())
+    assert (found.value.status, found.value.code) == (429, "files_full")
+    assert found.value.headers == {"Retry-After": "60"}
 
 
 def test_what_is_taken_is_known_by_its_first_bytes():

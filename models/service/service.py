@@ -143,8 +143,8 @@ class Service:
         except TooManyInputs as error:
             raise ServiceError(
                 429,
-                f"the files that clients have sent may take {self.settings.keep_input_bytes} bytes together, and each goes "
-                "after an hour: try again later",
+                f"the files of clients may take {self.settings.keep_input_bytes} bytes together, and each goes after "
+                "an hour: try again later",
                 "files_full",
                 None,
                 _retry(_RETRY_FILES),

@@ -169,8 +169,9 @@ class Planner:
         files = {name: values.pop(name) for name in _FILES if name in values}
         options = {name: values.pop(name) for name in _OF_A_START if name in values}
         if not files:
-            if options:
-                name = next(iter(options))
+            asked = [name for name, value in options.items() if value is not False]
+            if asked:
+                name = asked[0]
                 raise _broken(f"{name} belongs to a picture or a video to start from: send input_reference", name)
             return None
         if len(files) > 1:

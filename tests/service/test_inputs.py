@@ -151,6 +151,7 @@ def test_a_length_that_is_not_stated_is_bounded_too(tmp_path):
         ({"image": "file-" + "0" * 64}, "image", "is not there"),
         ({"image": "/etc/passwd"}, "image", "must be the id"),
         ({"image": "file-../../jobs.sqlite3"}, "image", "must be the id"),
+        ({"input_reference": {"image_url": "data:image/png;base64,AA"}}, "input_reference", "must be the id"),
         ({"input_reference": {"url": "http://example.org/a.png"}}, "input_reference", "must be the id"),
         ({"video": "IMAGE"}, "video", "is a picture: give it as image"),
         ({"image": "IMAGE", "input_reference": "IMAGE"}, "input_reference", "are both given"),
@@ -165,6 +166,14 @@ def test_fields_that_are_refused(server, fields, param, said):
     answer = server.client.post("/v1/videos", json={"prompt": "a", **values})
     assert error(answer)[:2] == (422, param), answer.text
     assert said in error(answer)[2]
+
+
+def test_false_asks_for_nothing_without_a_file(server):
+    assert server.create("a", edit=False, fit=False, **SIZE)["status"] == "queued"
+    form = server.client.post("/v1/videos", data={"prompt": "a", "edit": "false"})
+    assert form.status_code == 200, form.text
+    refused = server.client.post("/v1/videos", json={"prompt": "a", "edit": False, "eta": 0})
+    assert error(refused)[:2] == (422, "eta"), "0 is a value"
 
 
 def test_forms_with_files_are_checked(server):

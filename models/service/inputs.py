@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import subprocess
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -23,10 +22,6 @@ from models.machine.files import renamed_when_done
 
 KEEP_SECONDS = 3600.0
 IMAGE, VIDEO = "image", "video"
-# ffmpeg's options: only the file itself is read, as what has been taken.
-_ONLY = ("-nostdin", "-v", "error", "-protocol_whitelist", "file", "-format_whitelist", "mov,mp4,matroska,webm,gif")
-_OUT_TIME = re.compile(rb"^out_time_us=(\d+)", re.MULTILINE)
-_LOOK_SECONDS = 30.0
 _ID = re.compile(r"file-[0-9a-f]{64}")
 _CAN = "JPEG, PNG, WebP, AVIF, GIF, MP4, MOV, WebM and MKV can be read"
 
@@ -80,7 +75,6 @@ class Inputs:
                 scratch.write_bytes(content)
                 try:
                     measure(scratch, self._limits, called="the file")
-                    _check_length(scratch, self._limits)
                 except InputError:
                     scratch.unlink(missing_ok=True)
                     raise
@@ -136,29 +130,6 @@ def is_taken(content: bytes) -> bool:
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return True
     return content[:6] in (b"GIF87a", b"GIF89a") or content[4:8] == b"ftyp" or content[:4] == b"\x1a\x45\xdf\xa3"
-
-
-def _check_length(path: Path, limits: Limits) -> None:
-    """Check a video by the times of its packets, which nothing decodes: a file may state no length, or another one.
-
-    Raises:
-        InputError: it is too long, or is read for too long.
-    """
-    if is_image(path):
-        return
-    import imageio_ffmpeg
-
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), *_ONLY, "-t", f"{limits.seconds + 1:g}", "-i", f"file:{path}"]
-    command += ["-map", "0:v:0", "-c", "copy", "-f", "null", "-progress", "pipe:1", "-"]
-    try:
-        made = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_LOOK_SECONDS
-        )
-    except subprocess.TimeoutExpired as error:
-        raise InputError(f"the file cannot be read within {_LOOK_SECONDS:g} s: send a smaller one") from error
-    found = _OUT_TIME.findall(made.stdout)
-    if found and int(found[-1]) > 1e6 * limits.seconds:
-        raise InputError(f"the file lasts more than {limits.seconds:g} s, the most: cut it")
 
 
 def _stamp_of(path: Path) -> int | None:

@@ -118,7 +118,9 @@ def measure(path: Path, limits: Limits, called: str | None = None) -> None:
         if found is None:
             raise InputError(f"{name} has no video that can be read: {_MEND}")
         size = int(found[1]), int(found[2])
-        seconds = _counted(program, path, limits.seconds) if lasts is None else _seconds(lasts)
+        seconds = 0.0 if lasts is None else _seconds(lasts)
+        if seconds <= limits.seconds:  # a file may state no length, or another one
+            seconds = max(seconds, _counted(program, path, limits.seconds))
     if seconds is not None and seconds > limits.seconds:
         raise InputError(f"{name} lasts more than {limits.seconds:g} s, which is the most: cut it")
     if size[0] * size[1] > limits.pixels:
@@ -133,7 +135,7 @@ def _seconds(found: re.Match[str]) -> float:
 
 
 def _counted(program: str, path: Path, most: float) -> float:
-    """Return how long a video lasts whose file does not say so, or a little more than `most`: its packets are read."""
+    """Return how long a video lasts by the times of its packets, or a little more than `most`; nothing is decoded."""
     lines = _said_of(program, path, "-t", f"{most + 1:g}", "-map", "0:v:0", "-c", "copy", "-f", "null", "-")
     times = [match for line in lines for match in _TIME.finditer(line)]
     return _seconds(times[-1]) if times else 0.0

@@ -163,7 +163,8 @@ class PipelineEngine:
                 made.reservation.release()
         finally:
             self._tell = lambda line: None
-        both = [record["forwards"][branch] for branch in ("conditional", "unconditional")]
+        forwards = record["forwards"] or {}  # none where no step was done
+        both = [forwards.get(branch, {}) for branch in ("conditional", "unconditional")]
         return Result(
             record["seconds"], {kind: sum(branch.get(kind, 0) for branch in both) for kind in ("computed", "reused")}
         )

@@ -15,6 +15,14 @@ LATEST = 20
 # default; projected, no card was used.
 _PROJECTED = {(2, 4): 463.0, (4, 8): 113.0}
 _PROJECTED_WORK = 100 * 44_520
+_NOT_REST = ("load", "encode_video", "invert", "denoise")
+# Of the stages up to denoising, those that are done before each.
+_BEFORE: Mapping[str | None, Sequence[str]] = {
+    "encode_video": (),
+    "invert": ("encode_video",),
+    "encode": ("encode_video", "invert"),
+    "denoise": ("encode_video", "invert"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,17 +31,28 @@ class Rates:
 
     Attributes:
         denoise: seconds for a forward and a token.
-        rest: seconds for a pixel of all frames: encoding, decoding and writing.
+        rest: seconds for a pixel of all frames: encoding of the prompt, decoding and writing.
         source: "measured" or "projection".
+        encode_video: seconds for a pixel of all frames of a video or a picture that a job starts from.
     """
 
     denoise: float
     rest: float
     source: str
+    encode_video: float = 0.0
+
+    def stages(self, about: Mapping[str, Any]) -> dict[str, float]:
+        """Return the seconds of a job's stages; all that is done after denoising is "rest"."""
+        return {
+            "encode_video": self.encode_video * _pixels(about) * about.get("is_encoded", False),
+            "invert": self.denoise * about.get("inversions", 0) * about["tokens"],
+            "denoise": self.denoise * about["forwards"] * about["tokens"],
+            "rest": self.rest * _pixels(about),
+        }
 
     def seconds(self, about: Mapping[str, Any]) -> float:
         """Return the seconds of a whole job."""
-        return self.denoise * about["forwards"] * about["tokens"] + self.rest * _pixels(about)
+        return sum(self.stages(about).values())
 
 
 def _pixels(about: Mapping[str, Any]) -> int:
@@ -47,16 +66,21 @@ def rates(finished: Sequence[Job], mesh: tuple[int, int] | None = None) -> Rates
         finished: completed jobs.
         mesh: of cards; None where none are used.
     """
-    denoise = rest = work = pixels = 0.0
+    denoise = rest = encode = work = pixels = encoded = 0.0
     for job in finished:
         seconds = job.result.get("seconds", {})
         if "denoise" in seconds:
-            denoise += seconds["denoise"]
-            rest += sum(value for stage, value in seconds.items() if stage not in ("denoise", "load"))
-            work += max(job.result.get("forwards", {}).get("computed", 0), 1) * job.about["tokens"]
+            denoise += seconds["denoise"] + seconds.get("invert", 0.0)
+            rest += sum(value for stage, value in seconds.items() if stage not in _NOT_REST)
+            forwards = job.result.get("forwards", {}).get("computed", 1) + job.about.get("inversions", 0)
+            work += forwards * job.about["tokens"]
             pixels += _pixels(job.about)
+            if "encode_video" in seconds:
+                encode += seconds["encode_video"]
+                encoded += _pixels(job.about)
     if work and pixels:
-        return Rates(denoise / work, rest / pixels, "measured")
+        # The encoder is much like the decoder, whose share of the rest is the largest.
+        return Rates(denoise / work, rest / pixels, "measured", encode / encoded if encoded else rest / pixels)
     if mesh in _PROJECTED:
         return Rates(_PROJECTED[mesh] / _PROJECTED_WORK, 0.0, "projection")
     return None
@@ -67,16 +91,14 @@ def left(job: Job, found: Rates) -> float:
 
     Ages come from a clock that may jump; progress does not.
     """
-    total = found.seconds(job.about)
-    if job.state == QUEUED:
-        return total
-    denoise = found.denoise * job.about["forwards"] * job.about["tokens"]
-    if job.stage in (None, "load", "encode"):
-        return total
-    if job.stage == "denoise":
-        return total - denoise * job.step / max(job.steps, 1)
-    share = 0.5 if job.stage == "decode" else 0.1
-    return (total - denoise) * share
+    stages = found.stages(job.about)
+    if job.state == QUEUED or job.stage in (None, "load"):
+        return sum(stages.values())
+    if job.stage not in _BEFORE:
+        return stages["rest"] * (0.5 if job.stage == "decode" else 0.1)
+    done = sum(stages[each] for each in _BEFORE[job.stage])
+    done += stages.get(job.stage, 0.0) * job.step / max(job.steps, 1)
+    return sum(stages.values()) - done
 
 
 def places(waiting: Sequence[Job], found: Rates | None) -> dict[str, tuple[int, float | None]]:

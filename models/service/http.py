@@ -21,7 +21,7 @@ from models.service import schemas
 from models.service.errors import ServiceError
 from models.service.files import BadRange, byte_range, pieces
 from models.service.inputs import Input
-from models.service.jobs import Job
+from models.service.jobs import Job, StoreUnavailable
 from models.service.keys import Key
 from models.service.limits import encoded
 from models.service.service import Result, Service
@@ -168,12 +168,21 @@ async def submit(request: Request, values: Mapping[str, Any]) -> Job:
         raise ServiceError(422, "field file is of POST /v1/files: send input_reference", "unknown_field", "file")
     if len(files) > 1:
         raise ServiceError(422, f"{' and '.join(files)} are both given: give one file", "invalid_value", min(files))
-    values = dict(values) | {name: (await kept_file(request, name, file)).id for name, file in files.items()}
     again = request.headers.get("idempotency-key")
     if again is not None and not 1 <= len(again) <= _MOST_IDEMPOTENCY:
         raise ServiceError(422, f"Idempotency-Key must have 1 to {_MOST_IDEMPOTENCY} letters", "invalid_value")
-    limiter = request.app.state.submitters
-    return await to_thread.run_sync(lambda: service.submit(owner, checked(values), again), limiter=limiter)
+    kept = {name: await kept_file(request, name, file) for name, file in files.items()}
+    values = dict(values) | {name: file.id for name, file in kept.items()}
+
+    def queue() -> Job:
+        try:
+            return service.submit(owner, checked(values), again)
+        except (ServiceError, StoreUnavailable):
+            for file in kept.values():
+                service.drop(file)
+            raise
+
+    return await to_thread.run_sync(queue, limiter=request.app.state.submitters)
 
 
 def shown(request: Request, *jobs: Job) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
 
 from models.machine.files import renamed_when_done
+from models.mochi.editing import ETA, ETA_END
 from models.mochi.presets import presets
 from models.service.errors import ServiceError
 from models.service.files import PREVIEW
@@ -57,6 +58,10 @@ _LABELS = {
     "seed": "Seed",
     "input_reference": "The picture or video",
     "strength": "Strength",
+    "fit": "Whole picture",
+    "edit": "Edit",
+    "eta": "Eta",
+    "eta_end": "Eta end",
     "lora": "LoRA",
 }
 """What the page calls the fields of a request."""
@@ -64,6 +69,8 @@ _SENTENCES = {
     "not_found": "This video is not there any more: choose another one",
     "already_ended": "This video has ended already",
 }
+_CHECKED = ("fit", "edit")
+"""Fields that are on or off."""
 _NOT_SENT = "not sent: "
 _SEND = """async (...given) => {
   const file = document.querySelector('#mochi-file')?.files[0], key = given[0], place = given.length - 1
@@ -139,12 +146,12 @@ class Page:
         return found
 
     def submit(self, typed: str | None, fields: Mapping[str, Any]) -> str:
-        """Queue a video, and return its name. Fields that were left empty are left out; no seed draws one.
+        """Queue a video, and return its name. Fields that were left empty or off are left out; no seed draws one.
 
         Raises:
             ServiceError: a field breaks its rule, or a bound is reached.
         """
-        given = {name: value for name, value in fields.items() if value not in (None, "", [])}
+        given = {name: value for name, value in fields.items() if value not in (None, "", []) and value is not False}
         source = str(given.get("input_reference", ""))
         if source.startswith(_NOT_SENT):
             raise ServiceError(422, source.removeprefix(_NOT_SENT)[:300], "invalid_file", "input_reference")
@@ -305,6 +312,11 @@ class Page:
                             elem_id="mochi-source",
                             info="Empty it to start from noise alone.",
                         )
+                    with gr.Row():
+                        fit = gr.Checkbox(label=_LABELS["fit"], info="With black bars; else its middle is cut out.")
+                        edit = gr.Checkbox(label=_LABELS["edit"], info="By inversion: its movement stays.")
+                        eta = number(_LABELS["eta"], f"Of an edit: 1 keeps it. Empty: {ETA:g}")
+                        eta_end = number(_LABELS["eta_end"], f"Of an edit: share of the run. Empty: {ETA_END:g}")
                     make = gr.Button("Make the video", variant="primary", elem_id="mochi-make")
                     if (words := self._service.planner.words) is not None:
                         with gr.Accordion("Words that this model knows", open=False):
@@ -330,6 +342,10 @@ class Page:
                 "seed": seed,
                 "lora": lora,
                 "strength": strength,
+                "fit": fit,
+                "edit": edit,
+                "eta": eta,
+                "eta_end": eta_end,
                 "input_reference": source,  # the last one, by `_SEND`
             }
 
@@ -405,9 +421,11 @@ class Page:
                 if not name:
                     return (_error("Choose a video first."), *[gr.skip()] * len(inputs))
                 given, others = self.fields(token, name)
-                values = {field: given.get(field, "") for field in inputs} | {"lora": _listed(given.get("lora"))}
+                values: dict[str, Any] = {field: str(given.get(field, "")) for field in inputs}
+                values |= {"lora": _listed(given.get("lora"))}
+                values |= {field: bool(given.get(field)) for field in _CHECKED}
                 said = _error(f"This page has no field for {', '.join(others)}, so it is left out.") if others else ""
-                return (said, *(value if field == "lora" else str(value) for field, value in values.items()))
+                return (said, *values.values())
 
             reuse.click(guarded(used, len(inputs), says=True), [typed, chosen], [said, *inputs.values()], **quick)
             picked = listed.input(lambda value: (value, ""), [listed], [chosen, last], **quick)

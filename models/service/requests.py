@@ -162,15 +162,16 @@ class Planner:
             raise ServiceError(503, "the model's files are not complete at present", "model_unavailable") from error
         except InputError as error:
             raise _broken(str(error), _named_in(str(error), kept)) from error
-        return Planned(setup, kept, self._about(setup, kept), self._messages(setup, kept), start, pictures)
+        return Planned(setup, kept, self._about(setup, kept, start), self._messages(setup, kept), start, pictures)
 
     def _settle_start(self, values: dict[str, Any]) -> Start | None:
         """Take the file that a video starts from, and what belongs to it, out of the fields."""
         files = {name: values.pop(name) for name in _FILES if name in values}
         options = {name: values.pop(name) for name in _OF_A_START if name in values}
         if not files:
-            if options:
-                name = next(iter(options))
+            asked = [name for name, value in options.items() if value is not False]
+            if asked:
+                name = asked[0]
                 raise _broken(f"{name} belongs to a picture or a video to start from: send input_reference", name)
             return None
         if len(files) > 1:
@@ -234,13 +235,14 @@ class Planner:
                 ) from error
         return tuple(made)
 
-    def _about(self, setup: Setup, kept: Mapping[str, Any]) -> dict[str, Any]:
+    def _about(self, setup: Setup, kept: Mapping[str, Any], start: Start | None) -> dict[str, Any]:
         video = setup.video
         assert video is not None
         size, settings = video.geometry, video.settings
         branches = video.branches(on_halves=setup.on_halves)
         forwards = planned_forwards(video, on_halves=setup.on_halves).to_json()
         computed = sum(forwards[branch]["computed"] for branch in ("conditional", "unconditional"))
+        edits = start is not None and start.options.get("edit", False)
         return {
             "model": self.name,
             "width": size.width,
@@ -253,11 +255,19 @@ class Planner:
             "solver": video.solver,
             "tokens": size.num_tokens,
             "forwards": computed or len(branches),
+            "inversions": len(video.guidance) if edits else 0,
+            "is_encoded": start is not None and (edits or video.sigmas[0] < 1),
             "lora": kept.get("lora"),
         }
 
     def _messages(self, setup: Setup, kept: Mapping[str, Any]) -> list[str]:
         told = setup.notes()
+        assert setup.video is not None
+        if not setup.video.guidance:
+            told.append(
+                "strength leaves none of the steps to do: the video is the source as the vae keeps it, and the prompt "
+                "has no effect"
+            )
         if kept.get("preset") is not None:
             wanted = preset(kept["preset"]).settings.get("precision", setup.precision.name)
             if wanted != setup.precision.name:

@@ -18,7 +18,7 @@ from models.machine.errors import InputError
 from models.service.errors import ServiceError, unknown_job
 from models.service.estimate import LATEST, Rates, places, rates
 from models.service.files import PREVIEW, VIDEO, Files
-from models.service.inputs import Input
+from models.service.inputs import Input, TooManyInputs
 from models.service.jobs import (
     CANCELLING,
     COMPLETED,
@@ -39,7 +39,9 @@ from models.service.supervisor import Status, Supervisor
 
 # Submissions that are checked at a time: checking computes, and /health must answer beside it.
 _PLANNERS = 2
-_RETRY_FULL, _RETRY_BUSY = 10, 2
+_RETRY_FULL, _RETRY_BUSY, _RETRY_FILES = 10, 2, 60
+# What is known of a job for `models.service.estimate` alone.
+_OF_ESTIMATES = ("tokens", "forwards", "inversions", "is_encoded")
 # The whole queue is read for one place in it; a client looks again after two seconds.
 _SEEN_SECONDS = 1.0
 
@@ -138,12 +140,25 @@ class Service:
                 kept = self.settings.inputs.keep(content)
         except InputError as error:
             raise ServiceError(422, f"{field}: {error}", "invalid_file", field) from error
+        except TooManyInputs as error:
+            raise ServiceError(
+                429,
+                f"the files of clients may take {self.settings.keep_input_bytes} bytes together, and each goes after "
+                "an hour: try again later",
+                "files_full",
+                None,
+                _retry(_RETRY_FILES),
+            ) from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise unavailable(StoreUnavailable("no room", full=True)) from error
         log("file kept", file=kept.id, kind=kept.kind, bytes=kept.bytes)
         return kept
+
+    def drop(self, kept: Input) -> None:
+        """Give up a file that came with a request which was refused, unless somebody else has sent it too."""
+        self.settings.inputs.drop(kept)
 
     def get(self, name: str, owner: str | None) -> Job:
         """Return a job.
@@ -250,7 +265,7 @@ class Service:
         position, seconds = place or (None, None)
         about = job.about
         done = job.state == COMPLETED
-        settings = {name: value for name, value in about.items() if name not in ("tokens", "forwards")}
+        settings = {name: value for name, value in about.items() if name not in _OF_ESTIMATES}
         return {
             "id": job.id,
             "object": "video",

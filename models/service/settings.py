@@ -27,6 +27,7 @@ class Settings:
         body_bytes: of a request.
         body_seconds: in which a request must have come.
         input_bytes: of a picture or a video that a client sends.
+        keep_input_bytes: of all such files.
         input_seconds: in which a request with one must have come.
         input_limits: what such a file may not exceed.
         send_seconds: for which a client may leave a piece of an answer unread.
@@ -45,6 +46,7 @@ class Settings:
     body_bytes: int = 1 << 20
     body_seconds: float = 30.0
     input_bytes: int = 50_000_000
+    keep_input_bytes: int = 10 * GIGABYTE
     input_seconds: float = 300.0
     input_limits: Limits = field(default_factory=Limits)
     send_seconds: float = 120.0
@@ -72,7 +74,7 @@ class Settings:
     @property
     def inputs(self) -> Inputs:
         """What clients have sent."""
-        return Inputs(self.folder / "inputs", self.input_limits)
+        return Inputs(self.folder / "inputs", self.input_limits, self.keep_input_bytes)
 
     @property
     def results(self) -> Path:

@@ -16,7 +16,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from secrets import token_hex
@@ -37,8 +37,10 @@ _REPORT_SECONDS = 0.25
 _RETRY_SECONDS = 1.0
 _LOCK_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
-# Shares of the progress bar; denoising takes nearly all of the time of a full-size video (docs/performance.md).
-_SPANS = {"encode": (0, 3), "denoise": (3, 90), "decode": (90, 97), "write": (97, 99)}
+# Percents of the progress bar: what encoding of a source and of the prompt take, and where stages end. Denoising takes
+# nearly all of the time of a full-size video (docs/performance.md), together with the inversion of one that is edited.
+_SOURCE, _PROMPT = 5, 3
+_DENOISED, _DECODED, _WRITTEN = 90, 97, 99
 
 
 def name_of(process: int | None, life: str) -> str:
@@ -216,6 +218,7 @@ class _Progress:
     def __init__(self, job: Job, jobs: JobStore, worker: str, unwanted: threading.Event) -> None:
         self._job, self._jobs, self._worker, self._unwanted = job, jobs, worker, unwanted
         self._last, self._stage = 0.0, ""
+        self._spans = spans(job.about)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Take note of progress.
@@ -229,10 +232,25 @@ class _Progress:
         if stage == self._stage and done < total and now - self._last < _REPORT_SECONDS:
             return
         self._stage, self._last = stage, now
-        first, last = _SPANS.get(stage, (0, 0))
+        first, last = self._spans.get(stage, (0, 0))
         share = first + (last - first) * done // max(total, 1)
         with suppress(StoreUnavailable):  # The next one may get through; only how a job ends is written without fail.
             self._jobs.report(self._job.id, self._worker, stage, done, total, share)
+
+
+def spans(about: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return the first and the last percent of each stage of a job."""
+    encoded = _SOURCE if about.get("is_encoded") else 0
+    inversions, forwards = about.get("inversions", 0), about.get("forwards", 1)
+    inverted = encoded + (_DENOISED - _PROMPT - encoded) * inversions // max(inversions + forwards, 1)
+    return {
+        "encode_video": (0, encoded),
+        "invert": (encoded, inverted),
+        "encode": (inverted, inverted + _PROMPT),
+        "denoise": (inverted + _PROMPT, _DENOISED),
+        "decode": (_DENOISED, _DECODED),
+        "write": (_DECODED, _WRITTEN),
+    }
 
 
 def _failure(error: Exception, job: Job, messages: list[str]) -> tuple[Outcome, Exception | None]:

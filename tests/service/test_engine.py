@@ -1,10 +1,12 @@
 """The real engine: the tiny model on a mock mesh of one chip, job after job."""
 
+import io
 import threading
 
 import imageio_ffmpeg
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from models.jobs import generate
@@ -27,6 +29,12 @@ def job(**fields) -> Job:
 
 def silent(*_) -> None:
     pass
+
+
+def red_picture() -> bytes:
+    made = io.BytesIO()
+    Image.new("RGB", (40, 40), (200, 30, 30)).save(made, "PNG")
+    return made.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +80,8 @@ def test_a_job_is_the_video_that_generate_makes(engine, files, tmp_path):
 
 @pytest.mark.parametrize("strength", [0.5, None])
 def test_a_job_from_a_picture_is_the_video_that_generate_makes(engine, files, tmp_path, strength):
-    from PIL import Image
-
-    Image.new("RGB", (40, 40), (200, 30, 30)).save(tmp_path / "a.png")
-    name = engine._inputs.keep((tmp_path / "a.png").read_bytes()).id
+    (tmp_path / "a.png").write_bytes(red_picture())
+    name = engine._inputs.keep(red_picture()).id
     one = job(seed=5, image=name, **({} if strength is None else {"strength": strength}))
     result = engine.run(one, files.make(one.id), silent, silent)
     video = VideoRequest(height=32, width=32, num_frames=7, num_steps=2, seed=5)
@@ -85,6 +91,17 @@ def test_a_job_from_a_picture_is_the_video_that_generate_makes(engine, files, tm
     generate.run(generate.plan(generate.GenerateRequest("a red ball", request, out=str(out), **start)))
     assert (files.folder(one.id) / VIDEO).read_bytes() == out.read_bytes()
     assert result.forwards["computed"] == 2
+
+
+@pytest.mark.parametrize("fields", [{"strength": 0}, {"strength": 0.4}, {"num_inference_steps": 1}])
+def test_a_job_without_a_step_is_the_source(engine, files, fields):
+    one = job(image=engine._inputs.keep(red_picture()).id, **fields)
+    result = engine.run(one, files.make(one.id), silent, silent)
+    assert result.forwards == {"computed": 0, "reused": 0}
+    assert (files.folder(one.id) / VIDEO).exists()
+    planned = engine._planner.plan(one.fields)
+    assert planned.about["forwards"] == 0
+    assert [line for line in planned.messages if "the prompt has no effect" in line]
 
 
 def test_a_job_whose_decoding_died_goes_on_from_its_latents(engine, files, monkeypatch):

@@ -15,8 +15,12 @@ from PIL import Image
 
 from models.jobs.media import Limits
 from models.machine.errors import InputError
-from models.service.inputs import KEEP_SECONDS, Inputs, kind_of
-from tests.service.harness import Server
+from models.service.errors import ServiceError
+from models.service.inputs import KEEP_SECONDS, Inputs, TooManyInputs, is_taken
+from models.service.service import Service
+from models.service.settings import Settings
+from models.service.store import SqliteJobs
+from tests.service.harness import Server, until
 
 SIZE = {"size": "64x64"}
 
@@ -24,6 +28,13 @@ SIZE = {"size": "64x64"}
 def picture(kind: str = "PNG", size=(80, 60), colour=(200, 30, 30)) -> bytes:
     made = io.BytesIO()
     Image.new("RGB", size, colour).save(made, kind)
+    return made.getvalue()
+
+
+def moving(kind: str, count: int = 5) -> bytes:
+    made = io.BytesIO()
+    first, *others = [Image.new("RGB", (80, 60), (40 * index, 30, 30)) for index in range(count)]
+    first.save(made, kind, save_all=True, append_images=others, duration=100)
     return made.getvalue()
 
 
@@ -107,11 +118,29 @@ def test_files_that_are_refused(server, content, said):
 
 def test_what_is_too_long_or_too_large_is_refused(server, tmp_path):
     long = clip(tmp_path, 130, size="16x16")
-    assert "120 s is the most" in error(send(server, long))[2]
+    assert "lasts more than 120 s" in error(send(server, long))[2]
     answer = send(server, picture() + b"x" * 50_000_000)
     assert error(answer)[0] == 413
     plain = server.client.post("/v1/videos", json={"prompt": "x" * 2_000_000})
     assert plain.status_code == 413, "a request without a file may be no larger than before"
+
+
+def piped(seconds: float) -> bytes:
+    """A WebM that was written to a pipe, so that it states no length."""
+    source = f"testsrc=size=16x16:rate=30:duration={seconds}"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-f", "lavfi", "-i", source]
+    command += ["-c:v", "libvpx", "-deadline", "realtime", "-f", "webm", "-"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+
+
+def test_a_length_that_is_not_stated_is_bounded_too(tmp_path):
+    inputs = Inputs(tmp_path / "inputs", Limits(seconds=2))
+    with pytest.raises(InputError, match="more than 2 s, which is the most"):
+        inputs.keep(piped(3))
+    assert list((tmp_path / "inputs").iterdir()) == []
+    assert inputs.keep(piped(2)).kind == "video"
+    assert inputs.keep(clip(tmp_path, 2)).kind == "video"
+    assert inputs.keep(moving("GIF")).kind == "video"
 
 
 @pytest.mark.parametrize(
@@ -122,6 +151,7 @@ def test_what_is_too_long_or_too_large_is_refused(server, tmp_path):
         ({"image": "file-" + "0" * 64}, "image", "is not there"),
         ({"image": "/etc/passwd"}, "image", "must be the id"),
         ({"image": "file-../../jobs.sqlite3"}, "image", "must be the id"),
+        ({"input_reference": {"image_url": "data:image/png;base64,AA"}}, "input_reference", "must be the id"),
         ({"input_reference": {"url": "http://example.org/a.png"}}, "input_reference", "must be the id"),
         ({"video": "IMAGE"}, "video", "is a picture: give it as image"),
         ({"image": "IMAGE", "input_reference": "IMAGE"}, "input_reference", "are both given"),
@@ -136,6 +166,14 @@ def test_fields_that_are_refused(server, fields, param, said):
     answer = server.client.post("/v1/videos", json={"prompt": "a", **values})
     assert error(answer)[:2] == (422, param), answer.text
     assert said in error(answer)[2]
+
+
+def test_false_asks_for_nothing_without_a_file(server):
+    assert server.create("a", edit=False, fit=False, **SIZE)["status"] == "queued"
+    form = server.client.post("/v1/videos", data={"prompt": "a", "edit": "false"})
+    assert form.status_code == 200, form.text
+    refused = server.client.post("/v1/videos", json={"prompt": "a", "edit": False, "eta": 0})
+    assert error(refused)[:2] == (422, "eta"), "0 is a value"
 
 
 def test_forms_with_files_are_checked(server):
@@ -167,9 +205,76 @@ def test_a_file_stays_as_long_as_a_video_needs_it(tmp_path):
     assert [path.name for path in (tmp_path / "inputs").iterdir()] == [kept]
 
 
-def test_a_picture_is_known_by_its_first_bytes():
-    for kind in ("PNG", "JPEG", "WEBP"):
-        assert kind_of(picture(kind)) == "image"
-    assert kind_of(picture("GIF")) == "video"
-    assert kind_of(picture("BMP")) is None
-    assert kind_of(np.zeros(100, np.uint8).tobytes()) is None
+def test_the_file_of_a_refused_request_goes(server):
+    def refused(content: bytes) -> None:
+        form = {"prompt": "a", "strength": "7"}
+        answer = server.client.post("/v1/videos", data=form, files={"input_reference": content})
+        assert error(answer)[:2] == (422, "strength")
+
+    def there(content: bytes) -> bool:
+        return (server.folder / "inputs" / f"file-{hashlib.sha256(content).hexdigest()}").exists()
+
+    alone, before = picture(colour=(9, 9, 9)), picture(colour=(8, 8, 8))
+    assert send(server, before).status_code == 200
+    refused(before)
+    refused(alone)
+    until(lambda: not there(alone), "the janitor has passed")
+    assert there(before), "it was sent by another request"
+
+
+def test_a_file_that_came_again_is_not_dropped(tmp_path):
+    inputs = Inputs(tmp_path / "inputs", Limits())
+    kept = inputs.keep(picture())
+    inputs.drop(inputs.keep(picture()))
+    assert inputs.sweep(set()) == [], "it was there before"
+    inputs.drop(kept)
+    assert inputs.sweep(set()) == [], "it came again since"
+    other = inputs.keep(picture(colour=(1, 2, 3)))
+    inputs.drop(other)
+    assert inputs.sweep({other.id}) == [], "a video needs it"
+    assert inputs.sweep(set()) == [other.id]
+
+
+def test_all_files_together_are_bounded(tmp_path):
+    first, second = picture(), picture(colour=(1, 2, 3))
+    inputs = Inputs(tmp_path / "inputs", Limits(), len(first) + len(second) - 1)
+    kept = inputs.keep(first)
+    with pytest.raises(TooManyInputs):
+        inputs.keep(second)
+    assert inputs.keep(first).id == kept.id, "what is there takes no more room"
+    os.utime(tmp_path / "inputs" / kept.id, (0, 0))
+    inputs.sweep(set())
+    assert inputs.keep(second).stamp is not None
+
+
+def test_too_many_files_are_answered_with_a_time_to_wait(tmp_path):
+    service = Service(Settings(tmp_path, keep_input_bytes=10), SqliteJobs(tmp_path / "jobs.sqlite3"), None, None)
+    with pytest.raises(ServiceError, match="10 bytes together") as found:
+        service.keep(picture())
+    assert (found.value.status, found.value.code) == (429, "files_full")
+    assert found.value.headers == {"Retry-After": "60"}
+
+
+def test_what_is_taken_is_known_by_its_first_bytes():
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "AVIF"):
+        assert is_taken(picture(kind))
+    assert not is_taken(picture("BMP"))
+    assert not is_taken(np.zeros(100, np.uint8).tobytes())
+
+
+@pytest.mark.parametrize("kind", ["GIF", "AVIF", "WEBP", "JPEG"])
+def test_a_still_picture_of_any_kind_is_given_as_image(server, kind):
+    sent = send(server, picture(kind)).json()
+    assert sent["kind"] == "image"
+    for field in ("image", "input_reference"):
+        assert server.create("a", **{field: sent["id"]}, **SIZE)["settings"]["image"] == sent["id"]
+    refused = server.client.post("/v1/videos", json={"prompt": "a", "video": sent["id"]})
+    assert error(refused) == (422, "video", "video is a picture: give it as image")
+
+
+def test_pictures_that_move_are_a_video(server):
+    sent = send(server, moving("GIF")).json()
+    assert sent["kind"] == "video"
+    assert server.create("a", input_reference=sent["id"], num_frames=1, **SIZE)["settings"]["video"] == sent["id"]
+    refused = server.client.post("/v1/videos", json={"prompt": "a", "image": sent["id"]})
+    assert error(refused) == (422, "image", "image is a video: give it as video")

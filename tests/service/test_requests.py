@@ -1,13 +1,17 @@
 """A client's fields become a set-up by the rules of `generate`."""
 
+import io
 from dataclasses import fields
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from models.jobs.media import Limits
 from models.mochi.setup import Request, VideoRequest
 from models.service.errors import ServiceError
+from models.service.inputs import Inputs
 from models.service.requests import RENAMED, Planner
 from models.service.schemas import VideoCreate
 
@@ -54,6 +58,23 @@ def test_forwards_are_counted_for_estimates(planner):
         return planner.plan({"prompt": "a red ball", "num_inference_steps": 8, **values}).about["forwards"]
 
     assert (forwards(), forwards(guidance_scale=1.0), forwards(reuse="steps:3,4")) == (16, 8, 12)
+
+
+def test_encoding_and_inversion_are_counted_for_estimates(tmp_path):
+    inputs = Inputs(tmp_path / "inputs", Limits())
+    planner = Planner(Request("tiny", mesh="1x1", mode="golden"), inputs=inputs)
+    content = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(content, "PNG")
+    start = {"image": inputs.keep(content.getvalue()).id, "size": "64x64", "num_frames": 7}
+
+    def counted(**values):
+        about = planner.plan({"prompt": "a red ball", "num_inference_steps": 8, **values}).about
+        return about["is_encoded"], about["inversions"], about["forwards"]
+
+    assert counted() == (False, 0, 16)
+    assert counted(**start, strength=0.5) == (True, 0, 8)
+    assert counted(**start, strength=1) == (False, 0, 16)
+    assert counted(**start, edit=True) == (True, 8, 16)
 
 
 def test_loras_are_found_by_name_only(planner):

@@ -124,6 +124,7 @@ def ball(tmp_path):
     return tmp_path / "ball.png"
 
 
+@pytest.mark.alone
 def test_a_line_starts_from_a_picture_beside_the_file(small_checkpoint, tmp_path, ball):
     """The video is that of `generate --image`; what decides its content is in its key."""
     begins = {"image": "ball.png", "strength": 0.5}
@@ -154,6 +155,7 @@ def test_equal_jobs_from_a_file_are_one_too_many(small_checkpoint, tmp_path, bal
             plan_sweep(written(tmp_path / "s.jsonl", *pair), request(small_checkpoint), tmp_path / "out")
 
 
+@pytest.mark.alone
 def test_a_line_without_a_step(small_checkpoint, tmp_path, ball):
     sweep = plan_sweep(
         written(tmp_path / "s.jsonl", row(1, image="ball.png", strength=0)), request(small_checkpoint), tmp_path / "out"

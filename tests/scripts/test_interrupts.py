@@ -15,6 +15,15 @@ from scripts import interrupts
 
 ROOT = Path(__file__).parents[2]
 
+
+@pytest.fixture(autouse=True)
+def hang_up_is_heard():
+    """Children inherit what is ignored, and the whole suite may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 # Each script runs in a process of its own, with the main thread alone: a signal for the process is then its signal.
 BEGIN = '''
 import io, os, signal, subprocess, sys, threading, time

@@ -12,7 +12,6 @@ from models.jobs.video import write_mp4
 from models.mochi.vae.frames import to_uint8
 
 PROMPTS = ["a green cross moves to the right", "a yellow triangle grows"]
-SIZE = {"height": 64, "width": 64, "num_frames": 13}
 
 
 def main(steps: int = 16) -> None:
@@ -22,9 +21,7 @@ def main(steps: int = 16) -> None:
 
         # Several videos with one pipeline. With output_type="latent" nothing is decoded yet.
         with MochiPipeline.from_pretrained("tiny", mesh=mesh, layout="sp1tp0") as pipe:
-            made = pipe(
-                prompt=PROMPTS, num_inference_steps=steps, guidance_scale=3.0, seed=3, output_type="latent", **SIZE
-            )
+            made = pipe(prompt=PROMPTS, num_inference_steps=steps, seed=3, output_type="latent")
         torch.save(made.frames, "latents.pt")
         print(f"kept latents {list(made.frames.shape)}")
 

@@ -343,7 +343,7 @@ def test_help_is_fast_and_states_the_defaults(environment):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
-    for expected in ("--negative-prompt", "--threshold-noise", "[default: 848; tiny: 64]", "genmo/mochi-1-preview"):
+    for expected in ("--negative-prompt", "--threshold-noise", "[default: 848; tiny: 96]", "genmo/mochi-1-preview"):
         assert expected in text
 
 

@@ -36,7 +36,7 @@ def starts():
             encoded = pipe.encode(prompt)
             texts = [encoded.prompts[0], encoded.negatives[0]]
             features, mask = torch.cat([text.embeds for text in texts]), torch.cat([text.mask for text in texts])
-            noise = torch.randn((1, 12, 3, 8, 8), generator=torch.Generator().manual_seed(seed))
+            noise = torch.randn((1, 12, 5, 8, 12), generator=torch.Generator().manual_seed(seed))
             made.append((features, mask, noise))
     return made
 

@@ -49,8 +49,8 @@ def test_prompts_are_limited_and_settings_are_the_checkpoints():
     assert checkpoint.directory.name == "tiny"
 
 
-def test_there_is_no_third_set():
-    with pytest.raises(ValueError, match="there is no set of prompts 'x': choose held-out or free"):
+def test_a_set_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="there is no set of prompts 'x': choose one of held-out, free, edits"):
         plan("tiny", 1, "x")
 
 

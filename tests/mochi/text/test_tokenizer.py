@@ -162,7 +162,8 @@ def test_files_of_two_tokenizers_are_refused(copy):
     with pytest.raises(InputError, match="its files are not of one tokenizer"):
         load_tokenizer(Checkpoint(copy))
     vocabulary[30][0], vocabulary[34][0] = vocabulary[34][0], vocabulary[30][0]
-    vocabulary[34][1] = -500.0
+    red = next(index for index, (piece, _) in enumerate(vocabulary) if piece == "\u2581red")
+    vocabulary[red][1] = -500.0
     path.write_text(json.dumps(whole))
     with pytest.raises(InputError, match=r"of 'a red ball', its spiece\.model .* not of one tokenizer"):
         load_tokenizer(Checkpoint(copy))

@@ -87,8 +87,7 @@ def build(
         _write({"fits": problem is None, "components": [planned.as_json() for planned in plans], **sizes}, json_file)
         return
     with make_reporter() as reporter:
-        tell = lambda line: reporter.line(f"warning: {line}")  # noqa: E731
-        built = build_weights(setup, reporter.progress, tell, encoder=encoder)
+        built = build_weights(setup, reporter.progress, lambda line: reporter.line(f"warning: {line}"), encoder=encoder)
     for entry in built:
         print(f"{entry['component']}: {entry['tensors']} tensors, {entry['bytes'] / 1e9:.3f} GB in {entry['path']}")
     _write({"entries": built}, json_file)

@@ -457,6 +457,8 @@ def record(made: Made, job: Job) -> dict[str, Any]:
         "guidance_reuse": job.video.used_guidance_reuse(on_halves=setup.on_halves),
         "preset": _preset_of(job),
         "forwards": output.forwards[0].to_json() if output.forwards else None,
+        # The way of a source back to its noise: one forward a step, without guidance.
+        "inversion_forwards": len(output.guidance) if job.request.edit else 0,
         "seed": settings.seed,
         **asdict(setup.conventions),
         "mesh": "x".join(map(str, setup.mesh_shape)),

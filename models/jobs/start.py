@@ -155,5 +155,9 @@ def used_of_source(request: GenerateRequest) -> dict[str, Any]:
         own["strength"] = STRENGTH if request.strength is None else request.strength
     else:
         own |= {"eta": edit.eta, "eta_end": edit.end}
-    # A name may have bytes that are no text.
-    return {"source": os.fsencode(request.source).decode("utf-8", "replace"), **own}
+    return {"source": name_as_text(request.source), **own}
+
+
+def name_as_text(path: str) -> str:
+    """Return a file's name for a record: it may have bytes that are no text."""
+    return os.fsencode(path).decode("utf-8", "replace")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.jobs.generate import GenerateRequest, Message, Progress, check_mode, make, name_of, once, plan, write
 from models.jobs.previews import write_png
-from models.jobs.start import from_source, used_of_source
+from models.jobs.start import from_source, name_as_text, used_of_source
 from models.jobs.sweep_file import MOST_LINES, BadLines, Line, read_lines
 from models.machine.checks import json_file, whole
 from models.machine.errors import Cancelled, InputError, MachineError
@@ -37,6 +37,7 @@ _COLUMNS = (
     "state",
     "file",
     "prompt",
+    "source",
     "seed",
     "width",
     "height",
@@ -48,6 +49,7 @@ _COLUMNS = (
     "write_s",
     "forwards",
     "reused",
+    "inversion_forwards",
     "error",
 )
 _TILE, _LABEL, _TILES = (192, 112), 14, 8
@@ -304,10 +306,12 @@ def write_results(sweep: Sweep) -> None:
 
 def _row(job: SweepJob, failed: str | None) -> dict[str, Any]:
     video, made = job.video, job.done()
+    source = job.line.beginning.video or job.line.beginning.image
     row: dict[str, Any] = {
         "line": job.line.number,
         "state": "done" if made is not None else "waiting" if failed is None else "failed",
         "prompt": job.line.prompt,
+        "source": None if source is None else name_as_text(source),
         "seed": video.settings.seed,
         "width": video.geometry.width,
         "height": video.geometry.height,
@@ -323,6 +327,7 @@ def _row(job: SweepJob, failed: str | None) -> dict[str, Any]:
     return row | {
         "forwards": sum(counts["computed"] for counts in branches),
         "reused": sum(counts["reused"] for counts in branches),
+        "inversion_forwards": made.get("inversion_forwards"),  # not in records of earlier versions
     }
 
 

@@ -41,7 +41,7 @@ class Result:
 
     Attributes:
         seconds: of each stage.
-        forwards: numbers of forwards "computed" and "reused".
+        forwards: numbers of forwards "computed" and "reused", and "inverted" to the noise of a source.
     """
 
     seconds: Mapping[str, float]
@@ -163,11 +163,9 @@ class PipelineEngine:
                 made.reservation.release()
         finally:
             self._tell = lambda line: None
-        forwards = record["forwards"] or {}  # none where no step was done
-        both = [forwards.get(branch, {}) for branch in ("conditional", "unconditional")]
-        return Result(
-            record["seconds"], {kind: sum(branch.get(kind, 0) for branch in both) for kind in ("computed", "reused")}
-        )
+        both = [record["forwards"][branch] for branch in ("conditional", "unconditional")]
+        forwards = {kind: sum(branch[kind] for branch in both) for kind in ("computed", "reused")}
+        return Result(record["seconds"], forwards | {"inverted": record.get("inversion_forwards", 0)})
 
     def _kept(self, made: generate.Job, folder: Path) -> tuple[Any, dict[str, Any]] | None:
         """Return the latents of an earlier try, and what was recorded of it, if they are of the very same weights."""

@@ -67,7 +67,7 @@ class Metrics:
         for state in ENDED:
             ended.add_metric([state], totals.get(state, 0))
         yield ended
-        for kind, about in (("seconds", "Seconds in each stage."), ("forwards", "Forwards computed and reused.")):
+        for kind, about in (("seconds", "Seconds in each stage."), ("forwards", "Forwards, by what they did.")):
             family = CounterMetricFamily(
                 f"{_PREFIX}_stage_{kind}" if kind == "seconds" else f"{_PREFIX}_{kind}", about, labels=["of"]
             )

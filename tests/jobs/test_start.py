@@ -105,6 +105,7 @@ def test_the_record_says_what_was_used(clip, small_checkpoint, tmp_path):
     used = {name: record["arguments"][name] for name in ("edit", "eta", "eta_end", "strength")}
     assert used == {"edit": True, "eta": 0.9, "eta_end": 0.35, "strength": None}
     assert record["arguments"]["source"].endswith("b\ufffdll.mp4")
+    assert record["inversion_forwards"] == len(record["guidance_schedule"]) > 0
 
 
 def test_what_is_refused(clip, small_checkpoint, tmp_path):

@@ -163,6 +163,7 @@ def test_a_line_without_a_step(small_checkpoint, tmp_path, ball):
     assert run_sweep(sweep) == 0
     (found,) = rows_of(tmp_path / "out")
     assert (found["state"], found["num_steps"], found["forwards"]) == ("done", "0", "0")
+    assert (Path(found["source"]).name, found["inversion_forwards"]) == ("ball.png", "0")
 
 
 def test_csv_names_files_too(small_checkpoint, tmp_path, ball):

@@ -68,7 +68,7 @@ def test_a_job_is_the_video_that_generate_makes(engine, files, tmp_path):
     stages = []
     result = engine.run(one, files.make(one.id), lambda *stage: stages.append(stage), silent)
     assert {"encode", "denoise", "decode", "write"} <= set(result.seconds)
-    assert result.forwards == {"computed": 4, "reused": 0}
+    assert result.forwards == {"computed": 4, "reused": 0, "inverted": 0}
     assert ("denoise", 2, 2) in stages
     video = VideoRequest(height=32, width=32, num_frames=7, num_steps=2, seed=5)
     request = Request("tiny", mesh="1x1", mode="golden", cache_dir=engine._request.cache_dir, video=video)
@@ -93,11 +93,16 @@ def test_a_job_from_a_picture_is_the_video_that_generate_makes(engine, files, tm
     assert result.forwards["computed"] == 2
 
 
+def test_the_way_back_of_an_edit_is_counted(engine, files):
+    one = job(image=engine._inputs.keep(red_picture()).id, edit=True)
+    assert engine.run(one, files.make(one.id), silent, silent).forwards == {"computed": 4, "reused": 0, "inverted": 2}
+
+
 @pytest.mark.parametrize("fields", [{"strength": 0}, {"strength": 0.4}, {"num_inference_steps": 1}])
 def test_a_job_without_a_step_is_the_source(engine, files, fields):
     one = job(image=engine._inputs.keep(red_picture()).id, **fields)
     result = engine.run(one, files.make(one.id), silent, silent)
-    assert result.forwards == {"computed": 0, "reused": 0}
+    assert result.forwards == {"computed": 0, "reused": 0, "inverted": 0}
     assert (files.folder(one.id) / VIDEO).exists()
     planned = engine._planner.plan(one.fields)
     assert planned.about["forwards"] == 0

@@ -19,7 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "width": WIDE.width,
     "num_frames": WIDE.num_frames,
     "num_steps": 16,
-    "guidance_scale": 3.0,
+    "guidance_scale": 4.5,
     "seed": 0,
     # The VAE was trained with Diffusers' modules, the transformer with zeros for a dropped caption.
     "first_frames": "diffusers",

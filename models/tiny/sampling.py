@@ -39,7 +39,7 @@ class Sampler:
     vae: Any
     tokenizer: Any
     steps: int = 16
-    guidance: float = 3.0
+    guidance: float = 4.5
 
     @property
     def device(self) -> torch.device:

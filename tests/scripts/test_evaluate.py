@@ -42,7 +42,7 @@ def test_the_first_set_is_the_default(asked):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--set", "x"], "there is no set of prompts 'x': choose held-out or free"),
+        (["--set", "x"], "there is no set of prompts 'x': choose one of held-out, free, edits"),
         (["--set", "free", "--compare-settings"], "--set is of the evaluation without --compare-settings"),
     ],
 )

@@ -75,7 +75,7 @@ def test_the_commands_of_the_documentation_by_curl(server, tmp_path):
         if name is None:
             name = answers[0]["id"]
             server.wait(name)
-    assert answers[0]["size"] == "64x64"
+    assert answers[0]["size"] == "96x64"
     assert answers[2]["status"] == "completed"
     assert (tmp_path / "video.mp4").read_bytes() == video_of(answers[0]["id"])
     assert answers[4]["status"] == "cancelled"

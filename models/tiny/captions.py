@@ -92,9 +92,13 @@ def tagged_sentence(
 
 def phrases(motion: str, held_out: bool = False) -> list[Phrase]:
     """Return the phrases for a motion, either those of training or those of the evaluation."""
+    return _own_phrases(motion, held_out) + [_joined(*pair) for pair in _pairs(motion, held_out)]
+
+
+def _own_phrases(motion: str, held_out: bool) -> list[Phrase]:
+    """Return the phrases whose verb says the motion itself."""
     kept = words.HELD_OUT_PHRASES.get(motion)
-    own = [phrase for phrase in words.PHRASES.get(motion, ()) if (phrase[1] == kept) == held_out]
-    return own + [_joined(*pair) for pair in _pairs(motion, held_out)]
+    return [phrase for phrase in words.PHRASES.get(motion, ()) if (phrase[1] == kept) == held_out]
 
 
 def _pairs(motion: str, held_out: bool) -> list[tuple[Phrase, str]]:
@@ -121,9 +125,7 @@ def _motion(thing: Thing, rng: random.Random, held_out: bool) -> Phrase:
     speed = ""
     if thing.speed in words.SPEED_WORDS and rng.random() < NAMED:
         speed = rng.choice(words.SPEED_WORDS[thing.speed])
-    own = [phrase for phrase in words.PHRASES.get(thing.motion, ())]
-    kept = words.HELD_OUT_PHRASES.get(thing.motion)
-    own = [phrase for phrase in own if (phrase[1] == kept) == held_out]
+    own = _own_phrases(thing.motion, held_out)
     pairs = _pairs(thing.motion, held_out)
     if pairs and (not own or rng.random() < 0.85):
         verb, direction = rng.choice(pairs)

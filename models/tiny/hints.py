@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 import torch
 
+from models.tiny.bank import TIME_STEP
 from models.tiny.scenes import COLOURS, MOTIONS, SHAPES, Drawing, Scene, Thing, coverage
 
 # Numbers of classes of shape, colour and motion.
 CLASSES = (len(SHAPES), len(COLOURS), len(MOTIONS))
-TIME_STEP, TOKEN = 6, 16
+TOKEN = 16
 # Least share of a token's pixels that a thing covers there.
 LEAST = 0.12
 

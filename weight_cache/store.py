@@ -229,10 +229,11 @@ class Store:
         digests = DigestMemory(self.root / "digests.json")
         fields = key_fields(module, component, precision, digests, _stage(progress, "identify", component.name))
         key = entry_key(fields)
-        name = f"{component.name}-{module.mesh.layout}-{precision}-{key[:_KEY_DIGITS]}"
+        called = f"{component.name} {module.part}".rstrip()
+        name = f"{called.replace(' ', '_')}-{module.mesh.layout}-{precision}-{key[:_KEY_DIGITS]}"
         about = {
             "source": str(component.directory),
-            "component": component.name,
+            "component": called,
             "layout": str(module.mesh.layout),
             "precision": precision,
         }

@@ -92,7 +92,6 @@ def build_weights(
             )
             # Two halves of a mesh share the transformer's entry.
             built[path] = manifest.about | {
-                "component": "vae encoder" if isinstance(module, MochiVaeEncoder) else component.name,
                 "tensors": len(manifest.tensors),
                 "bytes": manifest.bytes,
                 "path": str(path),

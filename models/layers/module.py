@@ -209,10 +209,11 @@ class Module:
     """A part of the model. Its attributes that are modules, lists of modules or parameters form a tree.
 
     `prefix` is the place of the module's sources in the checkpoint, relative to its parent. It is "" if the module only
-    groups others.
+    groups others. `part` names a module that is not the main one of those that share a checkpoint's component.
     """
 
     prefix: str = ""
+    part: str = ""
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh

@@ -141,7 +141,9 @@ def test_the_encoder_is_built_where_it_is_asked_for(small_checkpoint, store, cap
     assert "encoder:" not in capsys.readouterr().out.replace("text_encoder:", "")
     assert main([*arguments, "--encoder"]) == 0
     assert "vae encoder: " in capsys.readouterr().out
-    assert len(Store(store).entries()) == 4
+    entries = Store(store).entries()
+    assert len(entries) == 4
+    assert sum(entry.name.startswith("vae_encoder-") for entry in entries) == 1
     monkeypatch.setattr(convert, "convert", lambda *_, **__: pytest.fail("converted again"))
     from models.device import OpenMesh
 

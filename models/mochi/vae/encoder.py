@@ -56,6 +56,7 @@ class MochiVaeEncoder(Module):
     """
 
     prefix = _PREFIX
+    part = "encoder"
 
     def __init__(self, config: EncoderConfig, mesh: Mesh, *, split: Split | str | None = None) -> None:
         """Declare the encoder; `load` reads its weights.

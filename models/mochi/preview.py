@@ -1,4 +1,5 @@
-"""Small pictures of latents without the decoder: one for each latent frame, a pixel for each latent pixel.
+"""Small pictures of latents without the decoder: one for each latent frame, a pixel or a square for each
+latent pixel.
 
 A colour is a linear function of the latent channels, so a preview costs no work of the chips. Shapes: C latent
 channels, T latent frames, H and W rows and columns of latents.
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 RGB_FILE = "latent_rgb.json"
 """Beside model_index.json: `factors`, three numbers for each latent channel, and `bias`, three numbers."""
 _GAP = 2
+# Rows that a picture of a small video has at least half of, by drawing each latent pixel as a square.
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,11 @@ MOCHI = LatentRgb(
 
 
 def strip(pictures_THWC: np.ndarray) -> np.ndarray:
-    """Return pictures in one row with a gap between them, uint8 [H, width, 3]."""
+    """Return pictures in one row with a gap between them, uint8 [rows, width, 3]; small ones are enlarged."""
     import numpy as np
 
+    scale = max(1, _ROWS // pictures_THWC.shape[1])
+    pictures_THWC = pictures_THWC.repeat(scale, 1).repeat(scale, 2)
     frames, height, width, _ = pictures_THWC.shape
     row = np.zeros((height, frames * (width + _GAP) - _GAP, 3), dtype=np.uint8)
     for index, picture in enumerate(pictures_THWC):

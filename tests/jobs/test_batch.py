@@ -42,7 +42,7 @@ def test_a_batch_is_its_single_videos_with_previews_or_without(with_look, tmp_pa
         assert json.loads(path.with_suffix(".json").read_text())["seed"] == seed
         for step in (1, 2):
             with Image.open(tmp_path / f"a-{seed}.step-{step}.png") as picture:
-                assert picture.size == (2 * 4 + 2, 4)
+                assert picture.size == (2 * 64 + 2, 64), "each latent pixel is a square of 16"
     record = json.loads((tmp_path / "a.batch.json").read_text())
     assert (record["seeds"], record["complete"]) == ([3, 4], True)
     assert [video["video"] for video in record["videos"]] == ["a-3.mp4", "a-4.mp4"]
@@ -125,10 +125,11 @@ def test_colours_are_the_linear_function():
     assert pictures[0].tolist() == [[[128, 128, 0]] * 2]
     assert pictures[1].tolist() == [[[255, 128, 0]] * 2]
     assert pictures[2].tolist() == [[[128, 128, 0], [128, 0, 0]]]
-    row = strip(pictures)
-    assert row.shape == (1, 3 * 2 + 2 * preview._GAP, 3)
-    assert row[0, 2].tolist() == [0, 0, 0]
-    assert row[0, 4].tolist() == [255, 128, 0]
+    row = strip(pictures)  # of one row, so each pixel is a square of 64
+    assert row.shape == (64, 3 * 128 + 2 * preview._GAP, 3)
+    assert row[63, 128].tolist() == [0, 0, 0]
+    assert row[63, 130].tolist() == [255, 128, 0]
+    assert strip(np.zeros((28, 60, 106, 3), np.uint8)).shape == (60, 28 * 108 - 2, 3), "Mochi's own size stays"
     latents[0, 0, 0] = torch.nan
     assert look.pictures(latents)[0, 0, 0, 0] == 0
 

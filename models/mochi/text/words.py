@@ -18,12 +18,15 @@ from models.machine.paths import is_taken
 
 WORDS_FILE = "words.json"
 _LARGEST_FILE = 1 << 20
+# What keyboards and word processors have for an apostrophe; the acute accent would become a space.
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u00b4`\u2018\u2019\u201b\u2032\u02bc", "'"))
+_ENDING = re.compile("'(s|re|ll|m|d|ve)$")
 _MEND = "make it readable, or download it again"
 
 
 @dataclass(frozen=True)
 class Words:
-    """All words of a checkpoint, in lower case.
+    """All words of a checkpoint, in lower case; the tokenizer reads an apostrophe, as in "doesn't", as a space.
 
     `tokenizer` is the SHA-256 of the `spiece.model` that makes one token of each; None if none is stated.
     """
@@ -57,15 +60,17 @@ class Words:
     @staticmethod
     def plain(prompt: str) -> str:
         """Return a prompt in the form of the training's captions: lower case, commas, single spaces, no accents."""
-        text = unicodedata.normalize("NFKD", prompt).casefold()
-        text = "".join(letter for letter in text if not unicodedata.combining(letter))
-        text = re.sub(r"[^\w,]+|_+", " ", text)
+        text = re.sub(r"[^\w,]+|_+", " ", _plain_letters(prompt))
         return re.sub(r"(\s*,\s*)+", ", ", text).strip(" ,")
 
     def unknown(self, prompt: str) -> list[str]:
-        """Return the words of a prompt that are not known, in their order, each once."""
-        found = Words.plain(prompt).replace(",", " ").split()
-        return [word for word in dict.fromkeys(found) if word not in self.known]
+        """Return the words of a prompt that are not known, in their order, each once, in lower case.
+
+        A short ending after an apostrophe is not looked for: "it's" is known where "it" is.
+        """
+        known = {*self.known, *(piece for word in self.known for piece in word.split("'"))}
+        found = dict.fromkeys(re.findall(r"[^\W_]+(?:'[^\W_]+)*", _plain_letters(prompt)))
+        return [word for word in found if word not in known and _ENDING.sub("", word) not in known]
 
     def warning(
         self, prompt: str, known: str = "mochi-tt generate --help-words lists those that it knows"
@@ -76,3 +81,10 @@ class Words:
             return None
         words = f"the word {unknown[0]}" if len(unknown) == 1 else f"the words {', '.join(unknown)}"
         return f"this model does not know {words}: {known}"
+
+
+def _plain_letters(text: str) -> str:
+    """Return a text in lower case, without accents, and with one kind of apostrophe."""
+    text = text.translate(_APOSTROPHES)
+    text = unicodedata.normalize("NFKD", text).casefold()
+    return "".join(letter for letter in text if not unicodedata.combining(letter))

@@ -43,6 +43,8 @@ BUCKETS = (16, 24)
 SHARES = {"vae": 0.15, "decoder": 0.65, "text": 0.2, "transformer": 0.92}
 # The same without a GPU, where the parts follow one another.
 SHARES_IN_TURN = {"vae": 0.15, "decoder": 0.4, "text": 0.5, "transformer": 0.95}
+# The same for a checkpoint whose VAE is kept.
+SHARES_AGAIN = {"text": 0.15, "transformer": 0.95}
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Job:
         text_steps: largest number of steps of the text encoder alone.
         transformer_steps: largest number of steps of the transformer and the text encoder.
         scenes: number of scenes of the large size; there are a third as many of the small one.
+        captions: number of captions of a scene.
         batch: number of scenes of a step of the transformer.
         vae_batch: number of scenes of a step of the VAE.
         minutes: time for all; the parts then end by time, and the numbers of steps are bounds. None for no limit.
@@ -74,6 +77,7 @@ class Job:
     text_steps: int = transformer_training.TEXT_SCHEDULE.steps
     transformer_steps: int = transformer_training.SCHEDULE.steps
     scenes: int = 49152
+    captions: int = bank.CAPTIONS
     batch: int = transformer_training.BATCH
     vae_batch: int = vae_training.BATCH
     minutes: float | None = None
@@ -108,7 +112,8 @@ class Job:
         schedule = replace(schedule, steps=getattr(self, f"{part}_steps"))
         if self.minutes is None:
             return schedule
-        end = began + 60 * self.minutes * (SHARES if self.at_once else SHARES_IN_TURN)[part]
+        shares = SHARES_AGAIN if self.start is not None else SHARES if self.at_once else SHARES_IN_TURN
+        end = began + 60 * self.minutes * shares[part]
         return replace(schedule, seconds=max(1.0, end - perf_counter()))
 
 
@@ -120,7 +125,16 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
         OSError: a folder cannot be written.
         RuntimeError: the transformer's process ended with an error.
     """
-    for name in ("vae_steps", "decoder_steps", "text_steps", "transformer_steps", "scenes", "batch", "vae_batch"):
+    for name in (
+        "vae_steps",
+        "decoder_steps",
+        "text_steps",
+        "transformer_steps",
+        "scenes",
+        "captions",
+        "batch",
+        "vae_batch",
+    ):
         if getattr(job, name) < 1:
             raise InputError(f"{name} {getattr(job, name)} must be at least 1")
     began = perf_counter()
@@ -261,10 +275,10 @@ def train_apart(job: Job, late: float, progress: Progress | None = None) -> None
     report("tokens", 1, 1, f"{perf_counter() - began:.0f} s after the start")
     model = transformer_training.fast_model(_rows(job), job.device, job.compiled)
     statistics = None
+    lengths = () if job.on_gpu else BUCKETS
     if job.start is not None:
         transformer_training.load_weights(model, job.start)
         statistics = vae_training.load_vae(job.start, "cpu").config
-    lengths = () if job.on_gpu else BUCKETS
     transformer_training.train_text(
         model,
         Source.of(torch.zeros(0, device=job.device), captions[0], lengths),
@@ -307,11 +321,11 @@ def _captions(job: Job) -> list[Captions]:
     file, made = job.work / CAPTIONS, None
     if file.exists():
         made = torch.load(file)
-    if made is None or len(made[0][0]) != job.scenes:
+    if made is None or made[0][0].shape[:2] != (job.scenes, job.captions):
         files, made = tokenizer(job.work), []
         for frame, count in (bank.WIDE, job.scenes), (bank.SMALL, max(1, job.scenes // 3)):
             hints = hints_of(bank.scenes(frame, count), job.device)
-            made.append((*bank.tokens(frame, count, files), *(hint.cpu() for hint in hints)))
+            made.append((*bank.tokens(frame, count, files, job.captions), *(hint.cpu() for hint in hints)))
         torch.save(made, file)
     return [Captions(*own).each(lambda value: value.to(job.device)) for own in made]
 
@@ -331,12 +345,14 @@ def tokenizer(work: Path, start: Path | None = None) -> Path:
         return directory
     rng = random.Random("tokenizer")
     captions = [caption(random_scene(rng), rng) for _ in range(20000)]
-    words = sorted({word for text in captions for word in text.replace(",", "").split()})
+    pieces = sorted({piece for text in captions for piece in text.replace(",", "").split()})
     if start is not None:
         shutil.copytree(start / "tokenizer", directory)
     else:
         wrong = [mistyped(text, rng) for text in captions[:4000]]
-        single = [f"{word}, {word}. {word}" for word in (*words, *english())]
+        single = [f"{word}, {word}. {word}" for word in (*pieces, *english())]
         write_tokenizer(directory, [*captions, *wrong, *single * 20])
-    Words(tuple(words)).write(directory)
+    # The captions have the plain form, in which an apostrophe is a space.
+    words = {word for text in captions for word in text.replace(",", "").replace("n t ", "n't ").split()}
+    Words(tuple(sorted(words))).write(directory)
     return directory

@@ -275,10 +275,10 @@ def train_apart(job: Job, late: float, progress: Progress | None = None) -> None
     report("tokens", 1, 1, f"{perf_counter() - began:.0f} s after the start")
     model = transformer_training.fast_model(_rows(job), job.device, job.compiled)
     statistics = None
-    lengths = () if job.on_gpu else BUCKETS
     if job.start is not None:
         transformer_training.load_weights(model, job.start)
         statistics = vae_training.load_vae(job.start, "cpu").config
+    lengths = () if job.on_gpu else BUCKETS
     transformer_training.train_text(
         model,
         Source.of(torch.zeros(0, device=job.device), captions[0], lengths),

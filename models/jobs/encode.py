@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from models.jobs.generate import check_mode
-from models.jobs.media import Frames, is_image, media_in, read_media
+from models.jobs.media import Frames, check_is_video, is_image, media_in, read_media
 from models.jobs.opening import open_for
 from models.jobs.start import check_encoder
 from models.machine.checks import json_object, number, whole
@@ -99,7 +99,7 @@ def plan(request: EncodeRequest) -> EncodeJob:
         defaults.num_frames if request.num_frames is None else request.num_frames,
         setup.scales,
     )
-    only_images = is_image(sources[0]) if len(sources) == 1 else all(map(_seems_image, sources))
+    only_images = is_image(sources[0]) if len(sources) == 1 else _only_images(sources)
     if only_images and request.num_frames not in (None, 1):
         raise InputError(f"num_frames {request.num_frames} is for videos: an image is one frame")
     frames = 1 if only_images else geometry.num_frames
@@ -109,12 +109,19 @@ def plan(request: EncodeRequest) -> EncodeJob:
     return EncodeJob(request, setup, config, wanted, outputs, tuple(map(Reservation, outputs.values())))
 
 
-def _seems_image(path: Path) -> bool:
-    """Return whether a file of a folder is an image; one that cannot be opened is told when its turn comes."""
-    try:
-        return is_image(path)
-    except InputError:
-        return True
+def _only_images(paths: Sequence[Path]) -> bool:
+    """Return whether the files of a folder that can be opened are images; the others are told when their turn comes."""
+    found = False
+    for path in paths:
+        try:
+            image = is_image(path)
+            if not image:
+                check_is_video(path)
+                return False
+        except InputError:
+            continue
+        found = True
+    return found
 
 
 def _outputs(request: EncodeRequest, sources: list[Path]) -> dict[Path, Path]:

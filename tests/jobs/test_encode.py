@@ -91,6 +91,16 @@ def test_an_image_has_one_frame(small_checkpoint, tmp_path):
     Image.new("RGB", (50, 50), "red").save(tmp_path / "red.png")
     with pytest.raises(InputError, match="num_frames 13 is for videos"):
         plan(request(tmp_path / "red.png", small_checkpoint, tmp_path, num_frames=13))
+    folder = tmp_path / "media"
+    folder.mkdir()
+    (folder / "broken.mov").write_bytes(b"x")
+    (folder / "text.png").write_text("no picture")
+    job = plan(request(folder, small_checkpoint, tmp_path, num_frames=13))
+    for reservation in job.reservations:
+        reservation.release()
+    Image.new("RGB", (50, 50), "red").save(folder / "red.png")
+    with pytest.raises(InputError, match="num_frames 13 is for videos"):
+        plan(request(folder, small_checkpoint, tmp_path, num_frames=13))
 
 
 def test_more_frames_than_there_are(clip, small_checkpoint, tmp_path):

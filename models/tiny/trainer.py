@@ -5,6 +5,8 @@ On CUDA the decoder and the transformer are trained at the same time, in two pro
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import random
 import shutil
@@ -37,6 +39,8 @@ from models.tiny.transformer_training import Captions, Source
 Progress = Callable[[str, int, int, str], None]
 ENCODED_TOGETHER = 32
 LATENTS, CAPTIONS, EVALUATION = "latents.pt", "captions.pt", "evaluation.json"
+# What the training of a work folder began from.
+BEGAN_FROM = "began_from.json"
 # Lengths of captions that a CPU trains on together; on a GPU each length would be compiled for itself.
 BUCKETS = (16, 24)
 # Shares of a training's minutes, until the end of each part.
@@ -121,7 +125,7 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
     """Train the parts of `job` that are not trained yet, write the checkpoint, and return what its videos show.
 
     Raises:
-        ValueError: a number of steps or scenes is below 1.
+        InputError: a number of steps or scenes is below 1, or the work folder's training began from something else.
         OSError: a folder cannot be written.
         RuntimeError: the transformer's process ended with an error.
     """
@@ -138,11 +142,9 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
         if getattr(job, name) < 1:
             raise InputError(f"{name} {getattr(job, name)} must be at least 1")
     began = perf_counter()
+    _check_start(job)
     tokenizer(job.work, job.start)
-    state = job.work / "vae" / STATE
-    kept: Any = torch.load(state, map_location="cpu") if state.exists() else {"step": 0, "seconds": 0.0}
-    if job.start is None and job.schedule("vae", began).done(kept["step"], kept["seconds"]) < 1:
-        (job.work / LATENTS).unlink(missing_ok=True)  # of another VAE
+    (job.work / LATENTS).unlink(missing_ok=True)  # they are made again, maybe of another VAE or of other scenes
     child: Any = None
     if job.at_once:
         child = get_context("spawn").Process(target=train_apart, args=(job, perf_counter() - began), daemon=False)
@@ -160,6 +162,32 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
         if child.exitcode:
             raise RuntimeError(f"the transformer's process ended with {child.exitcode}")
     return finish(job, vae, progress)
+
+
+def _check_start(job: Job) -> None:
+    """Note in the work folder what its training begins from, or check that it is what `job` names.
+
+    Raises:
+        InputError: the work folder's training began from something else.
+        OSError: the checkpoint or the work folder cannot be read or written.
+    """
+    now: dict[str, str] = {}
+    if job.start is not None:
+        for part in sorted(job.start.glob("*/*.safetensors")):
+            with part.open("rb") as file:
+                now[part.parent.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        if not now:
+            raise InputError(f"start {job.start} has no weights: give the directory of a checkpoint")
+    note, before = job.work / BEGAN_FROM, now
+    if note.exists():
+        before = json.loads(note.read_text())
+    elif any(job.work.glob(f"*/{STATE}")):
+        before = {}  # earlier versions wrote no note, and began from nothing unless they were told otherwise
+    if before != now:
+        was = "other weights" if before else "nothing"
+        raise InputError(f"the training in {job.work} began from {was}: give another --work, or the same --start")
+    job.work.mkdir(parents=True, exist_ok=True)
+    write_json(now, note)
 
 
 def finish(job: Job, vae: Any, progress: Progress) -> dict[str, Any]:

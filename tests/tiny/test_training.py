@@ -1,11 +1,13 @@
 import json
 import random
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from models.machine.errors import InputError
 from models.mochi.sampling.schedule import linear_quadratic_schedule, model_times
 from models.tiny.bank import TOKENS, Bank, encode_tagged, load, scenes, tokens
 from models.tiny.captions import tagged_sentence, tags_of, untagged
@@ -254,6 +256,15 @@ def test_the_whole_road_ends_in_a_checkpoint_that_the_loader_takes(tmp_path):
     names = ("vae/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.safetensors")
     same = [(out / name).read_bytes() == (tmp_path / "second" / name).read_bytes() for name in names]
     assert same == [True, False]
+    # A work folder goes on with the training that it holds and no other.
+    with pytest.raises(InputError, match=r"later began from other weights: give another --work"):
+        run(replace(later, start=tmp_path / "second"), lambda *_: None)
+    with pytest.raises(InputError, match=r"later began from other weights"):
+        run(replace(later, start=None), lambda *_: None)
+    with pytest.raises(InputError, match=r"work began from nothing"):
+        run(replace(job, start=out), lambda *_: None)
+    with pytest.raises(InputError, match=r"start .*none has no weights"):
+        run(replace(job, start=tmp_path / "none"), lambda *_: None)
 
 
 def test_a_wrong_number_of_steps_is_refused(tmp_path):

@@ -6,7 +6,6 @@ On CUDA the decoder and the transformer are trained at the same time, in two pro
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from models.machine.checks import json_file
 from models.machine.errors import InputError
 from models.machine.files import write_json
 from models.mochi.text.words import Words
@@ -168,7 +168,7 @@ def _check_start(job: Job) -> None:
     """Note in the work folder what its training begins from, or check that it is what `job` names.
 
     Raises:
-        InputError: the work folder's training began from something else.
+        InputError: the work folder's training began from something else, or its note or the start cannot be used.
         OSError: the checkpoint or the work folder cannot be read or written.
     """
     now: dict[str, str] = {}
@@ -180,7 +180,7 @@ def _check_start(job: Job) -> None:
             raise InputError(f"start {job.start} has no weights: give the directory of a checkpoint")
     note, before = job.work / BEGAN_FROM, now
     if note.exists():
-        before = json.loads(note.read_text())
+        before = json_file(note, "note of a training", "give another --work")
     elif any(job.work.glob(f"*/{STATE}")):
         before = {}  # earlier versions wrote no note, and began from nothing unless they were told otherwise
     if before != now:

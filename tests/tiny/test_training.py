@@ -13,7 +13,7 @@ from models.tiny.bank import TOKENS, Bank, encode_tagged, load, scenes, tokens
 from models.tiny.captions import tagged_sentence, tags_of, untagged
 from models.tiny.hints import Heads, hints_of
 from models.tiny.scenes import SMALL, Scene, Thing, random_scene, render
-from models.tiny.trainer import Job, run, tokenizer
+from models.tiny.trainer import BEGAN_FROM, Job, run, tokenizer
 from models.tiny.training import CURVE, Schedule, Training
 from models.tiny.transformer_training import (
     BatchedAttention,
@@ -265,6 +265,9 @@ def test_the_whole_road_ends_in_a_checkpoint_that_the_loader_takes(tmp_path):
         run(replace(job, start=out), lambda *_: None)
     with pytest.raises(InputError, match=r"start .*none has no weights"):
         run(replace(job, start=tmp_path / "none"), lambda *_: None)
+    (job.work / BEGAN_FROM).write_text("{")
+    with pytest.raises(InputError, match=r"note of a training .* is not valid JSON .*: give another --work"):
+        run(job, lambda *_: None)
 
 
 def test_a_wrong_number_of_steps_is_refused(tmp_path):

@@ -7,7 +7,7 @@ import torch
 import ttnn
 
 from models.mock.golden.fidelity import plus, product, times, truncate
-from models.mock.golden.rounding import packed, round_to, significant, to_tf32
+from models.mock.golden.rounding import packed, round_to, to_tf32
 from models.mock.golden.rules import MeshShards, Shards, local_rule, mesh_rule
 
 _SDPA = "ttnn/operations/transformer/sdpa/device/kernels"
@@ -38,8 +38,16 @@ def _attention(
     scale = _scale(query, scale, config)
     chunks = _chunks(key, value, program)
     if config.fp32_dest_acc_en:
-        state = _exact(query, chunks, scale, config, narrow=False, is_causal=is_causal)
-        return _normalized(state, config, narrow=False)
+        if not is_causal:
+            return _normalized(_exact(query, chunks, scale, config, narrow=False), config, narrow=False)
+        rows, keys = (query.shape[2], key.shape[2]) if program is None else (program.q_chunk_size, program.k_chunk_size)
+        parts = []
+        for first in range(0, query.shape[2], rows):
+            part = query[:, :, first : first + rows]
+            seen = chunks[: -(-(first + rows) // keys)]
+            state = _exact(part, seen, scale, config, narrow=False, first_query=first)
+            parts.append(_normalized(state, config, narrow=False))
+        return torch.cat(parts, dim=2)
     if is_causal:
         raise ValueError("causal attention in the streaming kernel is not covered by this golden")
     return _streaming(query, chunks, scale, config, config.math_fidelity)
@@ -66,11 +74,14 @@ class _State(NamedTuple):
     out: torch.Tensor
 
 
-def _exact(query: torch.Tensor, chunks, scale: float, config, *, narrow: bool, is_causal: bool = False) -> _State:
+def _exact(
+    query: torch.Tensor, chunks, scale: float, config, *, narrow: bool, first_query: int | None = None
+) -> _State:
     """Go through the chunks as the older kernel does, `compute_common.hpp`, `sdpa_inner_loop`.
 
-    A causal mask adds minus infinity to the scores before their maximum is taken (`apply_causal_mask_lightweight`).
-    Chunks of keys after a chunk of queries are left out there; here their probabilities are zero, which is the same.
+    With the position of the `first_query` attention is causal: minus infinity is added to scores of later keys before
+    their maximum is taken (`apply_causal_mask_lightweight`). The caller leaves out the chunks of keys that no query
+    of the chunk sees (`k_chunk_end`). With them the result would differ: between two chunks sums are cut to TF32.
 
     With `exp_approx_mode=False`. Joint attention keeps everything in bfloat16 between the steps (`narrow`); plain and
     ring attention keep scores, probabilities and sums in float32. The factors between chunks and the output are
@@ -84,14 +95,14 @@ def _exact(query: torch.Tensor, chunks, scale: float, config, *, narrow: bool, i
     for key, value in chunks:
         scores = _stored(product(query, key.mT, config), narrow)
         future = torch.zeros((), dtype=torch.bool)
-        if is_causal:
-            future = torch.arange(first, first + key.shape[2]) > torch.arange(query.shape[2])[:, None]
+        if first_query is not None:
+            queries = torch.arange(first_query, first_query + query.shape[2])
+            future = torch.arange(first, first + key.shape[2]) > queries[:, None]
             scores = scores.masked_fill(future, -torch.inf)
         first += key.shape[2]
         best = truncate(scores.amax(-1, keepdim=True), 7)
         best = best if state is None else torch.maximum(state.top, best)
         weights = torch.exp(plus(scores, -best) * scale).masked_fill(future, 0.0)
-        weights = weights if narrow else to_tf32(weights)
         sums = _column_sums(weights, narrow)
         out = _bf16(product(_stored(weights, narrow), value, config))
         if state is not None:
@@ -106,10 +117,11 @@ def _exact(query: torch.Tensor, chunks, scale: float, config, *, narrow: bool, i
 def _normalized(state: _State, config, *, narrow: bool) -> torch.Tensor:
     """Divide by the sums: the last reduction, the reciprocal and the product of the older kernel.
 
-    Probabilities cut to TF32 and their sum rounded to it are what reproduces the outputs best, 98 to 99% of them.
+    The reduction multiplies 32 sums per row by ones (`matmul_reduce`). The reciprocal reads its float32 result through
+    SrcA, so cut to TF32 (`recip_block_inplace`).
     """
     total = product(state.sums, torch.ones(32, 1), config)
-    total = _bf16(total) if narrow else significant(total, 11)
+    total = _bf16(total) if narrow else to_tf32(total)
     return times(state.out, _stored(1 / total, narrow), config.math_fidelity)
 
 

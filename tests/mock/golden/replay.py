@@ -6,7 +6,7 @@ $ stands for what JSON cannot say.
 
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,18 +45,25 @@ class Case:
 
     def run(self, mesh: ttnn.MeshDevice) -> dict[str, list[torch.Tensor]]:
         """What the ops give on `mesh`: per name the values of each chip."""
-        known: dict[str, Any] = {}
-        for name, shards in self.inputs.items():
-            given = self.spec["inputs"][name]
-            known[name] = uploaded(shards, given["dtype"], given.get("layout", "TILE"), mesh)
-        for call in self.spec["calls"]:
-            args = [decoded(value, known, mesh) for value in call["args"]]
-            kwargs = {key: decoded(value, known, mesh) for key, value in call["kwargs"].items()}
-            result = op(call["op"])(*args, **kwargs)
-            results = result if isinstance(result, (list, tuple)) else [result]
-            known.update(zip(call["out"], results, strict=False))
-        parts = {name: ttnn.get_device_tensors(ttnn.from_device(known[name])) for name in self.spec["outputs"]}
-        return {name: [ttnn.to_torch(part) for part in shards] for name, shards in parts.items()}
+        return run(self.spec, self.inputs, self.spec["outputs"], mesh)
+
+
+def run(
+    spec: dict[str, Any], inputs: dict[str, list[torch.Tensor]], outputs: Iterable[str], mesh: ttnn.MeshDevice
+) -> dict[str, list[torch.Tensor]]:
+    """Run the calls of `spec` on `mesh` with the values of each chip. Return those of each of `outputs`."""
+    known: dict[str, Any] = {}
+    for name, shards in inputs.items():
+        given = spec["inputs"][name]
+        known[name] = uploaded(shards, given["dtype"], given.get("layout", "TILE"), mesh)
+    for call in spec["calls"]:
+        args = [decoded(value, known, mesh) for value in call["args"]]
+        kwargs = {key: decoded(value, known, mesh) for key, value in call["kwargs"].items()}
+        result = op(call["op"])(*args, **kwargs)
+        results = result if isinstance(result, (list, tuple)) else [result]
+        known.update(zip(call["out"], results, strict=False))
+    parts = {name: ttnn.get_device_tensors(ttnn.from_device(known[name])) for name in outputs}
+    return {name: [ttnn.to_torch(part) for part in shards] for name, shards in parts.items()}
 
 
 def uploaded(shards: list[torch.Tensor], dtype: str, layout: str, mesh: ttnn.MeshDevice) -> ttnn.Tensor:

@@ -1,7 +1,7 @@
 """Make docs/evidence.md anew: `python -m scripts.evidence [--add RECORDS]`.
 
 Full-size dry runs of every way of `models.performance.evidence.WAYS` give the op configurations of the device path, and
-`tests/evidence` holds what tests recorded on kernels and on golden execution. Takes about four minutes.
+`tests/evidence` holds what tests recorded on kernels and on golden execution. Takes about five minutes.
 """
 
 from __future__ import annotations

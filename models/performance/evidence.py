@@ -7,7 +7,7 @@ ran, and on what: a line of JSON per test with `test`, `mode`, `chips`, `seconds
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from models.mochi.precision import Precision
 from models.mochi.sampling.reuse import ReuseBelow
 from models.parallel import Layout, place
 from models.performance.configurations import configurations
-from models.performance.dry_run import Sampling, dry_run, preview_geometry
+from models.performance.dry_run import STAGES, Sampling, dry_run, preview_geometry
 
 # Names of witnesses, from the best to the least, and what each means.
 WITNESSES = {
@@ -34,21 +34,29 @@ _OF_MODE = {"hardware": "hardware", "simulator": "kernels"}
 class Way:
     """A way through the device code: a system, a layout of its mesh, a precision policy, and how steps are made.
 
-    With `reuses` a threshold decides which steps reuse blocks, and the solver is one that keeps tensors.
+    With `reuses` a threshold decides which steps reuse blocks, and the solver is one that keeps tensors. With `encodes`
+    a video and an image are encoded to latents, and no video is made.
     """
 
     system: str
     layout: str
     precision: str = "default"
     reuses: bool = False
+    encodes: bool = False
 
     def __str__(self) -> str:
-        return f"{self.system} {self.layout} {self.precision}" + (" reuse" if self.reuses else "")
+        further = " reuse" * self.reuses + " encode" * self.encodes
+        return f"{self.system} {self.layout} {self.precision}{further}"
 
     @property
     def sampling(self) -> Sampling:
         """How steps are made."""
         return Sampling("unipc", ReuseBelow.of(0.1, _STEPS), keeps_difference=True) if self.reuses else Sampling()
+
+    @property
+    def runs(self) -> tuple[tuple[int, Sequence[str]], ...]:
+        """What is run: numbers of frames, and stages."""
+        return ((163, ("encode_video",)), (1, ("encode_video",))) if self.encodes else ((163, STAGES),)
 
 
 # The default layouts with every policy; layouts that owners ask for; one chip.
@@ -61,29 +69,32 @@ WAYS = (
     Way("galaxy", "cfg0sp1tp0"),
     Way("quietbox", "sp1tp0", reuses=True),
     Way("galaxy", "sp1tp0", reuses=True),
+    Way("quietbox", "sp1tp0", encodes=True),
+    Way("galaxy", "sp1tp0", encodes=True),
 )
 _STEPS = 2
 _BLOCKS = 2  # one like all others and the last one
 
 
 def device_path(way: Way) -> list[str]:
-    """Return the configurations of all stages of one video of 848x480x163, sorted.
+    """Return the configurations of all stages of one video of 848x480x163, or of its encoding and an image's, sorted.
 
     Only two transformer blocks are built: the others run the same.
     """
     machine = system(way.system)
-    with (
-        open_mesh(machine.mesh, "dry-run", system=machine.name) as opened,
-        configurations() as found,
-    ):
-        dry_run(
-            place(opened.device, Layout.parse(way.layout, machine.mesh)),
-            preview_geometry(),
-            blocks=_BLOCKS,
-            steps=_STEPS,
-            sampling=way.sampling,
-            precision=Precision.named(way.precision),
-        )
+    found: set[str] = set()
+    for frames, stages in way.runs:
+        with open_mesh(machine.mesh, "dry-run", system=machine.name) as opened, configurations() as ran:
+            dry_run(
+                place(opened.device, Layout.parse(way.layout, machine.mesh)),
+                preview_geometry(num_frames=frames),
+                stages=stages,
+                blocks=_BLOCKS,
+                steps=_STEPS,
+                sampling=way.sampling,
+                precision=Precision.named(way.precision),
+            )
+        found |= set(ran)
     return sorted(found)
 
 

@@ -315,6 +315,7 @@ class Page:
                     with gr.Row():
                         fit = gr.Checkbox(label=_LABELS["fit"], info="With black bars; else its middle is cut out.")
                         edit = gr.Checkbox(label=_LABELS["edit"], info="By inversion: its movement stays.")
+                    with gr.Row():
                         eta = number(_LABELS["eta"], f"Of an edit: 1 keeps it. Empty: {ETA:g}")
                         eta_end = number(_LABELS["eta_end"], f"Of an edit: share of the run. Empty: {ETA_END:g}")
                     make = gr.Button("Make the video", variant="primary", elem_id="mochi-make")

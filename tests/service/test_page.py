@@ -17,6 +17,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 STATE = "() => { const v = document.querySelector('.mochi-view[data-state]'); return v && v.dataset.state }"
+CUT = """() => [...document.querySelectorAll('label')]
+  .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)"""
+"""Labels that are wider than their place."""
 KEY = "a-long-enough-key-of-anna"
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -87,6 +90,7 @@ class Visit:
         assert not self.wrong
         wide = self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
         assert wide <= 0, "nothing is cut off at the right"
+        assert self.page.evaluate(CUT) == [], "and no label within its own field"
 
 
 UPLOAD = {"name": "a.txt", "mimeType": "text/plain", "buffer": b"a"}

@@ -19,7 +19,11 @@ def layer(inside: int, outside: int, kernel) -> torch.nn.Conv3d:
 
 @pytest.mark.parametrize(
     ("mesh", "kernel", "channels"),
-    pairs(["1x1sp0tp1", "2x4sp0tp1"], KERNELS, [(32, 64), (12, 96), (160, 32), (64, 3), (256, 64)]),
+    [
+        *pairs(["1x1sp0tp1", "2x4sp0tp1"], KERNELS, [(32, 64), (12, 96), (160, 32), (64, 3), (256, 64)]),
+        # What the models run most: several blocks of channels, and halos for padding.
+        ("1x1sp0tp1", ((3, 3, 3), (0, 0)), (256, 32)),
+    ],
     ids=str,
     indirect=["mesh"],
 )

@@ -15,7 +15,7 @@ from secrets import token_hex
 from stat import S_IMODE
 from typing import IO, Any, Self
 
-from models.machine import folders, leftovers
+from models.machine import leftovers
 from models.machine.checks import check_text
 from models.machine.errors import InputError, MachineError
 
@@ -25,9 +25,7 @@ _LONGEST_NAME = 255  # Of Linux's file systems, in bytes.
 
 
 def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
-    """See that a file can be made at `path`, before any long work.
-
-    Folders that are missing are made for the trial only.
+    """Make the folder of `path` and see that a file can be made there, before any long work.
 
     Raises:
         InputError: the name does not end with `suffix`, `path` is a directory or a link to nothing, or its folder
@@ -37,21 +35,22 @@ def check_writable(path: str | Path, suffix: str = ".mp4") -> None:
     if path.suffix.lower() != suffix:
         raise InputError(f"output {path} must end with {suffix}")
     _check_name(path)
+    made: list[Path] = []
     try:
         if path.is_dir():
             raise InputError(f"output {path} is a directory: give a file name")
         if path.is_symlink() and not path.exists():
             raise InputError(f"output {path} is a link to nothing, which would be replaced: remove it, or name another")
-        with folders.lock:
-            try:
-                folders.make(path.parent)
-                with tempfile.TemporaryFile(dir=path.parent):
-                    pass
-            finally:
-                folders.remove_empty(path.parent)
+        made += [p for p in (path.parent, *path.parent.parents) if not p.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(13, "the existing file is read-only")
     except OSError as error:
+        for folder in made:
+            if folder.is_dir():
+                folder.rmdir()
         raise InputError(f"output {path} cannot be written ({error.strerror}): choose another place") from error
 
 
@@ -59,12 +58,11 @@ class Reservation:
     """A name that this process alone writes to, from when it was chosen until it is released or the process ends.
 
     It is a lock on a hidden file beside the name, so that nothing appears under the name itself and the end of a
-    process, however it comes, frees it. Its folder is made where it is missing, and removed again with the last
-    reservation in it if nothing was written there.
+    process, however it comes, frees it.
     """
 
     def __init__(self, path: Path) -> None:
-        """Reserve `path`.
+        """Reserve `path`, whose folder exists.
 
         Raises:
             Taken: another job writes to it.
@@ -84,9 +82,7 @@ class Reservation:
 
     def _locked(self) -> IO[bytes] | None:
         """Return the locked file, or None if its last holder removed it meanwhile."""
-        with folders.lock:
-            folders.make(self.path.parent)
-            file = self._beside.open("ab")
+        file = self._beside.open("ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(file.fileno()).st_ino == self._beside.stat().st_ino:
@@ -102,9 +98,7 @@ class Reservation:
     def release(self) -> None:
         """Give the name free; a second call does nothing."""
         if self._file is not None:
-            with folders.lock:
-                self._beside.unlink(missing_ok=True)
-                folders.remove_empty(self.path.parent)
+            self._beside.unlink(missing_ok=True)
             self._file.close()
             self._file = None
 
@@ -153,11 +147,8 @@ def write_json(value: Mapping[str, Any], path: str | Path) -> None:
 def renamed_when_done(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """A fresh file beside `path` that takes its place at the end, or vanishes on any exception.
 
-    Its permissions are `mode` less the umask, which are those of any new file by default. A folder that is missing is
-    made.
+    Its permissions are `mode` less the umask, which are those of any new file by default.
     """
-    with folders.lock:
-        folders.make(path.parent)
     scratch = path.with_name(f"{SCRATCH}{os.getpid()}-{token_hex(8)}{path.suffix}.part")
     leftovers.guard(scratch)  # before it is there: a kill in between would leave it
     try:
@@ -168,13 +159,10 @@ def renamed_when_done(path: Path, mode: int = 0o666) -> Iterator[Path]:
         scratch.chmod(permissions)
         flush(scratch)
         scratch.replace(path)
-        folders.keep(path.parent)
         flush(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
         leftovers.release(scratch)
-        with folders.lock:
-            folders.remove_empty(path.parent)
 
 
 @contextmanager

@@ -52,18 +52,6 @@ def test_a_folder(clip, small_checkpoint, tmp_path):
     assert not (tmp_path / "out" / "broken.latents.safetensors").exists()
 
 
-def test_a_refusal_leaves_no_folder(small_checkpoint, tmp_path):
-    """The folder of `--out` is made for files, and none came."""
-    folder = tmp_path / "media"
-    folder.mkdir()
-    for name in ("one.mov", "two.mov"):
-        (folder / name).write_bytes(b"x")
-    job = plan(request(folder, small_checkpoint, tmp_path, out=str(tmp_path / "out")))
-    with pytest.raises(InputError, match="2 of 2 files could not be read"):
-        run(job)
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -17,7 +17,16 @@ from models.mochi.sampling.solver import solver_weights
 from weight_cache.checkpoints import TINY
 
 SCALE = 3.0
-PROMPTS = ("a red ball rolls left", "a blue square moves up", "a green triangle moves down")
+PROMPTS = (
+    "a red ball rolls left",
+    "a blue square moves up",
+    "a green triangle moves down",
+    "A yellow circle is moving upwards.",
+    "the purple square slides to the right",
+    "A blue square and a red ball roll left.",
+    "a green triangle stays still",
+    "an orange circle goes down quickly",
+)
 
 pytestmark = pytest.mark.full
 
@@ -49,31 +58,51 @@ def velocities(state, sigma, features, mask, branches=2):
         return transformer()(batch, features[:branches], times, mask[:branches]).sample.chunk(branches)
 
 
-def solved(start, solver, steps):
+def solved(start, solver, steps, scale=SCALE):
     features, mask, noise = start
     sigmas = linear_quadratic_schedule(steps)
-    weights = solver_weights(solver, sigmas, [SCALE] * steps)
+    weights = solver_weights(solver, sigmas, [scale] * steps)
     state, kept = noise.double(), [torch.zeros_like(noise).double()] * (weights.shape[1] - 1)
     for index in range(steps):
         with_, without = (v.double() for v in velocities(state, sigmas[index], features, mask))
-        sources = [without + SCALE * (with_ - without), *kept]
+        sources = [without + scale * (with_ - without), *kept]
         moved, *kept = [sum(float(w) * s for w, s in zip(row, sources, strict=True)) for row in weights[index]]
         state = state + moved
     return state
 
 
-def test_second_order_is_nearer_to_the_converged_flow(starts):
-    """From 16 steps `unipc`, at 32 steps `ab2` too; at 16 `ab2` is not, because the schedule's steps grow."""
-    errors = {}
+def errors(starts, runs, scale):
+    """Mean distance of each run (solver, steps) to the converged flow, relative to its deviation."""
+    found = {run: [] for run in runs}
     for start in starts:
-        exact = solved(start, "ab2", 384)
-        for solver, steps in (("euler", 16), ("unipc", 16), ("ab2", 16), ("euler", 32), ("unipc", 32), ("ab2", 32)):
-            error = (solved(start, solver, steps) - exact).square().mean().sqrt() / exact.std()
-            errors.setdefault((solver, steps), []).append(float(error))
-    of = {key: mean(values) for key, values in errors.items()}
-    assert of["unipc", 16] < 0.8 * of["euler", 16]
+        exact = solved(start, "ab2", 192, scale)
+        for run in runs:
+            found[run].append(float((solved(start, *run, scale) - exact).square().mean().sqrt() / exact.std()))
+    return {run: mean(values) for run, values in found.items()}
+
+
+@pytest.mark.timeout(1800)
+def test_second_order_is_nearer_to_the_converged_flow(starts):
+    """With guidance 3: 0.23 (euler), 0.049 (unipc) at 16 steps, and 0.056, 0.023, 0.029 (ab2) at 32.
+
+    Euler's 16 steps end in another video for three of the prompts.
+    """
+    of = errors(starts, (("euler", 16), ("unipc", 16), ("euler", 32), ("unipc", 32), ("ab2", 32)), SCALE)
+    print(of)
+    assert of["unipc", 16] < 0.5 * of["euler", 16]
     assert of["unipc", 32] < 0.8 * of["euler", 32]
     assert of["ab2", 32] < 0.8 * of["euler", 32]
+
+
+@pytest.mark.timeout(1800)
+def test_with_the_models_own_guidance_it_takes_more_steps(starts):
+    """With 4.5 the flow bends more. Second order is nearer at 64 steps, and no claim is made of fewer.
+
+    Measured: 0.045 (euler) and 0.014 (unipc) at 64 steps, 0.241 and 0.167 at 16.
+    """
+    of = errors(starts, (("euler", 64), ("unipc", 64), ("euler", 16), ("unipc", 16)), 4.5)
+    print(of)
+    assert of["unipc", 64] < 0.8 * of["euler", 64]
 
 
 def guided(start, steps, every=None, low=1.0, high=1.0):
@@ -99,7 +128,7 @@ def guided(start, steps, every=None, low=1.0, high=1.0):
 def test_fastercaches_weights_are_not_nearer_than_weights_of_one(starts):
     """Its weights 1.1 for both bands, in the ranges of Diffusers' defaults, against the plain difference."""
     errors = {}
-    for start in starts:
+    for start in starts[:3]:
         whole = guided(start, 64)
         for weight in (1.0, 1.1):
             made = guided(start, 64, 3, weight, weight)

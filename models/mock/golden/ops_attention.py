@@ -40,7 +40,9 @@ def _attention(
     if config.fp32_dest_acc_en:
         if not is_causal:
             return _normalized(_exact(query, chunks, scale, config, narrow=False), config, narrow=False)
-        rows, keys = (query.shape[2], key.shape[2]) if program is None else (program.q_chunk_size, program.k_chunk_size)
+        if program is None:
+            raise ValueError("causal attention without a program_config is not covered by this golden")
+        rows, keys = program.q_chunk_size, program.k_chunk_size
         parts = []
         for first in range(0, query.shape[2], rows):
             part = query[:, :, first : first + rows]

@@ -58,7 +58,9 @@ def values(seed: int, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def causal(frames: int, chunk: int, heads: int = 2, fidelity: str = "HiFi4") -> Recipe:
+def causal(
+    frames: int, chunk: int, heads: int = 2, fidelity: str = "HiFi4", *, query_chunk: int | None = None
+) -> Recipe:
     """Causal attention of heads of 32 channels, with queries and keys as the root-mean-square norm leaves them."""
 
     def normed(seed: int) -> torch.Tensor:
@@ -67,7 +69,7 @@ def causal(frames: int, chunk: int, heads: int = 2, fidelity: str = "HiFi4") -> 
 
     program = {
         "compute_with_storage_grid_size": [8, 8],
-        "q_chunk_size": chunk,
+        "q_chunk_size": chunk if query_chunk is None else query_chunk,
         "k_chunk_size": chunk,
         "exp_approx_mode": False,
         "matmul_math_fidelity": None,
@@ -135,6 +137,8 @@ def pixel_attention() -> dict[str, Recipe]:
         "causal_150_frames_3_chunks": causal(150, 64, heads=1),
         "causal_128_frames_2_chunks": causal(128, 64, heads=1),
         "causal_100_frames_hifi2": causal(100, 32, heads=1, fidelity="HiFi2"),
+        "causal_150_frames_narrow_keys": causal(150, 32, heads=1, query_chunk=64),
+        "causal_150_frames_wide_keys": causal(150, 64, heads=1, query_chunk=32),
         "rms_norm_heads_of_32": heads_norm(28),
         "linear_hifi4_float32_bias": float32_bias(28, 96, 96),
     }

@@ -14,9 +14,10 @@ from tests.support import SMALL, reference
 # and in q, k and v (default: 1.66 with exact attention), in all large matrices (bf8: 1.96), and in what these are
 # multiplied with, with LoFi in attention (fast). On top of that comes the streaming attention kernel, whose exponential
 # is off by up to 3% and whose sums are bfloat16. The limits of `fast` are what tt_dit allows on silicon (PCC 0.9994,
-# relative RMSE 0.036).
+# relative RMSE 0.036). `accurate` is at 1.00 times since golden attention divides as the kernel does (0.0076; a block on
+# kernels with SP 2 was at 0.0084).
 BLOCK = {
-    "accurate": (0.9999, 0.012, 1.0),
+    "accurate": (0.9999, 0.012, 1.05),
     "bf16": (0.9999, 0.015, 1.5),
     "default": (0.9997, 0.024, 2.4),
     "bf8": (0.9996, 0.027, 2.7),

@@ -77,14 +77,15 @@ def test_what_cannot_be_together(arguments, message, capsys, tmp_path, monkeypat
 
 @pytest.mark.full
 def test_the_full_run_against_itself_and_a_reused_one():
-    same, reused = {"num_inference_steps": 4}, {"num_inference_steps": 4, "reuse": "steps:2"}
+    # With four steps a reused one ends in another video (5 dB).
+    same, reused = {"num_inference_steps": 8}, {"num_inference_steps": 8, "reuse": "steps:3"}
     rows = compare_settings("tiny", 1, mesh="1x1", precision="default", settings=[same, reused], full=same)
     assert rows[1].psnr == [99.0], "the same settings give the same video"
-    assert rows[2].number(Blocks.COMPUTED) == 6
+    assert rows[2].number(Blocks.COMPUTED) == 14
     assert rows[2].number(Blocks.REUSED) == 2
-    assert 10 < rows[2].psnr[0] < 99
+    assert 20 < rows[2].psnr[0] < 99
     project(rows, "default")
     for system in ("quietbox", "galaxy"):
         same, also, reused = (row.seconds[system] for row in rows)
         assert same == also
-        assert 0.7 * same < reused < 0.8 * same, "two of eight forwards reuse 47 of 48 blocks"
+        assert 0.86 * same < reused < 0.93 * same, "two of sixteen forwards reuse 47 of 48 blocks"

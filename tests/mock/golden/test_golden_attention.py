@@ -110,6 +110,8 @@ def test_attention_that_is_not_covered_is_refused(chips):
     q, k, v = (chips.put(x) for x in heads(chips, 32, "causal"))
     with pytest.raises(RuntimeError, match="causal attention in the streaming kernel"):
         ttnn.transformer.scaled_dot_product_attention(q, k, v, compute_kernel_config=config(streaming=True))
+    with pytest.raises(RuntimeError, match="causal attention without a program_config"):
+        ttnn.transformer.scaled_dot_product_attention(q, k, v, compute_kernel_config=config())
     mask = chips.same(torch.zeros(1, 1, 32, 32))
     with pytest.raises(RuntimeError, match=r"argument attn_mask=ttnn\.Tensor\(\[1, 1, 32, 32\] .* is not covered"):
         ttnn.transformer.scaled_dot_product_attention(q, k, v, is_causal=False, attn_mask=mask)

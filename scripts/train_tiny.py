@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from models.tiny.prompts import SETS
-from models.tiny.trainer import Job, run
+from models.tiny.trainer import ALONE, Job, run
 from scripts.progress import make_reporter
 from weight_cache.checkpoints import TINY
 
@@ -27,8 +27,14 @@ def train_tiny(
     ] = None,
     vae_steps: Annotated[int, typer.Option(min=1, help="Of encoder and decoder together.")] = _DEFAULT.vae_steps,
     decoder_steps: Annotated[int, typer.Option(min=1, help="Of the decoder alone.")] = _DEFAULT.decoder_steps,
+    refining_steps: Annotated[
+        int, typer.Option(min=1, help="Of the decoder on small things.")
+    ] = _DEFAULT.refining_steps,
     text_steps: Annotated[int, typer.Option(min=1, help="Of the text encoder alone.")] = _DEFAULT.text_steps,
     transformer_steps: Annotated[int, typer.Option(min=1)] = _DEFAULT.transformer_steps,
+    wording_steps: Annotated[
+        int, typer.Option(min=1, help="Of the text encoder on other wordings, after all else.")
+    ] = _DEFAULT.wording_steps,
     scenes: Annotated[int, typer.Option(min=1, help="Scenes that the transformer sees.")] = _DEFAULT.scenes,
     captions: Annotated[int, typer.Option(min=1, help="Captions of a scene.")] = _DEFAULT.captions,
     batch: Annotated[int, typer.Option(min=1, help="Scenes of a step of the transformer.")] = _DEFAULT.batch,
@@ -38,6 +44,9 @@ def train_tiny(
     start: Annotated[
         Path | None, typer.Option(help="A checkpoint of this training: keep its VAE, and train the rest on.")
     ] = None,
+    only: Annotated[
+        str | None, typer.Option(help=f"The one part of --start to train on: {' or '.join(ALONE)}.")
+    ] = None,
     judged: Annotated[int | None, typer.Option(min=1, help="Judge only so many prompts of each set.")] = None,
 ) -> None:
     """Train the tokenizer, the VAE, the text encoder and the transformer of the built-in model."""
@@ -46,8 +55,10 @@ def train_tiny(
         out=out,
         vae_steps=vae_steps,
         decoder_steps=decoder_steps,
+        refining_steps=refining_steps,
         text_steps=text_steps,
         transformer_steps=transformer_steps,
+        wording_steps=wording_steps,
         scenes=scenes,
         captions=captions,
         batch=batch,
@@ -57,6 +68,7 @@ def train_tiny(
         compiled=compiled,
         judged=judged,
         start=start,
+        only=only,
     )
     with make_reporter() as reporter:
 

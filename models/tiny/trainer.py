@@ -1,4 +1,6 @@
-"""The whole training: tokenizer, VAE, latents, decoder, transformer with text encoder, checkpoint. Every part resumes.
+"""The whole training: tokenizer, VAE, latents, decoder, transformer with text encoder, wordings, checkpoint.
+
+Every part resumes.
 
 On CUDA the decoder and the transformer are trained at the same time, in two processes: small models leave a GPU idle.
 """
@@ -23,7 +25,7 @@ from models.machine.checks import json_file
 from models.machine.errors import InputError
 from models.machine.files import write_json
 from models.mochi.text.words import Words
-from models.tiny import bank, transformer_training, vae_training
+from models.tiny import bank, transformer_training, vae_training, wording
 from models.tiny.bank import Bank
 from models.tiny.captions import caption, english, mistyped
 from models.tiny.export import set_latent_statistics, to_bfloat16_, write_checkpoint
@@ -38,17 +40,29 @@ from models.tiny.transformer_training import Captions, Source
 # Called as progress(stage, done, total, text).
 Progress = Callable[[str, int, int, str], None]
 ENCODED_TOGETHER = 32
+# The decoder is refined on at most one group of clips for so many scenes.
+CLIPS_SHARE = 32
 LATENTS, CAPTIONS, EVALUATION = "latents.pt", "captions.pt", "evaluation.json"
 # What the training of a work folder began from.
 BEGAN_FROM = "began_from.json"
 # Lengths of captions that a CPU trains on together; on a GPU each length would be compiled for itself.
 BUCKETS = (16, 24)
 # Shares of a training's minutes, until the end of each part.
-SHARES = {"vae": 0.15, "decoder": 0.65, "text": 0.2, "transformer": 0.92}
+SHARES = {"vae": 0.15, "decoder": 0.55, "refining": 0.65, "text": 0.2, "transformer": 0.87, "wording": 0.95}
 # The same without a GPU, where the parts follow one another.
-SHARES_IN_TURN = {"vae": 0.15, "decoder": 0.4, "text": 0.5, "transformer": 0.95}
+SHARES_IN_TURN = {"vae": 0.15, "decoder": 0.35, "refining": 0.4, "text": 0.5, "transformer": 0.92, "wording": 0.96}
 # The same for a checkpoint whose VAE is kept.
-SHARES_AGAIN = {"text": 0.15, "transformer": 0.95}
+SHARES_AGAIN = {"text": 0.15, "transformer": 0.9, "wording": 0.96}
+# Parts that can be trained on alone, in a trained checkpoint.
+ALONE = ("refining", "wording")
+SCHEDULES = {
+    "vae": vae_training.SCHEDULE,
+    "decoder": vae_training.DECODER_SCHEDULE,
+    "refining": vae_training.REFINING,
+    "text": transformer_training.TEXT_SCHEDULE,
+    "transformer": transformer_training.SCHEDULE,
+    "wording": wording.SCHEDULE,
+}
 
 
 @dataclass(frozen=True)
@@ -60,8 +74,10 @@ class Job:
         out: the checkpoint's directory.
         vae_steps: largest number of steps of encoder and decoder together.
         decoder_steps: largest number of steps of the decoder alone.
+        refining_steps: largest number of steps of the decoder on small things.
         text_steps: largest number of steps of the text encoder alone.
         transformer_steps: largest number of steps of the transformer and the text encoder.
+        wording_steps: largest number of steps of the text encoder on other wordings, after all else.
         scenes: number of scenes of the large size; there are a third as many of the small one.
         captions: number of captions of a scene.
         batch: number of scenes of a step of the transformer.
@@ -72,14 +88,17 @@ class Job:
         judged: how many prompts of each set are judged at the end; None for all.
         start: a checkpoint of this training whose VAE is kept, and whose transformer and text encoder are trained on;
             None to begin from nothing.
+        only: the one part of `start` that is trained on, one of `ALONE`; None for all.
     """
 
     work: Path
     out: Path
     vae_steps: int = vae_training.SCHEDULE.steps
     decoder_steps: int = vae_training.DECODER_SCHEDULE.steps
+    refining_steps: int = vae_training.REFINING.steps
     text_steps: int = transformer_training.TEXT_SCHEDULE.steps
     transformer_steps: int = transformer_training.SCHEDULE.steps
+    wording_steps: int = wording.SCHEDULE.steps
     scenes: int = 49152
     captions: int = bank.CAPTIONS
     batch: int = transformer_training.BATCH
@@ -89,6 +108,7 @@ class Job:
     compiled: bool = False
     judged: int | None = None
     start: Path | None = None
+    only: str | None = None
 
     @property
     def on_gpu(self) -> bool:
@@ -104,20 +124,14 @@ class Job:
         """Return the schedule of a part that begins now.
 
         Args:
-            part: "vae", "decoder", "text" or "transformer".
+            part: one of `SCHEDULES`.
             began: `perf_counter` at the start of the whole training.
         """
-        schedule = {
-            "vae": vae_training.SCHEDULE,
-            "decoder": vae_training.DECODER_SCHEDULE,
-            "text": transformer_training.TEXT_SCHEDULE,
-            "transformer": transformer_training.SCHEDULE,
-        }[part]
-        schedule = replace(schedule, steps=getattr(self, f"{part}_steps"))
+        schedule = replace(SCHEDULES[part], steps=getattr(self, f"{part}_steps"))
         if self.minutes is None:
             return schedule
         shares = SHARES_AGAIN if self.start is not None else SHARES if self.at_once else SHARES_IN_TURN
-        end = began + 60 * self.minutes * shares[part]
+        end = began + 60 * self.minutes * (1.0 if self.only else shares[part])
         return replace(schedule, seconds=max(1.0, end - perf_counter()))
 
 
@@ -125,25 +139,21 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
     """Train the parts of `job` that are not trained yet, write the checkpoint, and return what its videos show.
 
     Raises:
-        InputError: a number of steps or scenes is below 1, or the work folder's training began from something else.
+        InputError: a number of steps or scenes is below 1, `only` is no part or has no start, or the work folder's
+            training began from something else.
         OSError: a folder cannot be written.
         RuntimeError: the transformer's process ended with an error.
     """
-    for name in (
-        "vae_steps",
-        "decoder_steps",
-        "text_steps",
-        "transformer_steps",
-        "scenes",
-        "captions",
-        "batch",
-        "vae_batch",
-    ):
+    for name in (*(f"{part}_steps" for part in SCHEDULES), "scenes", "captions", "batch", "vae_batch"):
         if getattr(job, name) < 1:
             raise InputError(f"{name} {getattr(job, name)} must be at least 1")
+    if job.only is not None and (job.only not in ALONE or job.start is None):
+        raise InputError(f"only {job.only} must be one of {', '.join(ALONE)}, of a checkpoint that start names")
     began = perf_counter()
     _check_start(job)
     tokenizer(job.work, job.start)
+    if job.only is not None:
+        return _only(job, began, progress)
     (job.work / LATENTS).unlink(missing_ok=True)  # they are made again, maybe of another VAE or of other scenes
     child: Any = None
     if job.at_once:
@@ -161,7 +171,40 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
         child.join()
         if child.exitcode:
             raise RuntimeError(f"the transformer's process ended with {child.exitcode}")
-    return finish(job, vae, progress)
+    return finish(job, vae, began, progress)
+
+
+def _only(job: Job, began: float, progress: Progress) -> dict[str, Any]:
+    """Train one part of a checkpoint on, and write it with the others as they are."""
+    assert job.start is not None
+    vae = vae_training.load_vae(job.start, job.device)
+    model = transformer_training.fast_model(_rows(job), job.device)
+    transformer_training.load_weights(model, job.start)
+    if job.only == "refining":
+        _refine(vae, job, began, progress)
+    else:
+        _reword(model, job, began, progress)
+    return _write(job, model.eval(), vae, progress)
+
+
+def _refine(vae: Any, job: Job, began: float, progress: Progress) -> None:
+    vae_training.refine_decoder(
+        vae,
+        job.work / "refining",
+        job.schedule("refining", began),
+        lambda done, total, text: progress("refining", done, total, text),
+        max(1, job.scenes // CLIPS_SHARE),
+    )
+
+
+def _reword(model: Any, job: Job, began: float, progress: Progress) -> None:
+    model.text_encoder = wording.teach(
+        model.text_encoder,
+        bank.load(tokenizer(job.work)),
+        job.work / "wording",
+        job.schedule("wording", began),
+        lambda done, total, text: progress("wording", done, total, text),
+    )
 
 
 def _check_start(job: Job) -> None:
@@ -190,12 +233,18 @@ def _check_start(job: Job) -> None:
     write_json(now, note)
 
 
-def finish(job: Job, vae: Any, progress: Progress) -> dict[str, Any]:
-    """Write the checkpoint of trained parts, and return what its videos show, which is written too."""
+def finish(job: Job, vae: Any, began: float, progress: Progress) -> dict[str, Any]:
+    """Teach the trained text encoder other wordings, write the checkpoint, and return what its videos show."""
     model = transformer_training.fast_model(_rows(job), job.device)
     transformer_training.start_training(model, job.work / "transformer").averaged().eval()
+    _reword(model, job, began, progress)
+    return _write(job, model, vae, progress)
+
+
+def _write(job: Job, model: Any, vae: Any, progress: Progress) -> dict[str, Any]:
+    """Write the checkpoint of trained parts, and return what its videos show, which is written too."""
     parts = {"vae": vae, "transformer": model.transformer, "text_encoder": model.text_encoder}
-    curves = {name: job.work / name / CURVE for name in ("vae", "decoder", "text", "transformer")}
+    curves = {name: job.work / name / CURVE for name in SCHEDULES}
     write_checkpoint(
         job.out,
         tokenizer=tokenizer(job.work),
@@ -263,6 +312,7 @@ def _vae(job: Job, began: float, progress: Progress) -> Any:
         lambda done, total, text: progress("decoder", done, total, text),
         job.vae_batch,
     )
+    _refine(vae, job, began, progress)
     # The text encoder and the transformer take latents of this mean and spread.
     mean, std = made.wide.latents.float().mean((0, 2, 3, 4)), made.wide.latents.float().std((0, 2, 3, 4))
     set_latent_statistics(vae, mean, std)

@@ -12,8 +12,8 @@ from models.mochi.sampling.schedule import linear_quadratic_schedule, model_time
 from models.tiny.bank import TOKENS, Bank, encode_tagged, load, scenes, tokens
 from models.tiny.captions import tagged_sentence, tags_of, untagged
 from models.tiny.hints import Heads, hints_of
-from models.tiny.scenes import SMALL, Scene, Thing, random_scene, render
-from models.tiny.trainer import BEGAN_FROM, Job, run, tokenizer
+from models.tiny.scenes import SHAPES, SMALL, Drawing, Scene, Thing, random_scene, render
+from models.tiny.trainer import BEGAN_FROM, SCHEDULES, Job, run, tokenizer
 from models.tiny.training import CURVE, Schedule, Training
 from models.tiny.transformer_training import (
     BatchedAttention,
@@ -25,7 +25,8 @@ from models.tiny.transformer_training import (
     velocity_losses,
 )
 from models.tiny.vae_modules import Edges, replace_modules_
-from models.tiny.vae_training import new_vae, vae_losses
+from models.tiny.vae_training import hard_scenes, new_vae, vae_losses, weights_near
+from weight_cache.checkpoints import TINY
 from weight_cache.checkpoints.checkpoint import Checkpoint
 
 
@@ -239,10 +240,18 @@ def test_captions_alone_teach_which_words_name_what(tmp_path):
     assert changed == {"text_encoder", "heads"}
 
 
+def changed_parts(first, second):
+    """Return the components whose weights differ between two checkpoints."""
+    files = [path.relative_to(first) for path in first.glob("*/*.safetensors")]
+    assert len(files) == 3
+    return {str(file.parent) for file in files if (first / file).read_bytes() != (second / file).read_bytes()}
+
+
 @pytest.mark.alone
 def test_the_whole_road_ends_in_a_checkpoint_that_the_loader_takes(tmp_path):
     out, small = tmp_path / "checkpoint", {"scenes": 3, "batch": 2, "vae_batch": 1, "judged": 1}
-    job = Job(tmp_path / "work", out, vae_steps=1, decoder_steps=1, text_steps=1, transformer_steps=2, **small)
+    once = {f"{part}_steps": 1 for part in SCHEDULES}
+    job = Job(tmp_path / "work", out, **once | {"transformer_steps": 2}, **small)
     assert set(run(job, lambda *_: None)) == {"held-out", "free", "edits"}
     checkpoint = Checkpoint.open(out)
     for component in checkpoint.components:
@@ -251,11 +260,15 @@ def test_the_whole_road_ends_in_a_checkpoint_that_the_loader_takes(tmp_path):
     curve = (out / "transformer-losses.jsonl").read_text().splitlines()
     assert json.loads(curve[-1])["step"] == 2
     # Another training takes its VAE and goes on with the rest.
-    later = Job(tmp_path / "later", tmp_path / "second", text_steps=1, transformer_steps=1, start=out, **small)
+    later = Job(tmp_path / "later", tmp_path / "second", start=out, **once, **small)
     run(later, lambda *_: None)
-    names = ("vae/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.safetensors")
-    same = [(out / name).read_bytes() == (tmp_path / "second" / name).read_bytes() for name in names]
-    assert same == [True, False]
+    assert changed_parts(out, tmp_path / "second") == {"transformer", "text_encoder"}
+    # Each of two parts can be trained alone.
+    for only, part in (("refining", "vae"), ("wording", "text_encoder")):
+        alone = Job(tmp_path / only, tmp_path / f"{only}-out", start=out, only=only, **once, **small)
+        run(alone, lambda *_: None)
+        assert changed_parts(out, alone.out) == {part}
+        assert (alone.out / f"{only}-{CURVE}").exists()
     # A work folder goes on with the training that it holds and no other.
     with pytest.raises(InputError, match=r"later began from other weights: give another --work"):
         run(replace(later, start=tmp_path / "second"), lambda *_: None)
@@ -273,3 +286,30 @@ def test_the_whole_road_ends_in_a_checkpoint_that_the_loader_takes(tmp_path):
 def test_a_wrong_number_of_steps_is_refused(tmp_path):
     with pytest.raises(ValueError, match="scenes 0 must be at least 1"):
         run(Job(tmp_path, tmp_path / "out", scenes=0), lambda *_: None)
+
+
+@pytest.mark.parametrize("job", [{"only": "refining"}, {"only": "vae", "start": TINY}])
+def test_a_part_that_cannot_be_trained_alone_is_refused(tmp_path, job):
+    with pytest.raises(InputError, match="must be one of refining, wording, of a checkpoint that start names"):
+        run(Job(tmp_path / "work", tmp_path / "out", **job), lambda *_: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_small_things_weigh_as_much_as_large_ones():
+    small, large = (Thing("ball", "red", "still", x, 32, radius) for x, radius in ((20, 5.0), (70, 10.0)))
+    drawing = Drawing.of([Scene((small, large), "grey"), Scene((large,), "grey")])
+    weights = weights_near(drawing)
+    assert weights.shape == (2, 1, 25, 64, 96)
+    assert weights.mean() == pytest.approx(1)
+    background = weights[0, 0, 0, 0, 0]
+    extra = [float((weights[0, 0, 0, :, part] / background - 1).sum()) for part in (slice(48), slice(48, 96))]
+    assert extra[0] == pytest.approx(extra[1], rel=0.15)  # boxes have whole pixels
+    assert weights[1, 0, 0, 32, 20] == weights[1, 0, 0, 0, 0]
+
+
+def test_scenes_to_refine_on_have_small_crosses():
+    found = hard_scenes(60, random.Random(0))
+    small = [{thing.shape for thing in scene.things if thing.radius < 8} for scene in found]
+    assert 0.4 < sum("cross" in shapes for shapes in small) / 60 < 0.9
+    assert {shape for shapes in small for shape in shapes} == set(SHAPES)
+    assert any(not shapes for shapes in small)

@@ -178,18 +178,19 @@ def teach(
     """Train a text encoder to read new wordings as it reads the usual ones, or continue. Return the trained one.
 
     Args:
-        text_encoder: a trained `T5EncoderModel` in float32; it stays as it is.
+        text_encoder: a trained `T5EncoderModel` in float32; its weights stay as they are, and need no gradients from then
+            on.
         tokenizer: its tokenizer.
         folder: folder of the training's state and loss curve.
         schedule: see `Schedule`.
         progress: called as `progress(done, total, text)`.
     """
     teacher, student = text_encoder.eval().requires_grad_(False), deepcopy(text_encoder).requires_grad_(True)
-    tokens = Tokens(tokenizer)
+    tokens, device = Tokens(tokenizer), next(student.parameters()).device
 
     def batch_of(step: int) -> Batch:
         rng = random.Random(f"wording {step}")
-        usual, new, follows = tokens.of([random_pair(rng) for _ in range(BATCH)])
+        usual, new, follows = (rows.to(device) for rows in tokens.of([random_pair(rng) for _ in range(BATCH)]))
         return new, new != 0, target_of(teacher, usual, new, follows)
 
     def losses(new: torch.Tensor, mask: torch.Tensor, target: torch.Tensor) -> Losses:

@@ -178,8 +178,7 @@ def teach(
     """Train a text encoder to read new wordings as it reads the usual ones, or continue. Return the trained one.
 
     Args:
-        text_encoder: a trained `T5EncoderModel` in float32; its weights stay as they are, and need no gradients from then
-            on.
+        text_encoder: a trained `T5EncoderModel` in float32; its weights stay, and need no gradients then.
         tokenizer: its tokenizer.
         folder: folder of the training's state and loss curve.
         schedule: see `Schedule`.

@@ -1,4 +1,4 @@
-"""Train the tiny Mochi from nothing: `python -m scripts.train_tiny --work DIRECTORY`.
+"""Train the tiny Mochi from nothing, or a trained one on: `python -m scripts.train_tiny --work DIRECTORY`.
 
 Everything is seeded, and whatever a folder holds of an earlier run is continued.
 """
@@ -45,7 +45,7 @@ def train_tiny(
         Path | None, typer.Option(help="A checkpoint of this training: keep its VAE, and train the rest on.")
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help=f"The one part of --start to train on: {' or '.join(ALONE)}.")
+        str | None, typer.Option(help=f"Train one part of --start alone, {' or '.join(ALONE)}; needs --out.")
     ] = None,
     judged: Annotated[int | None, typer.Option(min=1, help="Judge only so many prompts of each set.")] = None,
 ) -> None:

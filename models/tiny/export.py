@@ -42,7 +42,14 @@ def to_bfloat16_(module: Any) -> Any:
 
 
 def write_checkpoint(
-    directory: Path, *, vae: Any, transformer: Any, text_encoder: Any, tokenizer: Path, curves: Mapping[str, Path]
+    directory: Path,
+    *,
+    vae: Any,
+    transformer: Any,
+    text_encoder: Any,
+    tokenizer: Path,
+    curves: Mapping[str, Path],
+    kept: Path | None = None,
 ) -> None:
     """Write all components to `directory`. Files of an earlier training are replaced; a model card is kept.
 
@@ -53,6 +60,7 @@ def write_checkpoint(
         text_encoder: a `T5EncoderModel`.
         tokenizer: a directory written by `write_tokenizer`.
         curves: name of the trained part -> file of its loss curve.
+        kept: a checkpoint whose other files, such as its curves, are copied.
 
     Raises:
         OSError: a file cannot be written; the old files still exist.
@@ -66,6 +74,9 @@ def write_checkpoint(
             shutil.copy(curve, made / f"{name}-{curve.name}")
         if (directory / CARD).exists():
             shutil.copy(directory / CARD, made / CARD)
+        for path in kept.iterdir() if kept is not None else ():
+            if path.is_file() and not (made / path.name).exists():
+                shutil.copy(path, made / path.name)
         if directory.exists():
             directory.rename(Path(scratch) / "old")
         made.rename(directory)

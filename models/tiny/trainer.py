@@ -42,18 +42,20 @@ Progress = Callable[[str, int, int, str], None]
 ENCODED_TOGETHER = 32
 # The decoder is refined on at most one group of clips for so many scenes.
 CLIPS_SHARE = 32
+PARTS = ("transformer", "text_encoder", "vae")
 LATENTS, CAPTIONS, EVALUATION = "latents.pt", "captions.pt", "evaluation.json"
 # What the training of a work folder began from.
 BEGAN_FROM = "began_from.json"
 # Lengths of captions that a CPU trains on together; on a GPU each length would be compiled for itself.
 BUCKETS = (16, 24)
 # Shares of a training's minutes, until the end of each part.
-SHARES = {"vae": 0.15, "decoder": 0.55, "refining": 0.65, "text": 0.2, "transformer": 0.87, "wording": 0.95}
+SHARES = {"vae": 0.15, "decoder": 0.6, "refining": 0.65, "text": 0.2, "transformer": 0.87, "wording": 0.95}
 # The same without a GPU, where the parts follow one another.
 SHARES_IN_TURN = {"vae": 0.15, "decoder": 0.35, "refining": 0.4, "text": 0.5, "transformer": 0.92, "wording": 0.96}
 # The same for a checkpoint whose VAE is kept.
 SHARES_AGAIN = {"text": 0.15, "transformer": 0.9, "wording": 0.96}
-# Parts that can be trained on alone, in a trained checkpoint.
+# Parts that can be trained on alone, in a trained checkpoint, and the share of the minutes.
+SHARE_ALONE = 0.95
 ALONE = ("refining", "wording")
 SCHEDULES = {
     "vae": vae_training.SCHEDULE,
@@ -131,7 +133,7 @@ class Job:
         if self.minutes is None:
             return schedule
         shares = SHARES_AGAIN if self.start is not None else SHARES if self.at_once else SHARES_IN_TURN
-        end = began + 60 * self.minutes * (1.0 if self.only else shares[part])
+        end = began + 60 * self.minutes * (SHARE_ALONE if self.only else shares[part])
         return replace(schedule, seconds=max(1.0, end - perf_counter()))
 
 
@@ -139,16 +141,16 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
     """Train the parts of `job` that are not trained yet, write the checkpoint, and return what its videos show.
 
     Raises:
-        InputError: a number of steps or scenes is below 1, `only` is no part or has no start, or the work folder's
-            training began from something else.
+        InputError: a number of steps or scenes is below 1, `only` is no part, has no start or would replace it, the
+            start has not all parts of this training, or the work folder's training began from something else.
         OSError: a folder cannot be written.
         RuntimeError: the transformer's process ended with an error.
     """
     for name in (*(f"{part}_steps" for part in SCHEDULES), "scenes", "captions", "batch", "vae_batch"):
         if getattr(job, name) < 1:
             raise InputError(f"{name} {getattr(job, name)} must be at least 1")
-    if job.only is not None and (job.only not in ALONE or job.start is None):
-        raise InputError(f"only {job.only} must be one of {', '.join(ALONE)}, of a checkpoint that start names")
+    if job.only is not None:
+        _check_only(job)
     began = perf_counter()
     _check_start(job)
     tokenizer(job.work, job.start)
@@ -174,6 +176,15 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
     return finish(job, vae, began, progress)
 
 
+def _check_only(job: Job) -> None:
+    if job.only not in ALONE:
+        raise InputError(f"only {job.only} must be one of {', '.join(ALONE)}")
+    if job.start is None:
+        raise InputError(f"only {job.only} trains a part of a checkpoint: give that as start")
+    if job.out.resolve() == job.start.resolve():
+        raise InputError(f"out {job.out} is the start, which would be replaced: give another out")
+
+
 def _only(job: Job, began: float, progress: Progress) -> dict[str, Any]:
     """Train one part of a checkpoint on, and write it with the others as they are."""
     assert job.start is not None
@@ -188,6 +199,7 @@ def _only(job: Job, began: float, progress: Progress) -> dict[str, Any]:
 
 
 def _refine(vae: Any, job: Job, began: float, progress: Progress) -> None:
+    forget_others(job.work / "refining", vae)
     vae_training.refine_decoder(
         vae,
         job.work / "refining",
@@ -198,6 +210,7 @@ def _refine(vae: Any, job: Job, began: float, progress: Progress) -> None:
 
 
 def _reword(model: Any, job: Job, began: float, progress: Progress) -> None:
+    forget_others(job.work / "wording", model.text_encoder)
     model.text_encoder = wording.teach(
         model.text_encoder,
         bank.load(tokenizer(job.work)),
@@ -205,6 +218,19 @@ def _reword(model: Any, job: Job, began: float, progress: Progress) -> None:
         job.schedule("wording", began),
         lambda done, total, text: progress("wording", done, total, text),
     )
+
+
+def forget_others(folder: Path, module: torch.nn.Module) -> None:
+    """Remove the training of a folder if it began from other weights than those of `module`."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    note, now = folder / BEGAN_FROM, {"weights": digest.hexdigest()}
+    if folder.exists() and not (note.exists() and json_file(note, "note of a training", "remove it") == now):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(now, note)
 
 
 def _check_start(job: Job) -> None:
@@ -221,16 +247,25 @@ def _check_start(job: Job) -> None:
                 now[part.parent.name] = hashlib.file_digest(file, "sha256").hexdigest()
         if not now:
             raise InputError(f"start {job.start} has no weights: give the directory of a checkpoint")
+        for name in (*(f"{part}/config.json" for part in PARTS), "tokenizer/spiece.model"):
+            if not (job.start / name).is_file():
+                raise InputError(f"start {job.start} has no {name}: give a checkpoint that this training wrote")
+    if job.only is not None:
+        now["only"] = job.only
     note, before = job.work / BEGAN_FROM, now
     if note.exists():
         before = json_file(note, "note of a training", "give another --work")
     elif any(job.work.glob(f"*/{STATE}")):
         before = {}  # earlier versions wrote no note, and began from nothing unless they were told otherwise
     if before != now:
-        was = "other weights" if before else "nothing"
+        was = "nothing" if not before else "other weights" if _parts(before) != _parts(now) else "another part"
         raise InputError(f"the training in {job.work} began from {was}: give another --work, or the same --start")
     job.work.mkdir(parents=True, exist_ok=True)
     write_json(now, note)
+
+
+def _parts(note: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in note.items() if name != "only"}
 
 
 def finish(job: Job, vae: Any, began: float, progress: Progress) -> dict[str, Any]:
@@ -249,6 +284,7 @@ def _write(job: Job, model: Any, vae: Any, progress: Progress) -> dict[str, Any]
         job.out,
         tokenizer=tokenizer(job.work),
         curves={name: curve for name, curve in curves.items() if curve.exists()},
+        kept=job.start if job.only is not None else None,
         **{name: to_bfloat16_(deepcopy(part)) for name, part in parts.items()},
     )
     progress("evaluate", 0, 1, "")

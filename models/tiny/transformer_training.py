@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from models.machine.errors import InputError
 from models.mochi.sampling.schedule import TIMESTEPS
 from models.tiny.hints import Heads
 from models.tiny.training import Batch, Losses, Schedule, Training, mixed_precision
@@ -173,8 +174,9 @@ def load_weights(model: TextToVelocity, checkpoint: Path) -> None:
     """Give a model the weights of a checkpoint's transformer and text encoder.
 
     Raises:
-        RuntimeError: they are of another architecture or tokenizer.
+        InputError: they cannot be read, or are of another architecture or tokenizer.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     files = {
@@ -182,12 +184,17 @@ def load_weights(model: TextToVelocity, checkpoint: Path) -> None:
         "text_encoder": checkpoint / "text_encoder" / "model.safetensors",
     }
     for name, file in files.items():
-        found = getattr(model, name).load_state_dict(load_file(file), strict=False)
+        try:
+            found = getattr(model, name).load_state_dict(load_file(file), strict=False)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            about = str(error).splitlines()[-1].strip()
+            raise InputError(f"{file} cannot be trained on ({about}): give a checkpoint of this training") from error
         # The embeddings are written once and used under two names.
         missing = [key for key in found.missing_keys if key != "encoder.embed_tokens.weight"]
         if missing or found.unexpected_keys:
-            raise RuntimeError(
-                f"{file} is of another model: {missing[:3]} missing, {found.unexpected_keys[:3]} unknown"
+            raise InputError(
+                f"{file} is of another model: {missing[:3]} missing, {found.unexpected_keys[:3]} unknown: give a "
+                "checkpoint of this training"
             )
 
 

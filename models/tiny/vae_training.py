@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -228,11 +229,19 @@ def refine_decoder(
     """
     vae.encoder.requires_grad_(False)
     device = next(vae.parameters()).device
-    rng = random.Random("decoder again")
-    short = [_clips(vae, hard_scenes(SHORT_CLIPS, rng), device, rng) for _ in range(min(SHORT_GROUPS, most_groups))]
-    whole = [_clips(vae, hard_scenes(WHOLE_CLIPS, rng), device) for _ in range(min(WHOLE_GROUPS, most_groups))]
+
+    @cache
+    def clips() -> tuple[list[Clips], list[Clips]]:
+        """Encode them in the first step, so that a training that is done encodes none."""
+        rng = random.Random("decoder again")
+        short, whole = (min(groups, most_groups) for groups in (SHORT_GROUPS, WHOLE_GROUPS))
+        return (
+            [_clips(vae, hard_scenes(SHORT_CLIPS, rng), device, rng) for _ in range(short)],
+            [_clips(vae, hard_scenes(WHOLE_CLIPS, rng), device) for _ in range(whole)],
+        )
 
     def batch_of(step: int) -> Batch:
+        short, whole = clips()
         generator, choose = torch.Generator().manual_seed(step), random.Random(step)
         if step % WHOLE_EVERY == WHOLE_EVERY - 1:
             chosen = choose.choice(whole)
@@ -282,7 +291,10 @@ def _clips(vae: Any, scenes: list[Scene], device: torch.device, rng: random.Rand
 
 
 def weights_near(drawing: Drawing) -> torch.Tensor:
-    """Return the weight of each pixel's error, [B, 1, T, H, W], with a mean of 1: small things count as large ones."""
+    """Return the weight of each pixel's error, [B, 1, T, H, W], with a mean of 1: small things count as large ones.
+
+    That is so of the absolute error and of hue; the squared error is weighed by the weight's square.
+    """
     device = drawing.tracks.device
     rows = (torch.arange(WIDE.height, device=device) + 0.5).view(1, 1, 1, -1, 1)
     columns = (torch.arange(WIDE.width, device=device) + 0.5).view(1, 1, 1, 1, -1)

@@ -1,9 +1,12 @@
 """Other wordings, taught to the text encoder of a trained checkpoint while its transformer stays as it is.
 
-Videos of prompts such as "a red ball rolls left, and the wall behind is grey" showed two balls: in the captions of the
-training "and" nearly always joins two things. The encoder, not the transformer, is to know better. So it learns to give
+Videos of prompts for one thing with a clause for the background, after "and", often showed two things: in the captions
+of the training "and" nearly always joins two. The encoder, not the transformer, is to know better. So it learns to give
 a sentence in a new wording the features that it had for the same sentence in a usual wording, word by word. This needs
 no videos, and minutes of a CPU.
+
+The clauses were chosen after that was seen in the free prompts of `models.tiny.prompts`. Those prompts' own ways to say
+the background are not among them.
 
 Shapes: B pairs of sentences, L tokens, D features.
 """
@@ -14,6 +17,7 @@ import random
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,7 @@ from models.tiny.transformer_training import read_text
 
 SCHEDULE = Schedule(steps=3000, rate=5e-4, warmup=50, fall=0.6, ema=0.99)
 BATCH = 64
-# The usual phrase for a background, and clauses that say the same, with "{n}" for any noun of `english`.
+# The usual phrase for a background, and clauses that say the same, with "{n}" for any word of `english`.
 USUAL = "on a {b} background"
 CLAUSES = (
     *("and the {n} is {b}",) * 4,
@@ -64,11 +68,13 @@ class Pair:
         usual: its words.
         new: its words.
         partner: for each new word the index of the usual word whose features it takes; -1 keeps its own.
+        comma: the same for a comma that the usual sentence has not.
     """
 
     usual: tuple[str, ...]
     new: tuple[str, ...]
     partner: tuple[int, ...]
+    comma: int = -1
 
 
 def random_pair(rng: random.Random) -> Pair:
@@ -93,25 +99,27 @@ def random_pair(rng: random.Random) -> Pair:
 
 def _claused(words: list[str], colour: str, rng: random.Random) -> Pair:
     """Return a sentence with the usual phrase for its background, and with another."""
-    phrase = USUAL.format(b=colour).split()
-    usual = [*words, *phrase]
+    usual = [*words, *USUAL.format(b=colour).split()]
+    start, noun = len(words), len(usual) - 1
     first = rng.random() < 0.25
-    clause = rng.choice(LEADS if first else CLAUSES).replace("{n}", _noun(rng))
-    before, after = (part.split() for part in clause.split("{b}"))
-    colours = list(range(len(words) + 2, len(usual) - 1))
-    partner = [_partner(word, len(words), len(usual) - 1) for word in before]
-    partner += colours + [_partner(word, len(words), len(usual) - 1) for word in after]
-    added = [*before, *colour.split(), *after]
-    kept = list(range(len(words)))
+    added, partner = list[str](), list[int]()
+    for word in rng.choice(LEADS if first else CLAUSES).split():
+        if word == "{b}":
+            added += colour.split()
+            partner += range(start + 2, noun)
+        else:
+            added.append(word.replace("{n}", _noun(rng)))
+            partner.append(_partner(word, start, noun))
+    kept, comma = range(start), rng.choice((",", ""))
     if first:
-        added[-1] += rng.choice((",", ""))
-        return Pair(tuple(usual), (*added, *words), (*partner, *kept))
-    words = [*words[:-1], words[-1] + rng.choice((",", ""))]
-    return Pair(tuple(usual), (*words, *added), (*kept, *partner))
+        added[-1] += comma
+        return Pair(tuple(usual), (*added, *words), (*partner, *kept), noun)
+    return Pair(tuple(usual), (*words[:-1], words[-1] + comma, *added), (*kept, *partner), start)
 
 
 def _noun(rng: random.Random) -> str:
-    return "background" if rng.random() < 0.2 else rng.choice(english())
+    """Return "background" or another word; "room" is kept for the evaluation."""
+    return "background" if rng.random() < 0.2 else rng.choice([word for word in english() if word != "room"])
 
 
 def _partner(word: str, start: int, noun: int) -> int:
@@ -131,14 +139,23 @@ class Tokens:
         """Return the tokens of both wordings, [B, L], and which usual token each new one follows, [B, L].
 
         -1 is a token that keeps its own features, -2 padding.
+
+        Raises:
+            ValueError: a sentence is longer than `TOKENS`.
         """
         usual, new = (torch.zeros(len(pairs), TOKENS, dtype=torch.long) for _ in range(2))
         follows = torch.full((len(pairs), TOKENS), -2)
         for row, pair in enumerate(pairs):
+            if not self.fit(pair):
+                raise ValueError(f"{' '.join(pair.new)!r} has more than {TOKENS} tokens in a wording")
             for place, values in zip((usual, new, follows), self._of(pair), strict=True):
-                cut = values[:TOKENS]
-                place[row, : len(cut)] = torch.tensor(cut)
-        return usual, new, follows.where(follows < TOKENS, -1)
+                place[row, : len(values)] = torch.tensor(values)
+        return usual, new, follows
+
+    def fit(self, pair: Pair) -> bool:
+        """Return whether both wordings have at most `TOKENS` tokens."""
+        usual, new, _ = self._of(pair)
+        return max(len(usual), len(new)) <= TOKENS
 
     def _of(self, pair: Pair) -> tuple[list[int], list[int], list[int]]:
         usual, new, follows = list[int](), list[int](), list[int]()
@@ -155,12 +172,15 @@ class Tokens:
         return [*usual, end], [*new, end], [*follows, len(usual)]
 
     def _followed(self, pair: Pair, word: str, partner: int, pieces: Sequence[int], spans: list[range]) -> list[int]:
-        """Return the usual token of each piece of a word. Commas follow commas."""
+        """Return the usual token of each piece of a word. Commas follow commas, or what the pair says."""
         places = list(spans[partner])
         comma, had = word.endswith(","), pair.usual[partner].endswith(",")
         inner, count = places[: len(places) - had], len(pieces) - comma
         found = inner if len(inner) == count else [inner[-1]] * count
-        return found + ([places[-1] if had else -1] if comma else [])
+        if not comma:
+            return found
+        own = -1 if pair.comma < 0 else spans[pair.comma][-1]
+        return [*found, places[-1] if had else own]
 
     def _of_word(self, word: str) -> tuple[int, ...]:
         if word not in self._pieces:
@@ -178,18 +198,21 @@ def teach(
     """Train a text encoder to read new wordings as it reads the usual ones, or continue. Return the trained one.
 
     Args:
-        text_encoder: a trained `T5EncoderModel` in float32; its weights stay, and need no gradients then.
+        text_encoder: a trained `T5EncoderModel` in float32; it stays as it is.
         tokenizer: its tokenizer.
         folder: folder of the training's state and loss curve.
         schedule: see `Schedule`.
         progress: called as `progress(done, total, text)`.
     """
-    teacher, student = text_encoder.eval().requires_grad_(False), deepcopy(text_encoder).requires_grad_(True)
+    teacher, student = (deepcopy(text_encoder) for _ in range(2))
+    teacher.eval().requires_grad_(False)
     tokens, device = Tokens(tokenizer), next(student.parameters()).device
 
     def batch_of(step: int) -> Batch:
         rng = random.Random(f"wording {step}")
-        usual, new, follows = (rows.to(device) for rows in tokens.of([random_pair(rng) for _ in range(BATCH)]))
+        drawn = (random_pair(rng) for _ in count())
+        pairs = list(islice(filter(tokens.fit, drawn), BATCH))
+        usual, new, follows = (rows.to(device) for rows in tokens.of(pairs))
         return new, new != 0, target_of(teacher, usual, new, follows)
 
     def losses(new: torch.Tensor, mask: torch.Tensor, target: torch.Tensor) -> Losses:

@@ -1,5 +1,6 @@
 import json
 import random
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -13,13 +14,14 @@ from models.tiny.bank import TOKENS, Bank, encode_tagged, load, scenes, tokens
 from models.tiny.captions import tagged_sentence, tags_of, untagged
 from models.tiny.hints import Heads, hints_of
 from models.tiny.scenes import SHAPES, SMALL, Drawing, Scene, Thing, random_scene, render
-from models.tiny.trainer import BEGAN_FROM, SCHEDULES, Job, run, tokenizer
+from models.tiny.trainer import BEGAN_FROM, SCHEDULES, Job, forget_others, run, tokenizer
 from models.tiny.training import CURVE, Schedule, Training
 from models.tiny.transformer_training import (
     BatchedAttention,
     Captions,
     Source,
     TextToVelocity,
+    load_weights,
     make_batch,
     train_text,
     velocity_losses,
@@ -257,6 +259,7 @@ def test_the_whole_road_ends_in_a_checkpoint_that_the_loader_takes(tmp_path):
     for component in checkpoint.components:
         component.check()
     assert len(checkpoint.vae.config["latents_mean"]) == 12
+    assert {path.name for path in out.glob("*.jsonl")} == {f"{part}-{CURVE}" for part in SCHEDULES}
     curve = (out / "transformer-losses.jsonl").read_text().splitlines()
     assert json.loads(curve[-1])["step"] == 2
     # Another training takes its VAE and goes on with the rest.
@@ -268,7 +271,12 @@ def test_the_whole_road_ends_in_a_checkpoint_that_the_loader_takes(tmp_path):
         alone = Job(tmp_path / only, tmp_path / f"{only}-out", start=out, only=only, **once, **small)
         run(alone, lambda *_: None)
         assert changed_parts(out, alone.out) == {part}
-        assert (alone.out / f"{only}-{CURVE}").exists()
+        assert {path.name for path in alone.out.glob("*.jsonl")} == {f"{part}-{CURVE}" for part in SCHEDULES}
+    with pytest.raises(InputError, match=r"refining began from another part: give another --work"):
+        run(replace(alone, work=tmp_path / "refining"), lambda *_: None)
+    # More steps of the transformer are a text encoder of other weights, which is taught anew.
+    run(replace(later, transformer_steps=2), lambda *_: None)
+    assert changed_parts(tmp_path / "second", out) >= {"text_encoder"}
     # A work folder goes on with the training that it holds and no other.
     with pytest.raises(InputError, match=r"later began from other weights: give another --work"):
         run(replace(later, start=tmp_path / "second"), lambda *_: None)
@@ -288,11 +296,56 @@ def test_a_wrong_number_of_steps_is_refused(tmp_path):
         run(Job(tmp_path, tmp_path / "out", scenes=0), lambda *_: None)
 
 
-@pytest.mark.parametrize("job", [{"only": "refining"}, {"only": "vae", "start": TINY}])
-def test_a_part_that_cannot_be_trained_alone_is_refused(tmp_path, job):
-    with pytest.raises(InputError, match="must be one of refining, wording, of a checkpoint that start names"):
-        run(Job(tmp_path / "work", tmp_path / "out", **job), lambda *_: None)
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ({"only": "refining"}, "only refining trains a part of a checkpoint: give that as start"),
+        ({"only": "vae", "start": TINY}, "only vae must be one of refining, wording"),
+        ({"only": "wording", "start": TINY, "out": TINY}, "is the start, which would be replaced: give another out"),
+    ],
+)
+def test_a_part_that_cannot_be_trained_alone_is_refused(tmp_path, job, message):
+    with pytest.raises(InputError, match=message):
+        run(Job(**{"work": tmp_path / "work", "out": tmp_path / "out"} | job), lambda *_: None)
     assert not list(tmp_path.iterdir())
+
+
+def copied(folder, without=""):
+    """Return a copy of the built-in checkpoint without one file."""
+    shutil.copytree(TINY, folder)
+    if without:
+        (folder / without).unlink()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["vae/config.json", "tokenizer/spiece.model"])
+def test_a_start_that_lacks_a_part_is_refused(tmp_path, name):
+    start = copied(tmp_path / "start", name)
+    with pytest.raises(InputError, match=f"has no {name}: give a checkpoint that this training wrote"):
+        run(Job(tmp_path / "work", tmp_path / "out", start=start, only="wording"), lambda *_: None)
+    assert not (tmp_path / "work").exists()
+
+
+def test_weights_of_another_model_are_refused_in_one_line(tmp_path):
+    model = TextToVelocity(len(load(TINY / "tokenizer")) + 1)
+    with pytest.raises(InputError, match=r"text_encoder/model\.safetensors cannot be trained on \(size mismatch"):
+        load_weights(model, TINY)
+    file = copied(tmp_path / "start") / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"transformer/diffusion_pytorch_model\.safetensors cannot be trained on"):
+        load_weights(model, tmp_path / "start")
+
+
+def test_a_training_that_began_from_other_weights_is_forgotten(tmp_path):
+    folder, module = tmp_path / "wording", torch.nn.Linear(2, 2)
+    forget_others(folder, module)
+    (folder / "state.pt").touch()
+    forget_others(folder, module)
+    assert (folder / "state.pt").exists()
+    with torch.no_grad():
+        module.bias += 1
+    forget_others(folder, module)
+    assert not (folder / "state.pt").exists()
 
 
 def test_small_things_weigh_as_much_as_large_ones():

@@ -34,7 +34,7 @@ from models.tiny.prompts import SETS, prompts
 from models.tiny.sampling import Sampler, accuracy, judge
 from models.tiny.scenes import random_scene
 from models.tiny.tokenizer import write_tokenizer
-from models.tiny.training import CURVE, STATE, Schedule
+from models.tiny.training import AVERAGE, CURVE, STATE, Schedule
 from models.tiny.transformer_training import Captions, Source
 
 # Called as progress(stage, done, total, text).
@@ -227,8 +227,9 @@ def forget_others(folder: Path, module: torch.nn.Module) -> None:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     note, now = folder / BEGAN_FROM, {"weights": digest.hexdigest()}
-    if folder.exists() and not (note.exists() and json_file(note, "note of a training", "remove it") == now):
-        shutil.rmtree(folder)
+    if not (note.exists() and json_file(note, "note of a training", "remove it") == now):
+        for name in (STATE, AVERAGE, CURVE):
+            (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(now, note)
 

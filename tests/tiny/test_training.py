@@ -340,12 +340,14 @@ def test_a_training_that_began_from_other_weights_is_forgotten(tmp_path):
     folder, module = tmp_path / "wording", torch.nn.Linear(2, 2)
     forget_others(folder, module)
     (folder / "state.pt").touch()
+    (folder / "mine.txt").touch()
     forget_others(folder, module)
     assert (folder / "state.pt").exists()
     with torch.no_grad():
         module.bias += 1
     forget_others(folder, module)
     assert not (folder / "state.pt").exists()
+    assert (folder / "mine.txt").exists()
 
 
 def test_small_things_weigh_as_much_as_large_ones():
